@@ -1,0 +1,218 @@
+//! The handle that the rest of the program holds: appends go to the writer's thread, reads to the
+//! readers.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::{fmt, thread};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::readers::Readers;
+use crate::writer::{Message, Writer};
+use crate::{Append, AppendError, Appended, Clock, Fold, Loaded, OpenError, ReadError, Recorded, StreamId, store};
+
+/// So many appends may wait for the writer; the next ones wait to wait.
+const QUEUE: usize = 1024;
+
+/// A journal's file, open. Clones are handles of the same journal; with the last one, which may be
+/// a subscription, it closes, after everything that waits was written.
+#[derive(Clone)]
+pub struct Journal {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// `None` only while it is being dropped.
+    writer: Option<mpsc::Sender<Message>>,
+    thread: Option<thread::JoinHandle<()>>,
+    /// Position of the last event that is on the disk. Ends when the writer has closed the file.
+    position: watch::Receiver<u64>,
+    readers: Arc<Readers>,
+}
+
+impl Journal {
+    /// Opens the journal at `path`, which is made, with mode 0600, when there is none. Events get
+    /// their times from `clock`.
+    ///
+    /// Blocks its thread for as long as the disk takes. The other methods want a Tokio runtime.
+    ///
+    /// # Errors
+    /// When the file is not a journal, was written by a newer version of this program, or cannot
+    /// be opened. What was in it is unchanged.
+    pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        let connection = store::open_writer(path)?;
+        let position = store::position(&connection)
+            .map_err(|source| OpenError::Storage { path: path.to_owned(), source: source.into() })?;
+        let (committed, position) = watch::channel(position);
+        let (writer, messages) = mpsc::channel(QUEUE);
+        let thread = Writer::new(connection, clock, committed)
+            .spawn(messages)
+            .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
+        let readers = Arc::new(Readers::new(path.to_owned()));
+        let inner = Inner { writer: Some(writer), thread: Some(thread), position, readers };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Appends events to one stream. They are on the disk when this returns.
+    ///
+    /// A caller that stops waiting does not take the append back: it may have happened.
+    ///
+    /// # Errors
+    /// [`AppendError::Conflict`] when the stream has another version than expected,
+    /// [`AppendError::KeyReused`] when the key stands for other events. Nothing was appended then,
+    /// nor after any other error but for what [`AppendError::Storage`] and
+    /// [`AppendError::Closed`] say.
+    pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        let outcomes = self.append_all(vec![append]).await?;
+        outcomes.into_iter().next().ok_or(AppendError::Closed)
+    }
+
+    /// Appends to several streams in one transaction, all or nothing, in the order given: two
+    /// appends to one stream follow each other. The outcomes are in that order too.
+    ///
+    /// # Errors
+    /// As [`Journal::append`]; the first append that cannot take place fails all.
+    pub async fn append_all(&self, appends: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
+        if let Some(empty) = appends.iter().find(|append| append.events.is_empty()) {
+            return Err(AppendError::NoEvents { stream: empty.stream.clone() });
+        }
+        if appends.is_empty() {
+            return Ok(Vec::new());
+        }
+        let writer = self.inner.writer.as_ref().ok_or(AppendError::Closed)?;
+        let (reply, outcome) = oneshot::channel();
+        let message = Message::Append { appends, reply };
+        writer.send(message).await.map_err(|_| AppendError::Closed)?;
+        outcome.await.map_err(|_| AppendError::Closed)?
+    }
+
+    /// The events of a stream after a version, in order; none when the stream does not exist.
+    ///
+    /// # Errors
+    /// When the file cannot be read or the journal is closed.
+    pub async fn read(&self, stream: &StreamId, after_version: u64) -> Result<Vec<Recorded>, ReadError> {
+        let stream = stream.clone();
+        self.inner
+            .readers
+            .run(move |connection| {
+                let mut events = Vec::new();
+                store::visit_stream(connection, &stream, after_version, |event| {
+                    events.push(event);
+                    Ok(ControlFlow::Continue(()))
+                })?;
+                Ok(events)
+            })
+            .await
+    }
+
+    /// The state that a stream's events make, and its version; the default state at version 0 when
+    /// the stream does not exist.
+    ///
+    /// # Errors
+    /// When the file cannot be read, the journal is closed, or an event cannot be folded.
+    pub async fn load<F: Fold>(&self, stream: &StreamId) -> Result<Loaded<F>, ReadError> {
+        let stream = stream.clone();
+        self.inner
+            .readers
+            .run(move |connection| {
+                let mut loaded = Loaded::default();
+                store::visit_stream(connection, &stream, 0, |event| {
+                    loaded.advance(&event)?;
+                    Ok(ControlFlow::Continue(()))
+                })?;
+                Ok(loaded)
+            })
+            .await
+    }
+
+    /// The states of all streams of a kind, as of one moment, sorted by the streams' ids: what a
+    /// program does at its start.
+    ///
+    /// # Errors
+    /// As [`Journal::load`], for any of the streams.
+    pub async fn load_all<F: Fold>(&self, kind: &str) -> Result<Vec<(StreamId, Loaded<F>)>, ReadError> {
+        let kind = kind.to_owned();
+        self.inner
+            .readers
+            .run(move |connection| {
+                let mut all: Vec<(StreamId, Loaded<F>)> = Vec::new();
+                store::visit_kind(connection, &kind, |event| {
+                    if all.last().is_none_or(|(stream, _)| *stream != event.stream) {
+                        all.push((event.stream.clone(), Loaded::default()));
+                    }
+                    if let Some((_, loaded)) = all.last_mut() {
+                        loaded.advance(&event)?;
+                    }
+                    Ok(ControlFlow::Continue(()))
+                })?;
+                Ok(all)
+            })
+            .await
+    }
+
+    /// Closes the journal for all handles: what already waits is still written, later appends and
+    /// reads are refused, subscriptions end with [`ReadError::Closed`]. Returns when the file is
+    /// closed.
+    pub async fn close(&self) {
+        // The writer's connection is the last to close: it alone can empty the log into the file.
+        self.inner.readers.close().await;
+        if let Some(writer) = &self.inner.writer {
+            // Fails when the writer has gone already.
+            drop(writer.send(Message::Close).await);
+        }
+        let mut position = self.position();
+        while position.changed().await.is_ok() {}
+    }
+
+    /// To be woken by each commit.
+    pub(crate) fn position(&self) -> watch::Receiver<u64> {
+        self.inner.position.clone()
+    }
+
+    /// As [`Journal::read`], but at most `max_events`, and no further one once they are
+    /// `max_bytes` of data; and whether these are all that there are.
+    pub(crate) async fn read_batch(
+        &self,
+        stream: &StreamId,
+        after_version: u64,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<(VecDeque<Recorded>, bool), ReadError> {
+        let stream = stream.clone();
+        self.inner
+            .readers
+            .run(move |connection| {
+                let (mut events, mut bytes, mut all) = (VecDeque::new(), 0, true);
+                store::visit_stream(connection, &stream, after_version, |event| {
+                    bytes += event.data.get().len();
+                    events.push_back(event);
+                    all = events.len() < max_events && bytes < max_bytes;
+                    Ok(if all { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+                })?;
+                Ok((events, all))
+            })
+            .await
+    }
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let position = *self.inner.position.borrow();
+        f.debug_struct("Journal").field("position", &position).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.readers.close_idle();
+        // The writer ends when it has written what waits and no sender is left.
+        self.writer = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the journal's writer had panicked");
+        }
+    }
+}

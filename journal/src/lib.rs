@@ -1,0 +1,94 @@
+//! Append-only streams of typed events on bundled `SQLite`: the only truth of the process that owns
+//! the file. All other state is folded from it.
+//!
+//! A [`Journal`] is one file with one writer. [`Journal::append`] adds events to a stream under an
+//! expected version and returns once they are on the disk; [`Journal::load`] folds a stream into a
+//! state; [`Journal::subscribe`] follows one from a cursor. What an event means is the business of
+//! the types that implement [`DomainEvent`] and [`Fold`].
+//!
+//! ```
+//! # use std::sync::Arc;
+//! # use journal::{Actor, Append, Cause, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, StreamId, SystemClock};
+//! # use serde::{Deserialize, Serialize};
+//! #[derive(Serialize, Deserialize)]
+//! #[serde(tag = "kind", content = "data")]
+//! enum DoorEvent {
+//!     #[serde(rename = "door.opened")]
+//!     Opened { by: String },
+//!     #[serde(rename = "door.closed")]
+//!     Closed,
+//! }
+//!
+//! impl DomainEvent for DoorEvent {
+//!     const KINDS: &'static [&'static str] = &["door.opened", "door.closed"];
+//! }
+//!
+//! #[derive(Default)]
+//! struct Door {
+//!     open: bool,
+//! }
+//!
+//! impl Fold for Door {
+//!     type Event = DoorEvent;
+//!     type Error = std::convert::Infallible;
+//!
+//!     fn apply(&mut self, event: &DoorEvent, _: &Recorded) -> Result<(), Self::Error> {
+//!         self.open = matches!(event, DoorEvent::Opened { .. });
+//!         Ok(())
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("journal.db");
+//! let journal = Journal::open(&path, Arc::new(SystemClock))?;
+//! let front = StreamId::new("door", "front");
+//! journal
+//!     .append(Append {
+//!         stream: front.clone(),
+//!         expected: Expected::NoStream,
+//!         events: vec![NewEvent::encode(&DoorEvent::Opened { by: "ada".to_owned() })?],
+//!         key: None,
+//!         actor: Actor::Person("console:ada".to_owned()),
+//!         cause: Cause::None,
+//!     })
+//!     .await?;
+//! let door = journal.load::<Door>(&front).await?;
+//! assert!(door.state.open);
+//! assert_eq!(door.version, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What holds
+//! - An append is acknowledged after its transaction is committed with `synchronous = FULL`, never
+//!   before. A failed append fails its caller.
+//! - Versions of a stream are contiguous from 1, positions are contiguous over all streams.
+//! - Nothing is ever changed or deleted; the file itself refuses it.
+//! - A read never writes: readers have read-only connections.
+//! - A stored event of a known kind that does not decode is an error, never a default.
+//!
+//! # What it must not do
+//! Know any other crate of the workspace or what a stream is about, read the wall clock other than
+//! through its [`Clock`], look streams up by a pattern, or keep state of its own that is not in the
+//! file. One process owns a file: a second writer would be safe, but subscribers hear of the
+//! appends of their own process alone.
+
+mod clock;
+mod domain;
+mod error;
+mod event;
+mod fold;
+mod handle;
+mod readers;
+mod store;
+mod subscribe;
+mod writer;
+
+pub use clock::{Clock, SystemClock};
+pub use domain::{Decoded, DomainEvent, UpcastError};
+pub use error::{AppendError, DecodeError, EncodeError, OpenError, ReadError, StorageError};
+pub use event::{Actor, Append, Appended, Cause, Expected, NewEvent, Recorded, StreamId};
+pub use fold::{Fold, Loaded};
+pub use handle::Journal;

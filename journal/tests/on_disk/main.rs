@@ -1,0 +1,10 @@
+//! The journal on a real file, through its public face alone.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod appending;
+mod fixture;
+mod folding;
+mod killing;
+mod opening;
+mod reading;
+mod subscribing;
