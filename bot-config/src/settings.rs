@@ -1,0 +1,351 @@
+//! The one table of settings. Each entry is a field, its default, its documentation and its line in the example.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use crate::address::{EngineHost, MirrorUrl, ServerUrl};
+use crate::choice::{Auth, Network, Permissions, RuntimeKind, Toolchains, Transport};
+use crate::names::{ConfigPath, Headers, ImageRef, RoomRef, Secret, SecretName, SshHost, UserId};
+use crate::quantity::{Cpus, Memory, Millis, Secs};
+use crate::value::{Problems, Value};
+
+/// What the example and the search for the nearest key know of a setting.
+pub(crate) struct Setting {
+    pub(crate) key: &'static str,
+    pub(crate) kind: String,
+    /// As TOML; nothing where "not set" is the default.
+    pub(crate) default: Option<String>,
+    /// A value to show where the default shows too little.
+    pub(crate) sample: Option<&'static str>,
+    /// The setting that this one is another way of saying.
+    pub(crate) instead_of: Option<&'static str>,
+    pub(crate) doc: Vec<&'static str>,
+}
+
+/// A table of the file; the top level has the empty name.
+pub(crate) trait Section {
+    fn name(&self) -> &'static str;
+    fn about(&self) -> Vec<&'static str>;
+    /// The settings, with the values that they have here as defaults.
+    fn settings(&self) -> Vec<Setting>;
+    /// Reads one setting: whether that worked, or nothing when there is no such key.
+    fn read(&mut self, key: &str, value: &Spanned<DeValue<'_>>, problems: &mut Problems<'_>) -> Option<bool>;
+}
+
+/// The key as errors name it.
+pub(crate) fn dotted(section: &str, key: &str) -> String {
+    if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
+}
+
+macro_rules! sections {
+    ($(
+        $(#[doc = $about:literal])+
+        pub struct $Name:ident in $section:literal {
+            $(
+                $(#[doc = $doc:literal])+
+                $vis:vis $key:ident: $T:ty = $default:expr
+                    $(, eg $sample:literal)? $(, instead_of $other:literal)?;
+            )+
+        }
+        $( with { $( $(#[doc = $with_doc:literal])+ pub $with:ident: $With:ty; )+ } )?
+    )+) => {$(
+        $(#[doc = $about])+
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct $Name {
+            $( $(#[doc = $doc])+ $vis $key: $T, )+
+            $($( $(#[doc = $with_doc])+ pub $with: $With, )+)?
+        }
+
+        impl Default for $Name {
+            fn default() -> Self {
+                Self { $( $key: $default, )+ $($( $with: <$With>::default(), )+)? }
+            }
+        }
+
+        impl Section for $Name {
+            fn name(&self) -> &'static str {
+                $section
+            }
+
+            fn about(&self) -> Vec<&'static str> {
+                vec![$($about.trim()),+]
+            }
+
+            fn settings(&self) -> Vec<Setting> {
+                vec![$( Setting {
+                    key: stringify!($key),
+                    kind: <$T as Value>::kind(),
+                    default: self.$key.to_toml(),
+                    sample: None $(.or(Some($sample)))?,
+                    instead_of: None $(.or(Some($other)))?,
+                    doc: vec![$($doc.trim()),+],
+                } ),+]
+            }
+
+            fn read(
+                &mut self,
+                key: &str,
+                value: &Spanned<DeValue<'_>>,
+                problems: &mut Problems<'_>,
+            ) -> Option<bool> {
+                let name = format!("`{}`", dotted($section, key));
+                match key {
+                    $( stringify!($key) => {
+                        let read = <$T as Value>::read(&name, value, problems);
+                        Some(read.map(|value| self.$key = value).is_some())
+                    } )+
+                    _ => None,
+                }
+            }
+        }
+    )+};
+}
+
+sections! {
+    /// Everything that bot.toml says.
+    pub struct Config in "" {
+        /// Where people talk to the bot: on the terminal that `musher up` runs on, or in Matrix rooms.
+        pub(crate) transport: Transport = Transport::Console;
+        /// The Matrix homeserver. This and the other Matrix settings may stand here unused under "console".
+        pub(crate) homeserver: Option<ServerUrl> = None, eg r#""https://matrix.example.org""#;
+        /// The bot's own Matrix account, for a login by password.
+        pub(crate) username: Option<String> = None, eg r#""musher""#;
+        /// The bot's password: the name of a secret that `musher secrets set` has stored.
+        pub(crate) password_secret: Option<SecretName> = None, eg r#""matrix-password""#;
+        /// The bot's password: a file that holds it.
+        pub(crate) password_file: Option<ConfigPath> = None, eg r#""~/.musher/secrets/matrix-password""#, instead_of "password_secret";
+        /// The bot's password itself. For trying things out: it stands here for all who read this file.
+        pub(crate) password: Option<Secret> = None, eg r#""correct horse battery staple""#, instead_of "password_secret";
+        /// A login by access token, in place of username and password: the name of a secret.
+        pub(crate) access_token_secret: Option<SecretName> = None, eg r#""matrix-token""#, instead_of "username and password_secret";
+        /// The Matrix rooms that the bot is in from the start. Invitations from people below add to them.
+        pub room_ids: Vec<RoomRef> = Vec::new(), eg r##"["!abc:example.org", "#team:example.org"]"##;
+        /// Who may speak to the bot on Matrix, beside the admins. Empty means nobody; with `admins` empty too,
+        /// "matrix" is refused.
+        pub allowed_users: Vec<UserId> = Vec::new(), eg r#"["@ann:example.org"]"#;
+        /// Who may speak to the bot on Matrix and also do what concerns everybody.
+        pub admins: Vec<UserId> = Vec::new(), eg r#"["@you:example.org"]"#;
+        /// Rooms in which every message is for the bot, without a mention.
+        pub ambient_rooms: Vec<RoomRef> = Vec::new(), eg r##"["#team:example.org"]"##;
+        /// Messages are answered together when each follows the one before within this time …
+        pub(crate) coalesce_window_ms: Millis = Millis(1500);
+        /// … but the first of them waits no longer than this. Not below `coalesce_window_ms`.
+        pub(crate) coalesce_max_ms: Millis = Millis(8000);
+        /// How long a turn that is stopped may take to end by itself before it is killed.
+        pub(crate) stop_grace_ms: Millis = Millis(5000);
+        /// How many messages may wait in a session. Past that the sender is told.
+        pub max_queue: NonZeroU16 = const { NonZeroU16::new(100).unwrap() };
+        /// How many turns run at once, over all sessions. The rest wait in order.
+        pub max_concurrent_turns: NonZeroU16 = const { NonZeroU16::new(4).unwrap() };
+        /// How long an agent's question for permission waits before it counts as denied.
+        pub(crate) permission_timeout_secs: Secs = Secs(300);
+        /// The name that commits made by agents carry.
+        pub git_user_name: Option<String> = None, eg r#""Ann Other""#;
+        /// The mail address that commits made by agents carry.
+        pub git_user_email: Option<String> = None, eg r#""ann@example.org""#;
+        /// How other machines reach this host by ssh; shown where the bot tells how to open a project.
+        pub ssh_host: Option<SshHost> = None, eg r#""ann@build.example.org""#;
+    }
+    with {
+        /// Where people talk: `transport` and what it needs, once all of it is there.
+        pub surface: Surface;
+        /// `[agent]`
+        pub agent: Agent;
+        /// `[model]`
+        pub model: Model;
+        /// `[projects]`
+        pub projects: Projects;
+        /// `[images]`
+        pub images: Images;
+        /// `[engine]`
+        pub engine: Engine;
+        /// `[http]`
+        pub http: Http;
+    }
+
+    /// What answers in a project's room.
+    pub struct Agent in "agent" {
+        /// Claude Code, the built-in echo for trying out, or a command of your own that speaks Claude Code's
+        /// stream-json. Not set: "claude" when there is a model key, otherwise "echo".
+        pub(crate) runtime: Option<RuntimeKind> = None, eg r#""claude""#;
+        /// The command and its arguments, as found inside the container. Needs `runtime = "command"`.
+        pub(crate) command: Vec<String> = Vec::new(), eg r#"["my-agent", "--stream-json"]"#, instead_of "runtime = \"claude\"";
+        /// The model that the agent is told to use. Not set: the agent's own choice.
+        pub model: Option<String> = None, eg r#""claude-sonnet-4-5""#;
+        /// Whether the agent asks people before it uses a tool. In this version it does not: the container is
+        /// the fence.
+        pub permissions: Permissions = Permissions::AllowInContainer;
+    }
+
+    /// The model's endpoint. Its key stays with the gateway and never enters a container.
+    pub struct Model in "model" {
+        /// Where the model API answers. Not set: the provider's own address.
+        pub base_url: Option<ServerUrl> = None, eg r#""https://llm.example.org""#;
+        /// How the key is sent: in the header `x-api-key`, or as a bearer token in `authorization`.
+        pub auth: Auth = Auth::ApiKey;
+        /// Headers to add to every request, such as a company's gateway may want. The key is not one of them.
+        pub headers: Headers = Headers::default(), eg r#"{ "x-team" = "tools" }"#;
+        /// The model key: the name of a secret that `musher secrets set` has stored.
+        pub(crate) api_key_secret: Option<SecretName> = None, eg r#""model-key""#;
+        /// The model key: a file that holds it.
+        pub(crate) api_key_file: Option<ConfigPath> = None, eg r#""~/.musher/secrets/model-key""#, instead_of "api_key_secret";
+    }
+
+    /// Projects and the limits of their containers.
+    pub struct Projects in "projects" {
+        /// Folders under which projects may be made. The first is where they go unless `--path` says otherwise.
+        pub roots: Vec<ConfigPath> = vec![ConfigPath::in_home("musher")];
+        /// Processors per project. Not set: no limit.
+        pub default_cpus: Option<Cpus> = None, eg "2.5";
+        /// Memory per project; swap is not added. Not set: 4 GiB, or half the host's if that is less.
+        pub default_memory: Option<Memory> = None, eg r#""4g""#;
+        /// Processes and threads per project. At least 64.
+        pub pids: NonZeroU32 = const { NonZeroU32::new(4096).unwrap() };
+        /// The user that containers run as, where the project's folder belongs to root. Never 0. Not set: 1000.
+        pub uid: Option<NonZeroU32> = None, eg "1000";
+        /// The group that goes with `uid`. Never 0. Not set: the same number as `uid`.
+        pub gid: Option<NonZeroU32> = None, eg "1000";
+        /// What containers reach: all that the host reaches, or nothing.
+        pub network: Network = Network::Open;
+    }
+
+    /// How images are made.
+    pub struct Images in "images" {
+        /// Toolchains from the languages' own releases, or from Debian packages alone.
+        pub toolchains: Toolchains = Toolchains::Upstream;
+        /// An image to build on, by digest. Not set: one is bootstrapped from a Debian mirror.
+        pub base: Option<ImageRef> = None,
+            eg r#""registry.example.org/debian@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef""#;
+        /// The Debian mirror to use. Not set: Debian's own.
+        pub debian_mirror: Option<MirrorUrl> = None, eg r#""http://mirror.example.org/debian""#;
+        /// PEM files of further certificate authorities for images and containers. Not set: this host's
+        /// own trust store is carried in. An empty list: nothing is.
+        pub extra_ca_certificates: Option<Vec<ConfigPath>> = None, eg r#"["/etc/ssl/certs/company.pem"]"#;
+    }
+
+    /// The container engine.
+    pub struct Engine in "engine" {
+        /// Where its API answers. Not set: `DOCKER_HOST`, then the usual sockets.
+        pub host: Option<EngineHost> = None, eg r#""unix:///run/docker.sock""#;
+    }
+
+    /// The gateway's own HTTP door: health.
+    pub struct Http in "http" {
+        /// Where it listens.
+        pub listen: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7717);
+    }
+}
+
+/// Where people talk.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Surface {
+    /// The terminal.
+    #[default]
+    Console,
+    /// Matrix rooms.
+    Matrix(MatrixAccount),
+}
+
+/// The bot's account on a homeserver.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MatrixAccount {
+    /// The homeserver.
+    pub homeserver: ServerUrl,
+    /// How the bot logs in there.
+    pub login: MatrixLogin,
+}
+
+/// How the bot logs in.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MatrixLogin {
+    /// By name and password.
+    Password {
+        /// The account's name, or its whole user id.
+        username: String,
+        /// Where the password is.
+        password: PasswordSource,
+    },
+    /// By the access token that this secret holds.
+    AccessToken(SecretName),
+}
+
+/// Where the bot's password is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PasswordSource {
+    /// In bot.toml itself.
+    Plain(Secret),
+    /// In a file.
+    File(ConfigPath),
+    /// In the secret of this name.
+    Secret(SecretName),
+}
+
+/// What answers in a project's room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime<'c> {
+    /// Claude Code.
+    Claude,
+    /// The built-in one that repeats what it is told.
+    Echo,
+    /// A program and its arguments, never empty.
+    Command(&'c [String]),
+}
+
+/// Where the model key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeySource<'c> {
+    /// In the secret of this name.
+    Secret(&'c SecretName),
+    /// In a file.
+    File(&'c ConfigPath),
+}
+
+impl Config {
+    /// How long a batch stays open after its latest message.
+    pub fn coalesce_window(&self) -> Duration {
+        self.coalesce_window_ms.duration()
+    }
+
+    /// How long a batch stays open after its first message; not below [`Config::coalesce_window`].
+    pub fn coalesce_max(&self) -> Duration {
+        self.coalesce_max_ms.duration()
+    }
+
+    /// How long a stopped turn may take to end by itself.
+    pub fn stop_grace(&self) -> Duration {
+        self.stop_grace_ms.duration()
+    }
+
+    /// How long a question for permission waits.
+    pub fn permission_timeout(&self) -> Duration {
+        self.permission_timeout_secs.duration()
+    }
+
+    /// The tables below the top level, in the order of the example.
+    pub(crate) fn sections(&mut self) -> [&mut dyn Section; 6] {
+        [&mut self.agent, &mut self.model, &mut self.projects, &mut self.images, &mut self.engine, &mut self.http]
+    }
+}
+
+impl Agent {
+    /// What is to answer; nothing when that is decided at start by whether a model key is there.
+    pub fn runtime(&self) -> Option<Runtime<'_>> {
+        self.runtime.map(|kind| match kind {
+            RuntimeKind::Claude => Runtime::Claude,
+            RuntimeKind::Echo => Runtime::Echo,
+            RuntimeKind::Command => Runtime::Command(&self.command),
+        })
+    }
+}
+
+impl Model {
+    /// Where bot.toml says that the key is; nothing when it says nothing.
+    pub fn key(&self) -> Option<KeySource<'_>> {
+        let secret = self.api_key_secret.as_ref().map(KeySource::Secret);
+        secret.or(self.api_key_file.as_ref().map(KeySource::File))
+    }
+}
