@@ -1,0 +1,253 @@
+//! The gateway's typed client of a sled. It bounds what comes back and checks its form; it must not trust its content.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use axum::body::Body;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+use tokio_util::io::StreamReader;
+use uuid::Uuid;
+
+use crate::requests::{
+    Accepted, BODY_LIMIT, COMMAND_TIME_LIMIT, CommandOutput, GitRequest, LINE_LIMIT, NodeStatus, Outcome, Refusal,
+    StopRequest, TurnEvent, TurnRecord, TurnRequest, paths,
+};
+use crate::{Closed, Link, RequestError};
+
+/// How long a sled may take for an answer, unless [`SledClient::patience`] says otherwise.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Largest body of a refusal, in bytes.
+const REFUSAL_LIMIT: usize = 16 * 1024;
+
+/// How much of a sled's words an error carries, in characters.
+const MESSAGE_CHARS: usize = 500;
+
+/// Why a call of a sled has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The sled refused.
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+    /// The sled is unreachable: the link is over.
+    #[error("the sled is unreachable")]
+    Closed(#[from] Closed),
+    /// No whole answer came in time.
+    #[error("the sled did not answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The sled ended this exchange before its answer was whole; the link itself goes on.
+    #[error("the sled broke off its answer")]
+    Dropped,
+    /// The answer is out of form or out of bounds.
+    #[error("the sled's answer is malformed: {0}")]
+    Malformed(String),
+}
+
+impl From<RequestError> for CallError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Closed(reason) => Self::Closed(reason),
+            RequestError::Dropped => Self::Dropped,
+            RequestError::Http(error) => malformed(error),
+        }
+    }
+}
+
+/// A sled, as the gateway calls it.
+#[derive(Clone)]
+pub struct SledClient {
+    link: Link,
+    patience: Duration,
+}
+
+impl SledClient {
+    /// Calls the sled at the other end of `link`, giving each call 15 s besides the time that it grants the sled itself.
+    pub fn new(link: Link) -> Self {
+        Self { link, patience: PATIENCE }
+    }
+
+    /// The same sled with another time limit.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// The link below.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// How the node is.
+    pub async fn status(&self) -> Result<NodeStatus, CallError> {
+        self.call(Method::GET, paths::STATUS, None::<&()>, Duration::ZERO).await
+    }
+
+    /// Hands a turn over; repeating it is safe.
+    pub async fn put_turn(&self, id: Uuid, turn: &TurnRequest) -> Result<Accepted, CallError> {
+        self.call(Method::PUT, &of_turn(paths::TURN, id), Some(turn), Duration::ZERO).await
+    }
+
+    /// Stops a turn and waits until its processes are gone, `grace_ms` at most besides the client's patience.
+    pub async fn stop_turn(&self, id: Uuid, grace_ms: u64) -> Result<Outcome, CallError> {
+        let granted = Duration::from_millis(grace_ms);
+        self.call(Method::POST, &of_turn(paths::TURN_STOP, id), Some(&StopRequest { grace_ms }), granted).await
+    }
+
+    /// Runs `git <args>` in the project, for at most [`COMMAND_TIME_LIMIT`].
+    pub async fn git(&self, args: Vec<String>) -> Result<CommandOutput, CallError> {
+        self.call(Method::POST, paths::GIT, Some(&GitRequest { args }), COMMAND_TIME_LIMIT).await
+    }
+
+    /// The last `lines` lines of the sled's log.
+    pub async fn logs(&self, lines: u32) -> Result<CommandOutput, CallError> {
+        self.call(Method::GET, &format!("{}?lines={lines}", paths::LOGS), None::<&()>, Duration::ZERO).await
+    }
+
+    /// A turn's events from the one after `after_seq` on, as they come, without a gap.
+    ///
+    /// The stream ends after [`TurnEvent::Finished`] or after an error, never before. Between events it waits as long as the link lives.
+    pub fn turn_events(
+        &self,
+        id: Uuid,
+        after_seq: u64,
+    ) -> impl Stream<Item = Result<TurnRecord, CallError>> + Send + Unpin + use<> {
+        let client = self.clone();
+        let path = format!("{}?after={after_seq}", of_turn(paths::TURN_EVENTS, id));
+        let lines = stream::once(async move { client.lines(&path).await }).try_flatten();
+        let link = self.link.clone();
+        stream::unfold(Some((Box::pin(lines), after_seq)), move |reading| {
+            let link = link.clone();
+            async move {
+                let (mut lines, last) = reading?;
+                let record = match lines.next().await {
+                    Some(Ok(line)) => record(&line, last),
+                    Some(Err(error)) => Err(error),
+                    None => Err(link.close_reason().map_or(CallError::Dropped, CallError::Closed)),
+                };
+                let rest = match &record {
+                    Ok(TurnRecord { event: TurnEvent::Finished { .. }, .. }) | Err(_) => None,
+                    Ok(record) => Some((lines, record.seq)),
+                };
+                Some((record, rest))
+            }
+        })
+        .boxed()
+    }
+
+    /// Opens an NDJSON stream.
+    async fn lines(
+        &self,
+        path: &str,
+    ) -> Result<impl Stream<Item = Result<String, CallError>> + Send + use<>, CallError> {
+        let opened = async {
+            let response = self.link.request(request(Method::GET, path, None::<&()>)?).await?;
+            match response.status() {
+                StatusCode::OK => Ok(response.into_body()),
+                status => Err(self.refusal(status, response.into_body()).await),
+            }
+        };
+        let body = self.within(Duration::ZERO, opened).await?;
+        let reader = StreamReader::new(body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other)));
+        let link = self.link.clone();
+        Ok(FramedRead::new(reader, LinesCodec::new_with_max_length(LINE_LIMIT)).map(move |line| {
+            line.map_err(|error| match (error, link.close_reason()) {
+                (LinesCodecError::MaxLineLengthExceeded, _) => CallError::Malformed("a line is too long".to_owned()),
+                (LinesCodecError::Io(_), Some(reason)) => CallError::Closed(reason),
+                (LinesCodecError::Io(error), None) if error.kind() == std::io::ErrorKind::InvalidData => {
+                    malformed(error)
+                }
+                (LinesCodecError::Io(_), None) => CallError::Dropped,
+            })
+        }))
+    }
+
+    /// One request, one JSON answer, within the client's patience and what the call itself grants.
+    async fn call<B: Serialize, A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+        granted: Duration,
+    ) -> Result<A, CallError> {
+        let request = request(method, path, body)?;
+        self.within(granted, async {
+            let response = self.link.request(request).await?;
+            let status = response.status();
+            if !status.is_success() {
+                return Err(self.refusal(status, response.into_body()).await);
+            }
+            let bytes = self.collect(response.into_body(), BODY_LIMIT).await?;
+            serde_json::from_slice(&bytes).map_err(malformed)
+        })
+        .await
+    }
+
+    async fn within<V>(
+        &self,
+        granted: Duration,
+        call: impl Future<Output = Result<V, CallError>>,
+    ) -> Result<V, CallError> {
+        let limit = self.patience.saturating_add(granted);
+        tokio::time::timeout(limit, call).await.unwrap_or(Err(CallError::Timeout(limit)))
+    }
+
+    async fn collect(&self, body: Body, limit: usize) -> Result<bytes::Bytes, CallError> {
+        match Limited::new(body, limit).collect().await {
+            Ok(whole) => Ok(whole.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => Err(CallError::Malformed("it is too long".to_owned())),
+            Err(_) => Err(self.link.close_reason().map_or(CallError::Dropped, CallError::Closed)),
+        }
+    }
+
+    async fn refusal(&self, status: StatusCode, body: Body) -> CallError {
+        match self.collect(body, REFUSAL_LIMIT).await.map(|bytes| serde_json::from_slice::<Refusal>(&bytes)) {
+            Ok(Ok(Refusal { kind, message })) => CallError::Refused(Refusal { kind, message: one_line(&message) }),
+            Ok(Err(_)) => CallError::Malformed(format!("status {status} without a reason")),
+            Err(error) => error,
+        }
+    }
+}
+
+/// The decoder's complaint may quote what the sled sent.
+fn malformed(error: impl Display) -> CallError {
+    CallError::Malformed(one_line(&error.to_string()))
+}
+
+/// A sled's words as one bounded line without control characters.
+fn one_line(text: &str) -> String {
+    text.chars().take(MESSAGE_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn of_turn(route: &str, id: Uuid) -> String {
+    route.replace("{id}", &id.to_string())
+}
+
+fn request<B: Serialize>(method: Method, path: &str, body: Option<&B>) -> Result<Request<Body>, CallError> {
+    // Both are built here from our own types, so that a failure is a fault of this side's request.
+    let fault = |error: &dyn std::error::Error| CallError::Malformed(format!("the request cannot be made: {error}"));
+    let builder = Request::builder().method(method).uri(path);
+    match body {
+        None => builder.body(Body::empty()),
+        Some(body) => {
+            let json = serde_json::to_vec(body).map_err(|error| fault(&error))?;
+            builder.header(header::CONTENT_TYPE, "application/json").body(Body::from(json))
+        }
+    }
+    .map_err(|error| fault(&error))
+}
+
+/// Checks a line of a turn's events against the number of the one before.
+fn record(line: &str, last: u64) -> Result<TurnRecord, CallError> {
+    let record: TurnRecord = serde_json::from_str(line).map_err(malformed)?;
+    if last.checked_add(1) == Some(record.seq) {
+        Ok(record)
+    } else {
+        Err(CallError::Malformed(format!("event {} came after event {last}", record.seq)))
+    }
+}

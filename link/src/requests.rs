@@ -1,0 +1,327 @@
+//! The typed requests of both sides: what the gateway asks of a sled, and what a sled tells of a turn.
+//!
+//! Shapes, routes and bounds only; no I/O. Whatever a sled says is the word of its container's code (DESIGN, invariant 9):
+//! the gateway bounds, escapes and counts for itself.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Largest JSON body of a request or a unary answer, in bytes: the client holds answers to it, routers put `DefaultBodyLimit::max(BODY_LIMIT)` in front.
+pub const BODY_LIMIT: usize = 4 * 1024 * 1024;
+
+/// Longest line of a turn's events, in bytes without its end: one [`TurnRecord`].
+pub const LINE_LIMIT: usize = 1024 * 1024;
+
+/// How long a sled lets a person's command (`git`) run before it ends it and answers with what there is.
+pub const COMMAND_TIME_LIMIT: Duration = Duration::from_mins(1);
+
+/// The routes, in axum's notation; a client puts the turn's id in place of `{id}`.
+pub mod paths {
+    /// `GET`, answered by the link itself on both sides: 204.
+    pub const PING: &str = "/v1/ping";
+    /// `GET`: [`NodeStatus`](super::NodeStatus).
+    pub const STATUS: &str = "/v1/status";
+    /// `PUT` a [`TurnRequest`](super::TurnRequest): [`Accepted`](super::Accepted).
+    pub const TURN: &str = "/v1/turns/{id}";
+    /// `GET` with [`EventsQuery`](super::EventsQuery): [`TurnRecord`](super::TurnRecord)s, a JSON object a line.
+    pub const TURN_EVENTS: &str = "/v1/turns/{id}/events";
+    /// `POST` a [`StopRequest`](super::StopRequest): the turn's [`Outcome`](super::Outcome).
+    pub const TURN_STOP: &str = "/v1/turns/{id}/stop";
+    /// `POST` a [`GitRequest`](super::GitRequest): [`CommandOutput`](super::CommandOutput).
+    pub const GIT: &str = "/v1/git";
+    /// `GET` with [`LogsQuery`](super::LogsQuery): [`CommandOutput`](super::CommandOutput).
+    pub const LOGS: &str = "/v1/logs";
+}
+
+/// Query of `GET /v1/turns/{id}/events`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsQuery {
+    /// The last event that the reader has; 0 for all.
+    #[serde(default)]
+    pub after: u64,
+}
+
+/// Query of `GET /v1/logs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogsQuery {
+    /// How many of the last lines of the sled's log.
+    pub lines: u32,
+}
+
+/// Answer of `PUT /v1/turns/{id}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Whether the sled had this very turn already.
+    pub already: bool,
+}
+
+/// A turn handed to a sled with `PUT /v1/turns/{id}`; the id is the batch's id, a `UUIDv7`.
+///
+/// Handing the same id over again is answered with what is already there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnRequest {
+    /// The agent's memory that this turn belongs to.
+    pub session: AgentSession,
+    /// Which agent runs it.
+    pub agent: Agent,
+    /// What the agent is told, already rendered: who said what.
+    pub prompt: String,
+    /// Author of the commits that the agent makes; `None` leaves git unconfigured.
+    pub identity: Option<GitIdentity>,
+    /// Number of this run of the batch, from 1.
+    pub attempt: u32,
+}
+
+/// The agent's session, chosen and pinned by the gateway before its first run (CHAT-11).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentSession {
+    /// The id under which the agent keeps its memory.
+    pub id: Uuid,
+    /// Whether an earlier turn ran under this id, so that its memory should be there.
+    pub resumed: bool,
+}
+
+/// An agent that a sled can run (SLED-2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "runtime", rename_all = "kebab-case")]
+pub enum Agent {
+    /// The Claude Code CLI of the image.
+    Claude {
+        /// The model's name, or the CLI's own default.
+        model: Option<String>,
+    },
+    /// Any command that speaks the same stream-json on stdin and stdout.
+    Command {
+        /// Program and arguments; never passed through a shell.
+        argv: Vec<String>,
+    },
+    /// The built-in practice agent.
+    Echo {
+        /// A line that its first answer of a session begins with, such as how to give a model key.
+        notice: Option<String>,
+    },
+}
+
+/// Name and mail address that commits carry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitIdentity {
+    /// `user.name`.
+    pub name: String,
+    /// `user.email`.
+    pub email: String,
+}
+
+/// One event of a turn, as `GET /v1/turns/{id}/events?after=N` streams them: a JSON object a line, until the turn is finished.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TurnRecord {
+    /// Number within the turn, from 1, without a gap: the reader's cursor.
+    pub seq: u64,
+    /// When the sled journaled it.
+    pub at: Timestamp,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: TurnEvent,
+}
+
+/// What happens in a turn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "data")]
+pub enum TurnEvent {
+    /// The sled has the request and answers for it.
+    #[serde(rename = "turn.accepted")]
+    Accepted(TurnRequest),
+    /// The agent's process runs.
+    #[serde(rename = "turn.started")]
+    Started {
+        /// False when the session's memory was expected and not found, so that a fresh one was begun.
+        session_found: bool,
+    },
+    /// The agent said something before its final answer.
+    #[serde(rename = "turn.spoke")]
+    Spoke {
+        /// What it said, Markdown.
+        text: String,
+    },
+    /// The agent called a tool.
+    #[serde(rename = "turn.tool_called")]
+    ToolCalled {
+        /// The tool's name, such as `Bash`.
+        name: String,
+        /// One bounded line that tells what it is used on.
+        summary: String,
+    },
+    /// The model's service limits the rate.
+    #[serde(rename = "turn.rate_limited")]
+    RateLimited {
+        /// Seconds until it lifts, when the service said.
+        retry_after_secs: Option<u64>,
+    },
+    /// The turn is over and every process of it is gone.
+    #[serde(rename = "turn.finished")]
+    Finished {
+        /// How it ended.
+        outcome: Outcome,
+        /// What the agent reports to have used; a hint only, the gateway counts for itself.
+        usage: Option<Usage>,
+    },
+}
+
+/// How a turn ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The agent answered.
+    Answered {
+        /// The answer, Markdown.
+        text: String,
+    },
+    /// It failed (CHAT-10).
+    Failed {
+        /// Why, as one of a fixed set.
+        reason: FailureReason,
+        /// The last lines of its output, bounded.
+        last_lines: Vec<String>,
+    },
+    /// A person stopped it.
+    Stopped {
+        /// How many processes were there when it was stopped.
+        processes: u32,
+        /// Whether some had to be killed after the grace.
+        killed: bool,
+    },
+    /// The sled or its container died under it (DUR-6).
+    Interrupted,
+}
+
+/// Why a turn failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum FailureReason {
+    /// The agent's program could not be started.
+    NotStarted {
+        /// The system's word for it.
+        error: String,
+    },
+    /// The agent ended without a result.
+    Exited {
+        /// Its exit code, when it was not killed by a signal.
+        code: Option<i32>,
+        /// The signal that ended it.
+        signal: Option<i32>,
+    },
+    /// The agent reported an error as its result.
+    Reported {
+        /// The agent's own word, bounded.
+        text: String,
+    },
+    /// Its output broke the protocol or a bound.
+    Protocol {
+        /// Which rule.
+        error: String,
+    },
+}
+
+/// What an agent reports to have used.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens read.
+    pub input_tokens: u64,
+    /// Tokens written.
+    pub output_tokens: u64,
+    /// Cost in US dollars.
+    pub cost_usd: Option<f64>,
+}
+
+/// Body of `POST /v1/turns/{id}/stop`; the answer is the turn's [`Outcome`], given when its processes are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// How long the processes have between being asked and being killed, in milliseconds.
+    pub grace_ms: u64,
+}
+
+/// Answer of `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The sled's version.
+    pub version: String,
+    /// Seconds since the sled started.
+    pub uptime_secs: u64,
+    /// The turn that runs now.
+    pub turn: Option<RunningTurn>,
+    /// The checked-out branch, or a short commit id when detached; `None` where `/workspace` is no repository.
+    pub branch: Option<String>,
+    /// How many files differ from the last commit, untracked ones included.
+    pub dirty: u64,
+    /// Names of the first few of them.
+    pub dirty_files: Vec<String>,
+}
+
+/// A turn under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningTurn {
+    /// Its id.
+    pub id: Uuid,
+    /// Seconds since it was accepted.
+    pub running_secs: u64,
+}
+
+/// Body of `POST /v1/git`: `git <args>` in `/workspace`, without a shell, without a terminal, bounded in time and output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitRequest {
+    /// What follows `git`.
+    pub args: Vec<String>,
+}
+
+/// Output of a command that a sled ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandOutput {
+    /// Exit code, when it was not killed by a signal.
+    pub code: Option<i32>,
+    /// Standard output and error as they came, lossily UTF-8, bounded.
+    pub output: String,
+    /// Whether the bound cut something off its beginning.
+    pub truncated: bool,
+}
+
+/// A refusal or failure, as the body of every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Which kind.
+    pub kind: RefusalKind,
+    /// One sentence fragment for people.
+    pub message: String,
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = match self.kind {
+            RefusalKind::UnknownTurn => StatusCode::NOT_FOUND,
+            RefusalKind::Busy | RefusalKind::Mismatch => StatusCode::CONFLICT,
+            RefusalKind::Invalid => StatusCode::BAD_REQUEST,
+            RefusalKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(self)).into_response()
+    }
+}
+
+/// Kinds of refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalKind {
+    /// No such turn.
+    UnknownTurn,
+    /// Another turn runs in this project; one at a time.
+    Busy,
+    /// The same turn id came with another request.
+    Mismatch,
+    /// The request is malformed.
+    Invalid,
+    /// Something failed inside.
+    Internal,
+}
