@@ -1,0 +1,155 @@
+use matrix_sdk::ruma::user_id;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn own() -> Own<'static> {
+    Own { user: user_id!("@musher:example.org"), names: vec!["Musher Bot".to_owned()] }
+}
+
+fn event(sender: &str, content: &Value) -> Reading {
+    let event = json!({
+        "type": "m.room.message", "event_id": "$e", "sender": sender, "origin_server_ts": 1_700_000_000_000_i64, "content": content,
+    });
+    read(serde_json::from_value(event).expect("an event"), &own())
+}
+
+fn said(content: &Value) -> Option<Said> {
+    match event("@ann:example.org", content) {
+        Reading::Message { said, .. } => said,
+        _ => None,
+    }
+}
+
+fn text(body: &str) -> Value {
+    json!({"msgtype": "m.text", "body": body})
+}
+
+#[test]
+fn only_what_people_say_is_read() {
+    assert_eq!(
+        said(&text("hello")),
+        Some(Said {
+            sender: user_id!("@ann:example.org").to_owned(),
+            at_ms: 1_700_000_000_000,
+            text: "hello".to_owned(),
+            replies_to: None,
+            thread: None,
+            mentions_us: false,
+        })
+    );
+    assert_eq!(said(&json!({"msgtype": "m.emote", "body": "waves"})).expect("an emote counts").text, "waves");
+    for silent in [
+        json!({"msgtype": "m.notice", "body": "Musher: hi"}),
+        json!({"msgtype": "m.image", "body": "x.png", "url": "mxc://example.org/x"}),
+        json!({"msgtype": "m.text", "body": "* new", "m.new_content": {"msgtype": "m.text", "body": "new"}, "m.relates_to": {"rel_type": "m.replace", "event_id": "$old"}}),
+    ] {
+        assert_eq!(said(&silent), None, "{silent}");
+    }
+    match event("@musher:example.org", &text("our own")) {
+        Reading::Message { known, said: None, .. } => {
+            assert_eq!(known, Known { ours: true, text: "our own".to_owned() });
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_leading_mention_is_stripped() {
+    // What was written; what is left; whether it mentions the bot for a client without and with m.mentions.
+    let cases = [
+        ("Musher Bot: status", "status", true, true),
+        ("musher bot, status", "status", true, true),
+        ("@musher status", "status", true, false),
+        ("@Musher Bot status", "status", true, false),
+        ("@musher:example.org status", "status", true, false),
+        ("@musher:example.org: status", "status", true, true),
+        ("musher: !stop", "!stop", true, true),
+        ("MUSHER", "", true, false),
+        ("@musher:elsewhere.org status", "@musher:elsewhere.org status", false, false),
+        ("mushers are fast", "mushers are fast", false, false),
+        ("musher-bot is fine", "musher-bot is fine", false, false),
+        ("ask Musher Bot: status", "ask Musher Bot: status", false, false),
+        ("  two lines\nhere  ", "two lines\nhere", false, false),
+    ];
+    for (body, left, without, with) in cases {
+        let mut content = text(body);
+        let plain = said(&content).expect("it is read");
+        assert_eq!((plain.text.as_str(), plain.mentions_us), (left, without), "{body}");
+        content["m.mentions"] = json!({});
+        let modern = said(&content).expect("it is read");
+        assert_eq!((modern.text.as_str(), modern.mentions_us), (left, with), "{body} with m.mentions");
+    }
+}
+
+#[test]
+fn a_mention_by_the_client_counts_wherever_it_stands() {
+    let mut content = text("what does Musher Bot think?");
+    content["m.mentions"] = json!({"user_ids": ["@musher:example.org"]});
+    assert!(said(&content).expect("it is read").mentions_us);
+    content["m.mentions"] = json!({"user_ids": ["@bob:example.org"], "room": true});
+    assert!(!said(&content).expect("it is read").mentions_us);
+}
+
+#[test]
+fn pills_count_for_clients_without_mentions() {
+    let pill = |body: &str, html: &str| {
+        said(&json!({"msgtype": "m.text", "body": body, "format": "org.matrix.custom.html", "formatted_body": html}))
+            .expect("it is read")
+    };
+    let leading = pill("The Sled: go", r#"<a href="https://matrix.to/#/@musher:example.org">The Sled</a>: go"#);
+    assert_eq!((leading.text.as_str(), leading.mentions_us), ("go", true));
+    let encoded =
+        pill("R&D go", r#"<p><a class="x" href='https://matrix.to/#/%40musher%3Aexample.org'>R&amp;D</a> go</p>"#);
+    assert_eq!((encoded.text.as_str(), encoded.mentions_us), ("go", true));
+    let inside = pill("ask The Sled", r#"ask <a href="https://matrix.to/#/@musher:example.org">The Sled</a>"#);
+    assert_eq!((inside.text.as_str(), inside.mentions_us), ("ask The Sled", true));
+    let other = pill("Bob: go", r#"<a href="https://matrix.to/#/@bob:example.org">Bob</a>: go"#);
+    assert_eq!((other.text.as_str(), other.mentions_us), ("Bob: go", false));
+    let broken = pill("x", r#"<a href="https://matrix.to/#/@musher:example.org"#);
+    assert!(!broken.mentions_us);
+}
+
+#[test]
+fn replies_lose_their_fallback_and_threads_are_told_from_replies() {
+    let reply = said(&json!({
+        "msgtype": "m.text", "body": "> <@musher:example.org> earlier\n> more\n\nMusher Bot: and now?",
+        "m.relates_to": {"m.in_reply_to": {"event_id": "$earlier"}},
+    }))
+    .expect("it is read");
+    assert_eq!((reply.text.as_str(), reply.replies_to.as_ref().map(|id| id.as_str())), ("and now?", Some("$earlier")));
+    assert_eq!(reply.thread, None);
+
+    let quoting = said(&text("> a quote\n\nand text")).expect("it is read");
+    assert_eq!(quoting.text, "> a quote\n\nand text");
+
+    let threaded = |falling_back: bool| {
+        said(&json!({
+            "msgtype": "m.text", "body": "in a thread",
+            "m.relates_to": {"rel_type": "m.thread", "event_id": "$root", "is_falling_back": falling_back, "m.in_reply_to": {"event_id": "$latest"}},
+        }))
+        .expect("it is read")
+    };
+    assert_eq!(threaded(true).thread.expect("a thread"), "$root");
+    assert_eq!(threaded(true).replies_to, None);
+    assert_eq!(threaded(false).replies_to.expect("a reply"), "$latest");
+}
+
+#[test]
+fn only_our_own_coming_in_is_a_join() {
+    let member = |user: &str, before: Option<&str>, after: &str| {
+        let mut event = json!({
+            "type": "m.room.member", "event_id": "$m", "sender": user, "state_key": user, "origin_server_ts": 1, "content": {"membership": after},
+        });
+        if let Some(before) = before {
+            event["unsigned"] = json!({"prev_content": {"membership": before}});
+        }
+        matches!(read(serde_json::from_value(event).expect("an event"), &own()), Reading::Joined)
+    };
+    assert!(member("@musher:example.org", Some("invite"), "join"));
+    assert!(member("@musher:example.org", Some("leave"), "join"));
+    assert!(member("@musher:example.org", None, "join"));
+    assert!(!member("@musher:example.org", Some("join"), "join"));
+    assert!(!member("@musher:example.org", Some("join"), "leave"));
+    assert!(!member("@ann:example.org", None, "join"));
+}

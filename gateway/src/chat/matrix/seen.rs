@@ -1,0 +1,89 @@
+//! What was said lately in the rooms, so that a reply can be understood without asking the homeserver.
+//!
+//! Bounded memory and nothing more: whatever has fallen out is fetched again.
+
+use std::collections::{HashMap, VecDeque};
+
+use matrix_sdk::ruma::{OwnedEventId, OwnedRoomId};
+
+/// How many events are remembered.
+const CAPACITY: usize = 2048;
+/// How much of each text is remembered, in bytes.
+const MAX_TEXT: usize = 4096;
+
+/// A message that was said earlier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Known {
+    /// Whether the bot said it.
+    pub(super) ours: bool,
+    /// Its text.
+    pub(super) text: String,
+}
+
+/// An event is known by its room too: a reply must not bring text from one room into another.
+type Key = (OwnedRoomId, OwnedEventId);
+
+/// What is remembered of an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// It was said.
+    Said(Known),
+    /// The homeserver was asked for it and has no such message.
+    InVain,
+}
+
+/// The memory.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    entries: HashMap<Key, Memory>,
+    order: VecDeque<Key>,
+}
+
+impl Seen {
+    /// Remembers an event, and forgets the oldest one when there are too many.
+    pub(super) fn insert(&mut self, room: OwnedRoomId, event: OwnedEventId, mut memory: Memory) {
+        if let Memory::Said(known) = &mut memory {
+            known.text.truncate(known.text.floor_char_boundary(MAX_TEXT));
+        }
+        let key = (room, event);
+        if self.entries.insert(key.clone(), memory).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > CAPACITY
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.entries.remove(&oldest);
+        }
+    }
+
+    /// What is remembered of an event, if it is.
+    pub(super) fn get(&self, room: OwnedRoomId, event: OwnedEventId) -> Option<Memory> {
+        self.entries.get(&(room, event)).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use matrix_sdk::ruma::{EventId, room_id};
+
+    use super::*;
+
+    #[test]
+    fn memory_is_bounded_and_kept_apart_by_room() {
+        let (room, other) = (room_id!("!a:b.c").to_owned(), room_id!("!other:b.c").to_owned());
+        let event = |n: usize| EventId::parse(format!("$event{n}:b.c")).expect("an event id");
+        let mut seen = Seen::default();
+        for n in 0..=CAPACITY {
+            seen.insert(room.clone(), event(n), Memory::Said(Known { ours: false, text: "ü".repeat(MAX_TEXT) }));
+        }
+        assert_eq!(seen.get(room.clone(), event(0)), None);
+        assert_eq!(seen.get(other, event(1)), None);
+        let Some(Memory::Said(kept)) = seen.get(room.clone(), event(1)) else { panic!("it is still known") };
+        assert_eq!(kept.text.len(), MAX_TEXT);
+        assert_eq!((seen.entries.len(), seen.order.len()), (CAPACITY, CAPACITY));
+
+        seen.insert(room.clone(), event(1), Memory::InVain);
+        assert_eq!(seen.get(room, event(1)), Some(Memory::InVain));
+        assert_eq!(seen.order.len(), CAPACITY);
+    }
+}

@@ -1,0 +1,106 @@
+//! The command line: what `musher` can be told to do. Parsing alone.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Run software projects from a chat room.
+#[derive(Debug, Parser)]
+#[command(name = "musher", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// The state directory
+    #[arg(long, env = "MUSHER_HOME", value_name = "DIR", global = true)]
+    pub home: Option<PathBuf>,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the gateway, with a prompt on this terminal unless bot.toml names another transport
+    Up {
+        /// Take piped chat lines at once, without waiting for the answer to the one before
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Check the engine, the images and the state directory
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make images ahead of the first project
+    #[command(subcommand)]
+    Images(Images),
+    /// Keep secrets that bot.toml names
+    #[command(subcommand)]
+    Secrets(SecretsVerb),
+    /// Look at the settings
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Open a shell in a project, or run a command there
+    Ssh {
+        /// The project
+        project: String,
+        /// The command; a shell when absent
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Carry an SSH session over standard input and output; for ssh's `ProxyCommand`
+    SshProxy {
+        /// The project
+        project: String,
+    },
+    /// Tell the version
+    Version,
+}
+
+/// `musher images …`
+#[derive(Debug, Subcommand)]
+pub enum Images {
+    /// Build what is missing of the base image and of these stacks
+    Build {
+        /// The stacks; the image without a stack when absent
+        stacks: Vec<String>,
+    },
+}
+
+/// `musher secrets …`
+#[derive(Debug, Subcommand)]
+pub enum SecretsVerb {
+    /// Store a secret; its value is read from standard input
+    Set {
+        /// Its name
+        name: String,
+    },
+    /// List the names
+    List,
+    /// Forget a secret
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+/// `musher config …`
+#[derive(Debug, Subcommand)]
+pub enum ConfigVerb {
+    /// Check bot.toml
+    Check,
+    /// Print an example with every setting
+    Example,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,438 @@
+//! The one grammar of commands, for chat and command line alike (CMD-1), and the rule that tells a
+//! command from what people say to the agent (CHAT-12). Pure: text in, command or text out.
+
+use std::fmt;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::text;
+
+/// A command, as people write it in a room.
+#[derive(Debug, Clone, PartialEq, Parser)]
+#[command(no_binary_name = true, name = "", disable_help_flag = true, disable_help_subcommand = true)]
+pub enum Command {
+    /// List the commands, or explain one
+    Help {
+        /// The command to explain
+        topic: Option<String>,
+    },
+    /// Make something new
+    #[command(subcommand)]
+    New(New),
+    /// List the projects
+    Projects,
+    /// Tell what runs, on which branch, and what has changed
+    Status,
+    /// Choose the project that you talk about in this room
+    Switch {
+        /// The project's name
+        project: String,
+    },
+    /// End the running turn and forget what waits
+    Stop,
+    /// Begin a new agent session; the files stay
+    Reset,
+    /// Tell how to open a project over SSH
+    Ssh {
+        /// The project; the chosen one when absent
+        project: Option<String>,
+    },
+    /// Delete something
+    #[command(subcommand)]
+    Delete(Delete),
+    /// Confirm a deletion
+    #[command(subcommand)]
+    Confirm(Confirm),
+    /// Show the latest lines of the node's log
+    Logs {
+        /// How many lines
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=500))]
+        lines: u32,
+    },
+    /// Run git in the project: !git log --oneline -5
+    Git {
+        /// What follows git
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        args: Vec<String>,
+    },
+    /// Show what has changed since the last commit: !diff [path…]
+    Diff {
+        /// Paths to look at
+        #[arg(trailing_var_arg = true)]
+        paths: Vec<String>,
+    },
+    /// Check the engine, the images and the state directory
+    Doctor,
+    /// Tell the version
+    Version,
+}
+
+/// What can be made.
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum New {
+    /// Make a project: a container with its toolchain, an SSH door and an agent
+    Project(NewProject),
+}
+
+/// `new project` (PROJ-1).
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct NewProject {
+    /// Its name: a lower-case letter, then letters, digits or dashes, 31 at most
+    pub name: String,
+    /// The stack of languages; found from the files when absent
+    #[arg(long)]
+    pub stack: Option<String>,
+    /// A repository to clone: https, or a local path
+    #[arg(long)]
+    pub git: Option<String>,
+    /// The branch to check out
+    #[arg(long, requires = "git")]
+    pub branch: Option<String>,
+    /// Clone only so many commits
+    #[arg(long, requires = "git", value_parser = clap::value_parser!(u32).range(1..))]
+    pub depth: Option<u32>,
+    /// The folder on the host
+    #[arg(long)]
+    pub path: Option<String>,
+    /// Take an existing git repository at that folder
+    #[arg(long, conflicts_with = "git")]
+    pub adopt: bool,
+    /// How many processors it may use, such as 1.5
+    #[arg(long)]
+    pub cpus: Option<f64>,
+    /// How much memory it may use, such as 4g
+    #[arg(long)]
+    pub memory: Option<String>,
+}
+
+impl NewProject {
+    /// A project of this name, all else as it comes.
+    pub fn named(name: &str) -> Self {
+        let name = name.to_owned();
+        Self {
+            name,
+            stack: None,
+            git: None,
+            branch: None,
+            depth: None,
+            path: None,
+            adopt: false,
+            cpus: None,
+            memory: None,
+        }
+    }
+}
+
+/// What can be deleted.
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Delete {
+    /// Delete a project's container and settings; its files on the host stay
+    Project {
+        /// The project's name
+        name: String,
+    },
+}
+
+/// What can be confirmed.
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Confirm {
+    /// Confirm that a project is to be deleted
+    Delete {
+        /// The project's name
+        name: String,
+    },
+}
+
+/// What a message turned out to be.
+#[derive(Debug, PartialEq)]
+pub enum Said {
+    /// A command.
+    Command(Command),
+    /// A command that cannot be understood: what to answer.
+    Misused(String),
+    /// Words for the agent.
+    Text(String),
+}
+
+/// Tells a command from words for the agent (CHAT-12).
+///
+/// `!word …` is always a command. Without `!`, a message is one only if the whole of it parses as a command
+/// that takes no prose.
+pub fn read(message: &str) -> Said {
+    let message = message.trim();
+    if let Some(line) = message.strip_prefix('!') {
+        return match parse(line) {
+            Ok(command) => Said::Command(command),
+            Err(answer) => Said::Misused(answer),
+        };
+    }
+    if !message.contains('\n')
+        && let Ok(command) = parse(message)
+        && command.stands_alone(message)
+    {
+        return Said::Command(command);
+    }
+    Said::Text(message.to_owned())
+}
+
+/// Parses the words of a command; an error is what to answer.
+pub fn parse(line: &str) -> Result<Command, String> {
+    let words = shell_words::split(&typed_dashes(line)).map_err(|_| "⚠ a quotation mark is not closed.".to_owned())?;
+    let Some(first) = words.first() else {
+        return Err(format!("⚠ there is no command after `!`.\nTry `{}`.", Command::Help { topic: None }));
+    };
+    Command::try_parse_from(&words).map_err(|error| {
+        let known = Command::command().get_subcommands().any(|verb| verb.get_name() == first);
+        let rendered = text::plain(&error.render().to_string());
+        let mut what = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        if what.ends_with(':') {
+            let listed: Vec<_> =
+                rendered.lines().skip(1).take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+            what = format!("{what} {}", listed.join(", "));
+        }
+        let tip = rendered.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+        let tip = tip.map(|tip| format!(" {tip}.")).unwrap_or_default();
+        let topic = known.then(|| first.clone());
+        format!("⚠ {what}.{tip}\nTry `{}`.", Command::Help { topic })
+    })
+}
+
+/// Phones turn `--` into a dash of their own.
+fn typed_dashes(line: &str) -> String {
+    line.replace(" —", " --").replace(" –", " --")
+}
+
+impl Command {
+    /// Whether it counts without `!`: it takes no prose, and the message says nothing else.
+    fn stands_alone(&self, message: &str) -> bool {
+        match self {
+            Self::Git { .. } | Self::Diff { .. } => false,
+            Self::Help { topic: Some(topic) } => Self::command().find_subcommand(topic).is_some(),
+            // The project's name is one word that could be a name; "switch to tabs" does not parse at all.
+            Self::Switch { project } | Self::Ssh { project: Some(project) } => {
+                project.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            }
+            _ => !message.contains(['?', '!']),
+        }
+    }
+}
+
+/// The command as it can be written in a room. [`parse`] reads it back.
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = |word: &str| shell_words::quote(word).into_owned();
+        match self {
+            Self::Help { topic: None } => f.write_str("help"),
+            Self::Help { topic: Some(topic) } => write!(f, "help {}", word(topic)),
+            Self::New(New::Project(new)) => write!(f, "new project {new}"),
+            Self::Projects => f.write_str("projects"),
+            Self::Status => f.write_str("status"),
+            Self::Switch { project } => write!(f, "switch {}", word(project)),
+            Self::Stop => f.write_str("stop"),
+            Self::Reset => f.write_str("reset"),
+            Self::Ssh { project: None } => f.write_str("ssh"),
+            Self::Ssh { project: Some(project) } => write!(f, "ssh {}", word(project)),
+            Self::Delete(Delete::Project { name }) => write!(f, "delete project {}", word(name)),
+            Self::Confirm(Confirm::Delete { name }) => write!(f, "confirm delete {}", word(name)),
+            Self::Logs { lines } => write!(f, "logs --lines {lines}"),
+            Self::Git { args } => write!(f, "!git {}", shell_words::join(args)),
+            Self::Diff { paths } => write!(f, "!diff {}", shell_words::join(paths)),
+            Self::Doctor => f.write_str("doctor"),
+            Self::Version => f.write_str("version"),
+        }
+    }
+}
+
+impl fmt::Display for NewProject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, stack, git, branch, depth, path, adopt, cpus, memory } = self;
+        f.write_str(&shell_words::quote(name))?;
+        let options = [
+            ("stack", stack.clone()),
+            ("git", git.clone()),
+            ("branch", branch.clone()),
+            ("depth", depth.map(|depth| depth.to_string())),
+            ("path", path.clone()),
+            ("cpus", cpus.map(|cpus| cpus.to_string())),
+            ("memory", memory.clone()),
+        ];
+        for (option, value) in options {
+            if let Some(value) = value {
+                write!(f, " --{option} {}", shell_words::quote(&value))?;
+            }
+        }
+        if *adopt { f.write_str(" --adopt") } else { Ok(()) }
+    }
+}
+
+/// The help text: all commands, or one with its options. `Err` names the nearest command.
+pub fn help(topic: Option<&str>) -> Result<String, String> {
+    let mut grammar = Command::command();
+    grammar.build();
+    let Some(topic) = topic else {
+        let mut lines = vec!["Commands:".to_owned(), String::new()];
+        for verb in grammar.get_subcommands() {
+            let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+            let nested: Vec<_> = verb.get_subcommands().collect();
+            if nested.is_empty() {
+                lines.push(format!("- `{}` — {about}", usage(verb, "")));
+            }
+            lines.extend(nested.into_iter().map(|nested| {
+                let about = nested.get_about().map(ToString::to_string).unwrap_or_default();
+                format!("- `{}` — {about}", usage(nested, verb.get_name()))
+            }));
+        }
+        lines.push(String::new());
+        lines.push(
+            "Everything else that you write goes to the agent of your project. A leading `!` always means a command."
+                .to_owned(),
+        );
+        return Ok(lines.join("\n"));
+    };
+    match grammar.find_subcommand_mut(topic) {
+        Some(verb) => {
+            let nested = verb.get_subcommands().next().cloned();
+            let shown = nested.map_or_else(|| verb.render_help(), |mut nested| nested.render_help());
+            Ok(text::code_block(shown.to_string().trim()))
+        }
+        None => Err(format!("⚠ there is no command {}.\nTry `{}`.", text::code(topic), Command::Help { topic: None })),
+    }
+}
+
+/// `verb <needed> [optional]`, options left to `help <verb>`.
+fn usage(verb: &clap::Command, before: &str) -> String {
+    let bang = if matches!(verb.get_name(), "git" | "diff") { "!" } else { "" };
+    let mut usage = format!("{bang}{before} {}", verb.get_name()).replace("  ", " ").trim().to_owned();
+    if !bang.is_empty() {
+        usage = usage.replace("! ", "!");
+    }
+    for argument in verb.get_positionals() {
+        let name = argument.get_id().as_str();
+        usage.push_str(if argument.is_required_set() { " <" } else { " [" });
+        usage.push_str(name);
+        usage.push(if argument.is_required_set() { '>' } else { ']' });
+    }
+    if verb.get_opts().next().is_some() {
+        usage.push_str(" [options]");
+    }
+    usage
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn command(line: &str) -> Command {
+        match read(line) {
+            Said::Command(command) => command,
+            other => panic!("{line:?} is no command but {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_wholly_a_command_is_one() {
+        for line in [
+            "projects",
+            "status",
+            " stop ",
+            "reset",
+            "help",
+            "help status",
+            "switch myapp",
+            "ssh",
+            "ssh myapp",
+            "version",
+        ] {
+            assert_eq!(command(line), command(&format!("!{}", line.trim())), "{line}");
+        }
+        assert_eq!(command("delete project old"), Command::Delete(Delete::Project { name: "old".into() }));
+        assert_eq!(
+            command("!git log --oneline -5"),
+            Command::Git { args: ["log", "--oneline", "-5"].map(Into::into).into() }
+        );
+        let Command::New(New::Project(new)) = command("new project myapp —stack rust --cpus 1.5") else { panic!() };
+        assert_eq!((new.name.as_str(), new.stack.as_deref(), new.cpus), ("myapp", Some("rust"), Some(1.5)));
+    }
+
+    #[test]
+    fn prose_that_begins_like_a_command_reaches_the_agent() {
+        for line in [
+            "show me the parser",
+            "add tests for the parser",
+            "git push fails",
+            "git status",
+            "stop using unwrap",
+            "stop, that is wrong",
+            "reset the counter to 0",
+            "status of the build?",
+            "switch to tabs",
+            "new project structure would be nice",
+            "help me with this",
+            "help me",
+            "projects are late",
+            "delete project files that nobody uses",
+            "stop\nand explain",
+            "what is `stop`?",
+            "don't",
+            "",
+        ] {
+            assert_eq!(read(line), Said::Text(line.to_owned()), "{line}");
+        }
+    }
+
+    #[test]
+    fn misuse_is_answered_with_the_way_on() {
+        for (line, answer) in [
+            ("!stattus", "⚠ unrecognized subcommand 'stattus'. a similar subcommand exists: 'status'.\nTry `help`."),
+            ("!switch", "⚠ the following required arguments were not provided: <PROJECT>.\nTry `help switch`."),
+            (
+                "!new project x --stak rust",
+                "⚠ unexpected argument '--stak' found. a similar argument exists: '--stack'.\nTry `help new`.",
+            ),
+            ("!", "⚠ there is no command after `!`.\nTry `help`."),
+            ("!git \"", "⚠ a quotation mark is not closed."),
+        ] {
+            assert_eq!(read(line), Said::Misused(answer.to_owned()));
+        }
+    }
+
+    #[test]
+    fn help_names_every_command_and_explains_each() {
+        let all = help(None).expect("there is help");
+        for verb in Command::command().get_subcommands() {
+            assert!(all.contains(verb.get_name()), "{}", verb.get_name());
+            help(Some(verb.get_name())).expect("each command is explained");
+        }
+        assert!(help(Some("nonsense")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn every_command_that_we_print_is_read_back(
+            name in "[a-z][a-z0-9-]{0,30}", path in proptest::option::of("[ -~]{1,20}"), depth in proptest::option::of(1u32..99),
+            adopt: bool, lines in 1u32..=500, args in prop::collection::vec("[!-~]{1,8}", 1..4),
+        ) {
+            let git = depth.map(|_| "https://example.org/x y".to_owned());
+            let new = NewProject {
+                name: name.clone(), stack: Some("rust".into()), branch: git.clone(), adopt: adopt && git.is_none(), git, depth,
+                path: path.filter(|path| !path.starts_with('-')), cpus: Some(0.5), memory: Some("2g".into()),
+            };
+            let commands = [
+                Command::New(New::Project(new)), Command::Switch { project: name.clone() }, Command::Ssh { project: Some(name.clone()) },
+                Command::Delete(Delete::Project { name: name.clone() }), Command::Confirm(Confirm::Delete { name }),
+                Command::Logs { lines }, Command::Git { args }, Command::Help { topic: Some("new".into()) },
+                Command::Projects, Command::Status, Command::Stop, Command::Reset, Command::Doctor, Command::Version,
+            ];
+            for command in commands {
+                prop_assert_eq!(parse(command.to_string().trim_start_matches('!')), Ok(command));
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_without_harm(line in "\\PC*") {
+            let _said = read(&line);
+        }
+    }
+}

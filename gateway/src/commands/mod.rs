@@ -1,0 +1,388 @@
+//! Commands: what they say ([`grammar`]) and what they do.
+//!
+//! A command is answered at once, on its own; what takes long goes on beside everything else.
+
+pub mod grammar;
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use journal::Cause;
+use link::requests::{CommandOutput, NodeStatus};
+use musher_docker::ContainerState;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use self::grammar::{Command, Confirm, Delete, New, NewProject};
+use crate::{
+    chat::{Person, Room, Weight},
+    containers::SharedContainers,
+    dispatch::SessionKey,
+    doctor::Doctor,
+    home::Home,
+    nodes::Nodes,
+    outbox::{Address, Outbox, Progress},
+    people::Role,
+    projects::{
+        Project, Registry, Stage,
+        saga::{self, Sagas},
+    },
+    refusal::Refusal,
+    rooms::Rooms,
+    sessions::Sessions,
+    tasks::Tasks,
+    text,
+};
+
+/// How long a deletion may be confirmed.
+const CONFIRM_WITHIN: Duration = Duration::from_mins(2);
+/// After this a proxied command says that it is still running (CMD-5).
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What of a command's output is shown, in bytes of its end.
+const OUTPUT_MAX: usize = 20_000;
+
+/// Who asked for a command, and where the answer goes.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Who.
+    pub by: Person,
+    /// With which rights.
+    pub role: Role,
+    /// Where the answer goes.
+    pub to: Address,
+    /// The project that they talk about there.
+    pub project: Option<Uuid>,
+    /// The message.
+    pub event_id: String,
+}
+
+impl Asked {
+    fn cause(&self) -> Cause {
+        Cause::Command(self.event_id.clone())
+    }
+}
+
+/// Carries commands out.
+#[derive(Clone)]
+pub struct Commands {
+    inner: Arc<Inner>,
+}
+
+/// What commands work with.
+pub struct Inner {
+    /// The state directory.
+    pub home: Home,
+    /// The projects.
+    pub registry: Arc<Registry>,
+    /// How they come and go.
+    pub sagas: Sagas,
+    /// Their containers.
+    pub containers: SharedContainers,
+    /// Their sleds.
+    pub nodes: Nodes,
+    /// Who talks about which.
+    pub rooms: Arc<Rooms>,
+    /// The agents' memories.
+    pub sessions: Sessions,
+    /// Sends answers.
+    pub outbox: Outbox,
+    /// Runs what takes long.
+    pub tasks: Tasks,
+    /// Checks the installation.
+    pub doctor: Doctor,
+    /// How other machines reach this host.
+    pub ssh_host: Option<String>,
+    /// Deletions that wait to be confirmed, with their time.
+    pub deletions: Mutex<HashMap<(Room, Person, String), Instant>>,
+}
+
+impl Commands {
+    /// Commands on these parts.
+    pub fn new(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Takes a command. What decides about the messages that follow is done before this returns; the rest goes on
+    /// beside everything else.
+    pub async fn take(&self, command: Command, asked: Asked) {
+        match command {
+            Command::Switch { project } => {
+                let answer = self.switch(&project, &asked).await;
+                self.answer(&asked.to, answer);
+            }
+            Command::Reset => {
+                let answer = self.reset(&asked).await;
+                self.answer(&asked.to, answer);
+            }
+            command => {
+                let this = self.clone();
+                self.inner.tasks.spawn("command", async move {
+                    let answer = this.run(command, &asked).await;
+                    this.answer(&asked.to, answer);
+                });
+            }
+        }
+    }
+
+    fn answer(&self, to: &Address, answer: Result<String, Refusal>) {
+        let markdown = answer.unwrap_or_else(|refusal| refusal.to_markdown());
+        drop(self.inner.outbox.post(to, Weight::Answer, markdown));
+    }
+
+    async fn run(&self, command: Command, asked: &Asked) -> Result<String, Refusal> {
+        match command {
+            Command::Help { topic } => Ok(grammar::help(topic.as_deref()).unwrap_or_else(|answer| answer)),
+            Command::New(New::Project(new)) => self.new_project(&new, asked).await,
+            Command::Projects => self.projects().await,
+            Command::Status => self.status(asked).await,
+            Command::Ssh { project } => self.ssh(project.as_deref(), asked),
+            Command::Delete(Delete::Project { name }) => self.ask_deletion(&name, asked),
+            Command::Confirm(Confirm::Delete { name }) => self.delete(&name, asked).await,
+            Command::Logs { lines } => {
+                let (id, _) = self.chosen(asked)?;
+                let sled = self.inner.nodes.sled(id).await?;
+                self.proxied("logs", asked, async move { sled.logs(lines).await }).await
+            }
+            Command::Git { args } => self.git(args, asked).await,
+            Command::Diff { paths } => {
+                let args = ["diff", "HEAD", "--"].map(str::to_owned).into_iter().chain(paths).collect();
+                self.git(args, asked).await
+            }
+            Command::Doctor => Ok(self.inner.doctor.run(Some(&self.inner.registry)).await.to_markdown()),
+            Command::Version => Ok(format!("musher {}", env!("CARGO_PKG_VERSION"))),
+            Command::Switch { .. } | Command::Reset | Command::Stop => {
+                unreachable!("taken before, in order with the messages around it")
+            }
+        }
+    }
+
+    /// The project that the asker talks about here.
+    fn chosen(&self, asked: &Asked) -> Result<(Uuid, Project), Refusal> {
+        let chosen = asked.project.and_then(|id| Some((id, self.inner.registry.get(id)?)));
+        chosen.ok_or_else(|| Refusal::usage("you have not chosen a project here").hint(self.ways_to_choose()))
+    }
+
+    /// What words for an agent are answered with when there is no project for them.
+    pub fn how_to_choose(&self) -> String {
+        Refusal::usage("there is no agent here yet, because you have not chosen a project")
+            .hint(self.ways_to_choose())
+            .to_markdown()
+    }
+
+    fn ways_to_choose(&self) -> String {
+        let new =
+            Command::New(New::Project(NewProject { stack: Some("rust".to_owned()), ..NewProject::named("myapp") }));
+        let ready = self.inner.registry.all().into_iter().filter(|(_, project)| project.stage == Stage::Registered);
+        let switches: Vec<_> = ready
+            .filter_map(|(_, project)| project.spec)
+            .take(5)
+            .map(|spec| format!("`{}`", Command::Switch { project: spec.name }))
+            .collect();
+        if switches.is_empty() {
+            format!("Make one: `{new}`.")
+        } else {
+            format!("Choose one with {}, or make one: `{new}`.", switches.join(", "))
+        }
+    }
+
+    async fn switch(&self, name: &str, asked: &Asked) -> Result<String, Refusal> {
+        let (id, _) = self.inner.registry.registered(name)?;
+        self.inner.rooms.switch(&asked.to.room, &asked.by, id, asked.cause()).await?;
+        Ok(format!("You talk to **{name}** here now."))
+    }
+
+    async fn reset(&self, asked: &Asked) -> Result<String, Refusal> {
+        let (id, project) = self.chosen(asked)?;
+        let key = SessionKey { project: id, room: asked.to.room.clone(), thread: None };
+        self.inner.sessions.reset(&key, &asked.by, asked.cause()).await?;
+        let name = project.spec.map(|spec| spec.name).unwrap_or_default();
+        Ok(format!("The agent of **{name}** begins afresh with your next message. The files stay as they are."))
+    }
+
+    async fn new_project(&self, new: &NewProject, asked: &Asked) -> Result<String, Refusal> {
+        let Inner { outbox, sagas, home, ssh_host, .. } = &*self.inner;
+        let progress = Progress::new(outbox, Address { reply_to: None, mention: None, ..asked.to.clone() });
+        let made = sagas.create(new, &asked.by, asked.cause(), &progress).await;
+        progress.close().await;
+        Ok(saga::welcome(&made?, home, ssh_host.as_deref()))
+    }
+
+    async fn projects(&self) -> Result<String, Refusal> {
+        let all = self.inner.registry.all();
+        if all.is_empty() {
+            return Ok(format!("There are no projects yet. {}", self.ways_to_choose()));
+        }
+        let containers = self.inner.containers.list().await;
+        let mut lines = Vec::new();
+        for (_, project) in all {
+            let Some(spec) = project.spec else { continue };
+            let state = match (project.stage, &containers) {
+                (Stage::Making, _) => "being made",
+                (Stage::Undoing | Stage::Deleting, _) => "being removed",
+                (_, Err(_)) => "unknown",
+                (_, Ok(containers)) => {
+                    let found = containers.iter().find(|found| found.project.as_ref() == Some(&spec.name));
+                    if found.is_some_and(|found| found.state == ContainerState::Running) {
+                        "running"
+                    } else {
+                        "stopped; starts when it is needed"
+                    }
+                }
+            };
+            let stack = project.stack.as_deref().unwrap_or("no stack");
+            lines.push(format!("- **{}** ({stack}), {state}: {}", spec.name, text::code(&spec.path.to_string_lossy())));
+        }
+        if let Err(refusal) = containers {
+            lines.push(String::new());
+            lines.push(refusal.to_markdown());
+        }
+        Ok(lines.join("\n"))
+    }
+
+    async fn status(&self, asked: &Asked) -> Result<String, Refusal> {
+        let (id, project) = self.chosen(asked)?;
+        let name = project.spec.map(|spec| spec.name).unwrap_or_default();
+        let status = self.inner.nodes.sled(id).await?.status().await;
+        let status = status.map_err(|error| {
+            Refusal::unavailable(format!("the node of `{name}` does not answer: {error}"))
+                .hint("`doctor` checks the rest.")
+        })?;
+        Ok(describe(&name, &status))
+    }
+
+    async fn git(&self, args: Vec<String>, asked: &Asked) -> Result<String, Refusal> {
+        let (id, _) = self.chosen(asked)?;
+        let sled = self.inner.nodes.sled(id).await?;
+        self.proxied("git", asked, async move { sled.git(args).await }).await
+    }
+
+    /// Answers within [`PATIENCE`], or says that it is still running and posts the rest later.
+    async fn proxied(
+        &self,
+        what: &'static str,
+        asked: &Asked,
+        call: impl Future<Output = Result<CommandOutput, link::CallError>> + Send,
+    ) -> Result<String, Refusal> {
+        let mut call = std::pin::pin!(call);
+        let output = if let Ok(output) = tokio::time::timeout(PATIENCE, &mut call).await {
+            output
+        } else {
+            drop(self.inner.outbox.post(
+                &asked.to,
+                Weight::Notice,
+                format!("`{what}` is still running; its output follows."),
+            ));
+            call.await
+        };
+        let output = output.map_err(|error| {
+            Refusal::unavailable(format!("`{what}` has no answer: {error}"))
+                .hint("`status` tells whether the node answers.")
+        })?;
+        Ok(show(&output))
+    }
+
+    fn ssh(&self, name: Option<&str>, asked: &Asked) -> Result<String, Refusal> {
+        let (_, project) = match name {
+            Some(name) => self.inner.registry.registered(name)?,
+            None => self.chosen(asked)?,
+        };
+        let Some(spec) = project.spec else { return Err(Refusal::usage("that project is gone")) };
+        let config = self.inner.home.ssh_config();
+        let config = shell_words::quote(&config.to_string_lossy()).into_owned();
+        Ok(format!(
+            "- starts the container when needed: `ssh -F {config} {name}.musher`\n- by the port {port} of this host's loopback: `ssh -F {config} {name}.musher-port`\n\
+             - editors: put `Include {config}` as the first line of your `~/.ssh/config`, then open the remote host `{name}.musher`, folder `/workspace`",
+            name = spec.name,
+            port = spec.port,
+        ))
+    }
+
+    fn ask_deletion(&self, name: &str, asked: &Asked) -> Result<String, Refusal> {
+        let (_, project) = self.deletable(name)?;
+        let key = (asked.to.room.clone(), asked.by.clone(), name.to_owned());
+        self.inner.deletions.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
+        let path = project.spec.map(|spec| spec.path).unwrap_or_default();
+        Ok(format!(
+            "This removes the container of **{name}**, its home with the agent's memory, and its keys. The files in {} stay.\nWrite `{}` within two minutes to do it.",
+            text::code(&path.to_string_lossy()),
+            Command::Confirm(Confirm::Delete { name: name.to_owned() }),
+        ))
+    }
+
+    async fn delete(&self, name: &str, asked: &Asked) -> Result<String, Refusal> {
+        let key = (asked.to.room.clone(), asked.by.clone(), name.to_owned());
+        let asked_at = self.inner.deletions.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        if asked_at.is_none_or(|at| at.elapsed() > CONFIRM_WITHIN) {
+            let first = Command::Delete(Delete::Project { name: name.to_owned() });
+            return Err(Refusal::usage(format!("there is nothing to confirm for {}", text::code(name)))
+                .hint(format!("Write `{first}` first; it can be confirmed in this room, by you, for two minutes.")));
+        }
+        let (id, project) = self.deletable(name)?;
+        let path = project.spec.map(|spec| spec.path).unwrap_or_default();
+        let (sagas, by, cause) = (self.inner.sagas.clone(), asked.by.clone(), asked.cause());
+        sagas.delete(id, &by, cause).await?;
+        Ok(format!("**{name}** is deleted. Its files stay in {}.", text::code(&path.to_string_lossy())))
+    }
+
+    /// A project that can be deleted: registered, or left over from a removal that failed.
+    fn deletable(&self, name: &str) -> Result<(Uuid, Project), Refusal> {
+        match self.inner.registry.by_name(name) {
+            Some((id, project)) if matches!(project.stage, Stage::Undoing | Stage::Deleting) => Ok((id, project)),
+            _ => self.inner.registry.registered(name),
+        }
+    }
+}
+
+/// `status`, for people.
+fn describe(name: &str, status: &NodeStatus) -> String {
+    let NodeStatus { version, uptime_secs, turn, branch, dirty, dirty_files } = status;
+    let mut said = format!(
+        "**{name}**: node up for {} (sled {})",
+        text::span(Duration::from_secs(*uptime_secs)),
+        text::one_line(version, 40)
+    );
+    let turn = match turn {
+        Some(turn) => format!("running for {}", text::span(Duration::from_secs(turn.running_secs))),
+        None => "none".to_owned(),
+    };
+    let branch = branch.as_deref().map_or_else(|| "no repository".to_owned(), text::code);
+    let mut written = write!(said, "\n- turn: {turn}\n- branch: {branch}");
+    if *dirty > 0 {
+        let names: Vec<_> = dirty_files.iter().take(10).map(|name| text::code(name)).collect();
+        let more = dirty.saturating_sub(names.len() as u64);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        written = written.and_then(|()| write!(said, "\n- changed since the last commit: {}{more}", names.join(", ")));
+    } else {
+        written = written.and_then(|()| said.write_str("\n- nothing has changed since the last commit"));
+    }
+    debug_assert!(written.is_ok(), "writing to a string does not fail");
+    said
+}
+
+/// A command's output, for people: its end where it is long.
+fn show(output: &CommandOutput) -> String {
+    let CommandOutput { code, output, truncated } = output;
+    let mut from = output.len().saturating_sub(OUTPUT_MAX);
+    while !output.is_char_boundary(from) {
+        from += 1;
+    }
+    let mut said = String::new();
+    if *truncated || from > 0 {
+        said.push_str("(the end of it)\n");
+    }
+    if output[from..].trim().is_empty() {
+        said.push_str("(no output)");
+    } else {
+        said.push_str(&text::code_block(&output[from..]));
+    }
+    match code {
+        Some(0) => {}
+        Some(code) => return format!("{said}\nexit code {code}"),
+        None => said.push_str("\nended by a signal"),
+    }
+    said
+}

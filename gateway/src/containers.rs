@@ -1,0 +1,333 @@
+//! How a project becomes an image and a container: what of it comes from settings, host and journal.
+//!
+//! This is the gateway's only user of the engine. The engine may be gone at any time and come back (PROJ-12): it is
+//! asked for anew whenever it is needed.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use musher_docker::{
+    BaseImage, BuildProgress, ContainerFacts, ContainerId, ContainerSpec, ContainerState, Engine, EngineError,
+    EngineInfo, ImageInputs, ImagePlan, Limits, Mount, Network, Proxies, SSH_FOLDER, SledBinary, WORKSPACE,
+};
+use stacks::{Stack, StackName, Stacks, Toolchains};
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+use crate::{
+    home::Home,
+    projects::{Owner, Project, Spec, place},
+    refusal::Refusal,
+    text,
+};
+
+/// Where the sled keeps its journal, in a container.
+const SLED_DATA: &str = "/var/lib/musher/sled";
+/// How long a container may take to end by itself.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// Names that are tried for a container before giving up.
+const NAMES: u32 = 20;
+
+/// What settings and host say of images and containers.
+#[derive(Debug, Clone)]
+pub struct ContainerSettings {
+    /// The engine's address, from bot.toml or `DOCKER_HOST`; the usual sockets when absent.
+    pub engine: Option<String>,
+    /// What images stand on.
+    pub base: BaseImage,
+    /// Where toolchains come from.
+    pub toolchains: Toolchains,
+    /// Whether images hold the agent's command-line program.
+    pub with_agent: bool,
+    /// The npm registry to fetch the agent from, where it is not npm's own default.
+    pub npm_registry: Option<String>,
+    /// Certificates to trust, as PEM.
+    pub ca_bundle: Option<Vec<u8>>,
+    /// Proxies for builds and containers.
+    pub proxies: Proxies,
+    /// The sled's binary.
+    pub sled: PathBuf,
+    /// Default processors.
+    pub cpus: Option<f64>,
+    /// Default memory in bytes.
+    pub memory: Option<u64>,
+    /// Processes.
+    pub pids: u32,
+    /// Whether containers reach the network.
+    pub network: bool,
+}
+
+/// Images and containers of one gateway.
+pub struct Containers {
+    gateway: Uuid,
+    home: Home,
+    settings: ContainerSettings,
+    stacks: Stacks,
+    engine: Mutex<Option<Engine>>,
+    sled: OnceCell<SledBinary>,
+    info: OnceCell<EngineInfo>,
+}
+
+impl Containers {
+    /// Nothing is asked of the engine yet.
+    pub fn new(gateway: Uuid, home: Home, settings: ContainerSettings, stacks: Stacks) -> Self {
+        Self { gateway, home, settings, stacks, engine: Mutex::default(), sled: OnceCell::new(), info: OnceCell::new() }
+    }
+
+    /// The engine; refused with what to do when none answers.
+    pub fn engine(&self) -> Result<Engine, Refusal> {
+        let mut known = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(engine) = &*known {
+            return Ok(engine.clone());
+        }
+        let engine = Engine::connect(self.settings.engine.as_deref()).map_err(refused)?;
+        *known = Some(engine.clone());
+        Ok(engine)
+    }
+
+    /// The stacks that there are.
+    pub fn stacks(&self) -> &Stacks {
+        &self.stacks
+    }
+
+    /// The stack of this name; a refusal names those that there are.
+    pub fn stack(&self, name: &str) -> Result<&Stack, Refusal> {
+        let found = StackName::try_from(name.to_owned()).ok().and_then(|name| self.stacks.get(&name));
+        found.ok_or_else(|| {
+            let names: Vec<_> = self.stacks.names().map(|name| format!("`{name}`")).collect();
+            Refusal::usage(format!("there is no stack {}", text::code(name)))
+                .hint(format!("There are: {}.", names.join(", ")))
+        })
+    }
+
+    /// What the image for this stack and owner would be.
+    pub async fn plan(&self, stack: Option<&Stack>, owner: Owner) -> Result<ImagePlan, Refusal> {
+        let settings = &self.settings;
+        let open = || async {
+            let path = settings.sled.clone();
+            tokio::task::spawn_blocking(move || SledBinary::open(&path))
+                .await
+                .map_err(|error| Refusal::internal("the sled's binary cannot be read", error))?
+                .map_err(|error| {
+                    Refusal::internal("the sled's binary cannot be read", error)
+                        .hint("It belongs beside the musher binary.")
+                })
+        };
+        let sled = self.sled.get_or_try_init(open).await?.clone();
+        let inputs = ImageInputs {
+            base: settings.base.clone(),
+            stack,
+            toolchains: settings.toolchains,
+            with_agent: settings.with_agent,
+            npm_registry: settings.npm_registry.clone(),
+            uid: owner.uid,
+            gid: owner.gid,
+            ca_bundle: settings.ca_bundle.clone(),
+            proxies: settings.proxies.clone(),
+            sled,
+        };
+        ImagePlan::new(&inputs).map_err(|error| Refusal::config(error.to_string()))
+    }
+
+    /// Builds what is missing of an image.
+    pub async fn ensure_image(
+        &self,
+        plan: &ImagePlan,
+        progress: &mut (dyn FnMut(BuildProgress) + Send),
+    ) -> Result<(), Refusal> {
+        self.engine()?.ensure_image(plan, progress).await.map_err(refused)
+    }
+
+    /// The project's container, if the engine has one.
+    pub async fn find(&self, name: &str) -> Result<Option<ContainerFacts>, Refusal> {
+        let all = self.list().await?;
+        Ok(all.into_iter().find(|facts| facts.project.as_deref() == Some(name)))
+    }
+
+    /// All containers with our label.
+    pub async fn list(&self) -> Result<Vec<ContainerFacts>, Refusal> {
+        self.engine()?.list(&self.gateway.to_string()).await.map_err(refused)
+    }
+
+    /// Makes and starts the project's container, or starts the one that is there. [`EngineError::PortTaken`] comes
+    /// back as it is, so that the caller can take another port.
+    pub async fn start(&self, id: Uuid, project: &Project) -> Result<ContainerId, StartError> {
+        let spec = project
+            .spec
+            .as_ref()
+            .ok_or_else(|| Refusal::internal("the project has no settings", "its journal is incomplete"))?;
+        let (identity, owner) = project
+            .directory
+            .ok_or_else(|| Refusal::internal("the project has no folder", "its journal is incomplete"))?;
+        if place::identity(&spec.path)? != identity {
+            return Err(StartError::Refused(
+                Refusal::unavailable(format!(
+                    "another folder stands at {} now",
+                    text::code(&spec.path.to_string_lossy())
+                ))
+                .hint("Put the project's own folder back, or delete the project: its files stay where they are."),
+            ));
+        }
+        let engine = self.engine()?;
+        if let Some(found) = self.find(&spec.name).await? {
+            match found.state {
+                ContainerState::Running => return Ok(found.id),
+                // Its port is fixed at creation; one that was made for another port cannot serve.
+                ContainerState::Created | ContainerState::Exited => match engine.start(&found.id).await {
+                    Ok(()) => return Ok(found.id),
+                    Err(EngineError::PortTaken(port)) => {
+                        engine.remove(&found.id).await.map_err(refused)?;
+                        return Err(StartError::PortTaken(port));
+                    }
+                    Err(error) => return Err(refused(error).into()),
+                },
+                _ => engine.remove(&found.id).await.map_err(refused)?,
+            }
+        }
+        let image = project
+            .image
+            .clone()
+            .ok_or_else(|| Refusal::internal("the project has no image", "its journal is incomplete"))?;
+        let mut spec = self.spec(&engine, id, spec, image, owner).await?;
+        let name = spec.name.clone();
+        for attempt in 2..NAMES {
+            match engine.create(&spec).await {
+                Ok(made) => {
+                    return match engine.start(&made).await {
+                        Ok(()) => Ok(made),
+                        Err(error) => {
+                            engine.remove(&made).await.map_err(refused)?;
+                            Err(match error {
+                                EngineError::PortTaken(port) => StartError::PortTaken(port),
+                                other => refused(other).into(),
+                            })
+                        }
+                    };
+                }
+                Err(EngineError::Conflict { .. }) => spec.name = format!("{name}-{attempt}"),
+                Err(error) => return Err(refused(error).into()),
+            }
+        }
+        Err(Refusal::unavailable(format!("all names like `{name}` are taken on this engine"))
+            .hint("Remove containers that nobody needs.")
+            .into())
+    }
+
+    /// Stops the project's container, if it runs.
+    pub async fn stop(&self, name: &str) -> Result<(), Refusal> {
+        match self.find(name).await? {
+            Some(found) => self.engine()?.stop(&found.id, STOP_GRACE).await.map_err(refused),
+            None => Ok(()),
+        }
+    }
+
+    /// Kills and removes the project's container, if there is one.
+    pub async fn remove(&self, name: &str) -> Result<(), Refusal> {
+        match self.find(name).await? {
+            Some(found) => self.engine()?.remove(&found.id).await.map_err(refused),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the bridge when no container needs it any more.
+    pub async fn tidy_network(&self) -> Result<(), Refusal> {
+        if self.list().await?.is_empty() {
+            self.engine()?.remove_network(&self.gateway.to_string()).await.map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    async fn spec(
+        &self,
+        engine: &Engine,
+        id: Uuid,
+        spec: &Spec,
+        image: String,
+        owner: Owner,
+    ) -> Result<ContainerSpec, Refusal> {
+        let settings = &self.settings;
+        let info = self.info.get_or_try_init(|| engine.info()).await.map_err(refused)?;
+        let defaults = Limits::defaults(info);
+        let cpus = spec.cpus.or(settings.cpus);
+        let limits = Limits {
+            milli_cpus: cpus.map_or(defaults.milli_cpus, milli_cpus),
+            memory_bytes: spec.memory.or(settings.memory).unwrap_or(defaults.memory_bytes),
+            pids: settings.pids,
+            ..defaults
+        };
+        let network = if settings.network {
+            Network::Bridge(engine.ensure_network(&self.gateway.to_string()).await.map_err(refused)?)
+        } else {
+            Network::None
+        };
+        let parts = self.home.project(id);
+        let mount = |host: PathBuf, target: &str, read_only| Mount { host, target: target.into(), read_only };
+        Ok(ContainerSpec {
+            name: format!("musher-{}", spec.name),
+            image,
+            project: spec.name.clone(),
+            gateway_id: self.gateway.to_string(),
+            uid: owner.uid,
+            gid: owner.gid,
+            mounts: vec![
+                mount(spec.path.clone(), WORKSPACE, false),
+                mount(parts.home(), "/home", false),
+                mount(parts.sled(), SLED_DATA, false),
+                mount(parts.door(), SSH_FOLDER, true),
+            ],
+            port: settings.network.then_some(spec.port),
+            limits,
+            network,
+            env: settings.proxies.variables().iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+        })
+    }
+}
+
+/// A number of processors as thousandths. Settings and grammar have bounded it.
+fn milli_cpus(cpus: f64) -> u32 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the float is clamped to what fits")]
+    let milli = (cpus * 1000.0).clamp(1.0, 1_000_000.0) as u32;
+    milli
+}
+
+/// Why a container does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its port on the host belongs to somebody else; nothing is left of the attempt.
+    #[error("port {0} is taken")]
+    PortTaken(u16),
+    /// For another reason.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// What people are told of the engine's error.
+pub fn refused(error: EngineError) -> Refusal {
+    let hint = error.hint().map(|hint| {
+        let mut hint = hint.to_owned();
+        if let Some(first) = hint.get(..1).map(str::to_uppercase) {
+            hint.replace_range(..1, &first);
+        }
+        hint + "."
+    });
+    let refusal = match error {
+        EngineError::BuildFailed(failure) => {
+            let log = failure.log.join("\n");
+            return Refusal::internal(format!("{failure}"), "its last lines follow").hint(text::code_block(&log));
+        }
+        EngineError::NotRunning { .. } | EngineError::PermissionDenied { .. } => {
+            Refusal::unavailable(error.to_string())
+        }
+        other => Refusal::internal(other.to_string(), other),
+    };
+    match hint {
+        Some(hint) => refusal.hint(hint),
+        None => refusal,
+    }
+}
+
+/// Shared.
+pub type SharedContainers = Arc<Containers>;

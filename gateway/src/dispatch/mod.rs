@@ -1,0 +1,33 @@
+//! From messages to turns: coalescing, order, stop and queue.
+//!
+//! [`core`] decides and does nothing; [`actor`] does and decides nothing. Every rule about when a turn
+//! starts is in the core and is tested there, without a clock, a task, a chat or an engine.
+
+pub mod actor;
+pub mod core;
+
+use uuid::Uuid;
+
+use crate::chat::Room;
+
+/// What an agent's memory belongs to: one conversation on one project.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionKey {
+    /// The project; at most one turn runs in it at a time.
+    pub project: Uuid,
+    /// Where people talk.
+    pub room: Room,
+    /// The thread, where threads are sessions of their own.
+    pub thread: Option<String>,
+}
+
+/// Messages that the agent answers together.
+#[derive(Debug)]
+pub struct Batch<M> {
+    /// Minted when the batch closed; also the id of its turn.
+    pub id: Uuid,
+    /// Whose memory it goes to.
+    pub session: SessionKey,
+    /// The messages, in the order in which they came; at least one.
+    pub messages: Vec<M>,
+}

@@ -1,0 +1,205 @@
+//! `doctor`: what of the installation works, shown from the engine's own words, and what to do about the rest.
+
+use std::sync::Arc;
+
+use musher_docker::{ContainerState, Inspection, LABEL_PROJECT};
+use serde::Serialize;
+
+use crate::{containers::SharedContainers, home::Home, projects::Registry, refusal::Refusal, text};
+
+/// Less free space than this in the state directory is a problem, in bytes.
+const SPACE_MIN: u64 = 2 << 30;
+
+/// Checks one installation.
+#[derive(Clone)]
+pub struct Doctor {
+    /// The state directory.
+    pub home: Home,
+    /// Images, containers, the engine.
+    pub containers: SharedContainers,
+    /// What is known beforehand: which agent answers, where the model's key comes from.
+    pub known: Arc<[Check]>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What it is, such as `engine`.
+    pub name: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found.
+    pub found: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Check {
+    /// Something that is as it should be.
+    pub fn good(name: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { name: name.into(), ok: true, found: found.into(), hint: None }
+    }
+
+    /// Something that is not.
+    pub fn bad(name: impl Into<String>, found: impl Into<String>, hint: Option<String>) -> Self {
+        Self { name: name.into(), ok: false, found: found.into(), hint }
+    }
+}
+
+/// Everything that was looked at.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether all is as it should be.
+    pub ok: bool,
+    /// One entry per thing.
+    pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// The report as chat text; as terminal text it reads the same.
+    pub fn to_markdown(&self) -> String {
+        let mut lines: Vec<_> = self
+            .checks
+            .iter()
+            .map(|check| {
+                let mark = if check.ok { '✓' } else { '✗' };
+                let hint = check.hint.as_deref().map(|hint| format!(" — {hint}")).unwrap_or_default();
+                format!("- {mark} {}: {}{hint}", check.name, text::one_line(&check.found, 300))
+            })
+            .collect();
+        let wrong = self.checks.iter().filter(|check| !check.ok).count();
+        lines.push(String::new());
+        lines.push(if wrong == 0 {
+            "All is well.".to_owned()
+        } else {
+            format!("{} to mend.", text::count(wrong, "thing"))
+        });
+        lines.join("\n")
+    }
+}
+
+impl Doctor {
+    /// Looks at everything; with `registry`, at the projects' containers too.
+    pub async fn run(&self, registry: Option<&Registry>) -> Report {
+        let mut checks = vec![Check::good("version", format!("musher {}", env!("CARGO_PKG_VERSION")))];
+        checks.push(self.state_directory());
+        checks.extend(self.known.iter().cloned());
+        let engine = self.engine().await;
+        let reachable = engine.ok;
+        checks.push(engine);
+        if reachable && let Some(registry) = registry {
+            checks.extend(self.projects(registry).await);
+        }
+        Report { ok: checks.iter().all(|check| check.ok), checks }
+    }
+
+    fn state_directory(&self) -> Check {
+        let shown = self.home.root().display();
+        match nix::sys::statvfs::statvfs(self.home.root()) {
+            Ok(stat) => {
+                let free = stat.blocks_available() * stat.fragment_size();
+                let found = format!("{shown}, {} GiB free", free >> 30);
+                if free < SPACE_MIN {
+                    Check::bad("state directory", found, Some("free some space".to_owned()))
+                } else {
+                    Check::good("state directory", found)
+                }
+            }
+            Err(error) => Check::bad("state directory", format!("{shown}: {error}"), None),
+        }
+    }
+
+    async fn engine(&self) -> Check {
+        let info = async { self.containers.engine()?.info().await.map_err(crate::containers::refused) }.await;
+        match info {
+            Ok(info) => {
+                let rootless = if info.rootless { ", rootless" } else { "" };
+                Check::good(
+                    "engine",
+                    format!(
+                        "{} (API {}), {} processors, {} GiB, {:?}{rootless}",
+                        info.version,
+                        info.api_version,
+                        info.cpus,
+                        info.memory_bytes >> 30,
+                        info.cgroup
+                    ),
+                )
+            }
+            Err(refusal) => Check::bad("engine", refusal.sentence(), refusal.hint),
+        }
+    }
+
+    async fn projects(&self, registry: &Registry) -> Vec<Check> {
+        let list = async {
+            let engine = self.containers.engine()?;
+            let mut found = Vec::new();
+            for facts in self.containers.list().await? {
+                found.push((facts.state, engine.inspect(&facts.id).await.map_err(crate::containers::refused)?));
+            }
+            Ok::<_, Refusal>(found)
+        };
+        match list.await {
+            Ok(found) => found.into_iter().map(|(state, inspection)| container(registry, state, &inspection)).collect(),
+            Err(refusal) => vec![Check::bad("containers", refusal.sentence(), refusal.hint)],
+        }
+    }
+}
+
+/// Invariant 8, read back from the engine.
+fn container(registry: &Registry, state: ContainerState, inspection: &Inspection) -> Check {
+    let project = inspection.labels.get(LABEL_PROJECT).cloned().unwrap_or_default();
+    let name = format!("container {}", inspection.name);
+    if registry.by_name(&project).is_none() {
+        return Check::bad(
+            name,
+            "no project of this gateway knows it",
+            Some("look at it, and remove it with the engine's client".to_owned()),
+        );
+    }
+    let faults = faults(inspection);
+    if faults.is_empty() {
+        Check::good(name, format!("{state:?}; no capability, no new privileges, loopback only, limited").to_lowercase())
+    } else {
+        Check::bad(
+            name,
+            faults.join("; "),
+            Some(format!("delete the project `{project}` and make it anew; its files stay")),
+        )
+    }
+}
+
+fn faults(inspection: &Inspection) -> Vec<String> {
+    let Inspection {
+        user,
+        privileged,
+        cap_add,
+        cap_drop,
+        security_options,
+        published,
+        limits,
+        restarts,
+        devices,
+        shared_namespaces,
+        mounts,
+        ..
+    } = inspection;
+    let root = user.split(':').any(|part| matches!(part, "" | "0" | "root"));
+    [
+        (root, "it runs as root"),
+        (*privileged, "it is privileged"),
+        (!cap_add.is_empty() || !cap_drop.iter().any(|cap| cap.eq_ignore_ascii_case("all")), "it has capabilities"),
+        (!security_options.iter().any(|option| option.starts_with("no-new-privileges")), "it may gain privileges"),
+        (published.iter().any(|port| port.host_ip != "127.0.0.1"), "a port is open beyond loopback"),
+        (limits.memory_bytes <= 0 || limits.memory_bytes != limits.memory_and_swap_bytes, "its memory is not bounded"),
+        (limits.pids <= 0, "its processes are not bounded"),
+        (*restarts, "the engine restarts it"),
+        (*devices > 0, "it has devices of the host"),
+        (!shared_namespaces.is_empty(), "it shares a namespace with the host"),
+        (mounts.iter().any(|mount| mount.host.ends_with("docker.sock")), "it has the engine's socket"),
+    ]
+    .into_iter()
+    .filter(|(wrong, _)| *wrong)
+    .map(|(_, fault)| fault.to_owned())
+    .collect()
+}

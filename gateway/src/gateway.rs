@@ -1,0 +1,353 @@
+//! The gateway put together: what depends on what, what starts in which order, and how it ends.
+
+use std::{
+    io::IsTerminal,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bot_config::Config;
+use journal::{Actor, Append, Cause, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, StreamId, SystemClock};
+use serde::{Deserialize, Serialize};
+use stacks::Stacks;
+use tokio::net::{TcpListener, UnixListener};
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use crate::{
+    chat::{
+        Inbox, SharedSurface, SurfaceKind,
+        console::{self, Console},
+        matrix::{MatrixError, MatrixSettings, MatrixSurface},
+    },
+    commands::{self, Commands},
+    containers::Containers,
+    control::{self, Control},
+    dispatch::{
+        actor::{Carrier, Dispatcher},
+        core::Event,
+    },
+    doctor::Doctor,
+    health,
+    home::{Home, Owned},
+    intake::Intake,
+    nodes::Nodes,
+    outbox::Outbox,
+    projects::{Registry, Stage, saga::Sagas},
+    refusal::Refusal,
+    rooms::Rooms,
+    sessions::Sessions,
+    settings::{self, Environment, Settings},
+    tasks::Tasks,
+    turns::Turns,
+};
+
+/// How long everything may take to end.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+/// The longest wait between two tries to reach the homeserver at start.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// What happens to the gateway itself. Stream `gateway/self`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "data")]
+enum GatewayEvent {
+    /// The state directory is new.
+    #[serde(rename = "gateway.created")]
+    Created {
+        /// The id that everything of ours on the engine carries.
+        id: Uuid,
+    },
+}
+
+impl DomainEvent for GatewayEvent {
+    const KINDS: &'static [&'static str] = &["gateway.created"];
+}
+
+#[derive(Debug, Default)]
+struct Identity {
+    id: Option<Uuid>,
+}
+
+impl Fold for Identity {
+    type Event = GatewayEvent;
+    type Error = std::convert::Infallible;
+
+    fn apply(&mut self, event: &GatewayEvent, _: &Recorded) -> Result<(), Self::Error> {
+        let GatewayEvent::Created { id } = event;
+        self.id = Some(*id);
+        Ok(())
+    }
+}
+
+/// The id of the gateway that owns this journal, made at its first start.
+async fn identity(journal: &Journal) -> Result<Uuid, Refusal> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Refusal::internal("the gateway's identity cannot be journaled", error.to_string())
+    };
+    let stream = StreamId::new("gateway", "self");
+    let loaded = journal.load::<Identity>(&stream).await.map_err(|error| failed(&error))?;
+    if let Some(id) = loaded.state.id {
+        return Ok(id);
+    }
+    let id = Uuid::now_v7();
+    let event = NewEvent::encode(&GatewayEvent::Created { id }).map_err(|error| failed(&error))?;
+    let append = Append {
+        stream,
+        expected: Expected::NoStream,
+        events: vec![event],
+        key: None,
+        actor: Actor::Gateway,
+        cause: Cause::None,
+    };
+    journal.append(append).await.map_err(|error| failed(&error))?;
+    Ok(id)
+}
+
+/// A gateway that is ready to run.
+pub struct Gateway {
+    tasks: Tasks,
+    intake: Arc<Intake>,
+    outbox: Outbox,
+    home: Home,
+    matrix: Option<MatrixSettings>,
+    practice: bool,
+    ready: Arc<AtomicBool>,
+    journal: Journal,
+    _owned: Owned,
+}
+
+/// How `musher up` was asked to take chat.
+#[derive(Debug, Clone, Copy)]
+pub struct UpOptions {
+    /// Piped lines do not wait for each other.
+    pub no_wait: bool,
+}
+
+impl Gateway {
+    /// Takes the state directory, recovers what an earlier gateway left, and opens the doors. Nothing is taken from
+    /// people yet.
+    pub async fn build(config: &Config, environment: &Environment<'_>, home: Home) -> Result<Self, Refusal> {
+        let settings = settings::resolve(config, environment, &home)?;
+        let stacks = Stacks::load(Some(&home.stacks()))
+            .map_err(|error| Refusal::config(error.to_string()).hint("docs/stacks.md tells how a stack is written."))?;
+        let owned = home.own()?;
+        let listener = health::bind(config.http.listen).await?;
+        let control_socket = control::bind(&home)?;
+        let journal = Journal::open(&home.journal(), Arc::new(SystemClock))
+            .map_err(|error| Refusal::internal("the journal cannot be opened", error))?;
+        Self::assemble(
+            config,
+            environment.musher.clone(),
+            home,
+            owned,
+            settings,
+            stacks,
+            journal,
+            (listener, control_socket),
+        )
+        .await
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the one place where everything meets")]
+    async fn assemble(
+        config: &Config,
+        musher: PathBuf,
+        home: Home,
+        owned: Owned,
+        settings: Settings,
+        stacks: Stacks,
+        journal: Journal,
+        (listener, control_socket): (TcpListener, UnixListener),
+    ) -> Result<Self, Refusal> {
+        let id = identity(&journal).await?;
+        info!(version = env!("CARGO_PKG_VERSION"), %id, home = %home.root().display(), "musher");
+        let tasks = Tasks::new();
+        let outbox = Outbox::new(tasks.clone());
+        let registry = Arc::new(Registry::open(journal.clone()).await?);
+        let rooms = Arc::new(Rooms::open(journal.clone()).await?);
+        let sessions = Sessions::new(journal.clone());
+        let port_doors = settings.containers.network;
+        let containers = Arc::new(Containers::new(id, home.clone(), settings.containers, stacks));
+        let nodes = Nodes::new(
+            Arc::clone(&containers),
+            Arc::clone(&registry),
+            Arc::new(settings.model).router(),
+            tasks.clone(),
+        );
+        let sagas = Sagas {
+            registry: Arc::clone(&registry),
+            containers: Arc::clone(&containers),
+            nodes: nodes.clone(),
+            home: home.clone(),
+            musher,
+            places: settings.places,
+            read_memory: settings::read_memory,
+            port_doors,
+        };
+        let turns = Turns::new(settings.turns, nodes.clone(), sessions.clone(), outbox.clone(), tasks.clone());
+        let (dispatcher, dispatching) =
+            Dispatcher::new(settings.limits, Arc::new(turns.clone()) as Arc<dyn Carrier<_, _>>);
+        tasks.spawn("dispatcher", dispatching);
+
+        let ready = Arc::new(AtomicBool::new(false));
+        let doctor = Doctor { home: home.clone(), containers: Arc::clone(&containers), known: settings.known.into() };
+        let commands = Commands::new(commands::Inner {
+            home: home.clone(),
+            registry: Arc::clone(&registry),
+            sagas: sagas.clone(),
+            containers,
+            nodes: nodes.clone(),
+            rooms: Arc::clone(&rooms),
+            sessions: sessions.clone(),
+            outbox: outbox.clone(),
+            tasks: tasks.clone(),
+            doctor,
+            ssh_host: config.ssh_host.as_ref().map(|host| host.as_str().to_owned()),
+            deletions: Mutex::default(),
+        });
+        tasks.spawn(
+            "control",
+            control::serve(
+                control_socket,
+                Control { registry: Arc::clone(&registry), nodes: nodes.clone(), tasks: tasks.clone() },
+            ),
+        );
+        let (reasons_ready, reasons_outbox) = (Arc::clone(&ready), outbox.clone());
+        let reasons: health::Reasons = Arc::new(move || reasons(&reasons_ready, &reasons_outbox));
+        tasks.spawn_to_end("http", health::serve(listener, reasons, tasks.stopping()));
+
+        for (spec, recovered) in sagas.recover().await {
+            match recovered {
+                Ok(()) => info!(project = spec.name, "what was left half made is removed"),
+                Err(refusal) => warn!(project = spec.name, %refusal, "what was left half made could not be removed"),
+            }
+        }
+        sagas.write_doors()?;
+        for unfinished in sessions.unfinished().await? {
+            let (session, batch) = (unfinished.session.clone(), unfinished.turn);
+            let ended = dispatcher.adopt(batch);
+            if dispatcher.tell(Event::Resumed { session, batch }) {
+                turns.resume(unfinished, ended);
+            }
+        }
+        for (project, state) in registry.all() {
+            if state.stage == Stage::Registered {
+                let nodes = nodes.clone();
+                // Says itself what went wrong; the next command tries again.
+                tasks.spawn("node", async move { drop(nodes.sled(project).await) });
+            }
+        }
+        let ambient = RwLock::new(config.ambient_rooms.iter().map(|room| room.as_str().to_owned()).collect());
+        let intake =
+            Intake { people: settings.people, ambient, rooms, registry, commands, dispatcher, outbox: outbox.clone() };
+        Ok(Self {
+            tasks,
+            intake: Arc::new(intake),
+            outbox,
+            home,
+            matrix: settings.matrix,
+            practice: settings.practice,
+            ready,
+            journal,
+            _owned: owned,
+        })
+    }
+
+    /// Talks with people until there is nobody left to talk to, or `stop` is done; then ends in order.
+    pub async fn run(self, options: UpOptions, stop: impl Future<Output = ()>) -> Result<(), Refusal> {
+        let talking = async {
+            match &self.matrix {
+                Some(settings) => self.matrix(settings.clone()).await,
+                None => self.console(options).await,
+            }
+        };
+        let talked = tokio::select! {
+            talked = talking => talked,
+            () = stop => Ok(()),
+        };
+        self.ready.store(false, Ordering::Relaxed);
+        if let Err(missed) = self.tasks.shutdown(SHUTDOWN).await {
+            error!(%missed, "the end came before everything had ended");
+            eprintln!("musher: {missed}; what they did is taken up at the next start");
+        }
+        self.journal.close().await;
+        talked
+    }
+
+    async fn console(&self, options: UpOptions) -> Result<(), Refusal> {
+        let broken = |error| Refusal::internal("the console broke off", error);
+        let inbox: &dyn Inbox = &*self.intake;
+        let agent = if self.practice { " The practice agent answers: there is no model key." } else { "" };
+        let greeting =
+            format!("musher {}. Write `help`, or `new project myapp --stack rust`.{agent}", env!("CARGO_PKG_VERSION"));
+        if std::io::stdin().is_terminal() {
+            let console = Arc::new(Console::prompt());
+            self.outbox.add(Arc::clone(&console) as SharedSurface);
+            println!("{greeting}");
+            self.ready.store(true, Ordering::Relaxed);
+            console::run_prompt(&console, inbox, self.home.console_history(), self.tasks.stopping())
+                .await
+                .map_err(broken)
+        } else {
+            self.outbox.add(Arc::new(Console::plain(std::io::stdout())));
+            eprintln!("{greeting}");
+            self.ready.store(true, Ordering::Relaxed);
+            console::read_lines(tokio::io::stdin(), inbox, !options.no_wait).await.map_err(broken)
+        }
+    }
+
+    async fn matrix(&self, settings: MatrixSettings) -> Result<(), Refusal> {
+        let mut wait = Duration::from_secs(1);
+        let (surface, syncing) = loop {
+            let inbox = Arc::clone(&self.intake) as Arc<dyn Inbox>;
+            match MatrixSurface::start(settings.clone(), inbox, self.tasks.stopping()).await {
+                Ok(started) => break started,
+                Err(unreachable @ MatrixError::Unreachable { .. }) => {
+                    warn!(%unreachable, "tried again in {} s", wait.as_secs());
+                    eprintln!("musher: {unreachable}; tried again in {} s", wait.as_secs());
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(LONGEST_WAIT);
+                }
+                Err(error) => {
+                    let hint = error.hint();
+                    return Err(Refusal::config(error.to_string()).hint(hint));
+                }
+            }
+        };
+        self.tasks.spawn("ambient rooms", find_ambient(Arc::clone(&self.intake), Arc::clone(&surface)));
+        self.outbox.add(surface as SharedSurface);
+        // The loop ends by itself when the gateway stops, after it has taken its signs of typing back.
+        self.tasks.spawn_to_end("matrix", syncing);
+        self.ready.store(true, Ordering::Relaxed);
+        self.tasks.stopping().cancelled().await;
+        Ok(())
+    }
+}
+
+/// Finds the rooms that bot.toml names by alias, however long the homeserver takes to know them.
+async fn find_ambient(intake: Arc<Intake>, surface: Arc<MatrixSurface>) {
+    for alias in intake.aliases() {
+        let mut wait = Duration::from_secs(1);
+        let room = loop {
+            match surface.room_id(&alias).await {
+                Ok(room) => break room,
+                Err(error) => warn!(alias, error, "an ambient room is not found yet"),
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(LONGEST_WAIT);
+        };
+        intake.make_ambient(room);
+    }
+}
+
+fn reasons(ready: &AtomicBool, outbox: &Outbox) -> Vec<String> {
+    if !ready.load(Ordering::Relaxed) {
+        return vec!["the gateway is not taking messages yet, or no more".to_owned()];
+    }
+    let surfaces = [SurfaceKind::Console, SurfaceKind::Matrix].into_iter().filter_map(|kind| outbox.surface(kind));
+    surfaces.filter_map(|surface| surface.health().err().map(|why| format!("{}: {why}", surface.kind()))).collect()
+}

@@ -1,0 +1,252 @@
+//! `musher`: runs the gateway, and everything around it that a person does on the command line.
+
+use std::{
+    env,
+    io::{self, IsTerminal, Read},
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use clap::Parser;
+use musher::{
+    cli::{Cli, ConfigVerb, Images, SecretsVerb, Verb},
+    containers::Containers,
+    control,
+    doctor::{Check, Doctor},
+    gateway::{Gateway, UpOptions},
+    home::{Home, make_private},
+    projects::Owner,
+    refusal::Refusal,
+    secrets::{Secrets, VALUE_MAX},
+    settings::{self, Environment},
+    text,
+};
+use stacks::Stacks;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use uuid::Uuid;
+
+/// What is logged unless `MUSHER_LOG` says otherwise.
+const LOG: &str = "info,matrix_sdk=warn,matrix_sdk_crypto=warn,hyper=warn";
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(refusal) => {
+            eprintln!("musher: {refusal}");
+            refusal.exit_code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode, Refusal> {
+    // Programs that musher starts, and the engine, must not inherit a surprise: paths are made absolute at once.
+    let musher = env::current_exe().map_err(|error| Refusal::internal("the path of this program is unknown", error))?;
+    let environment = Environment { variable: &|name| env::var(name).ok(), musher };
+    let home_path = home_path(cli.home, &environment)?;
+    match cli.verb {
+        Verb::Version => {
+            println!("musher {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Config(ConfigVerb::Example) => {
+            print!("{}", bot_config::example());
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Ssh { project, command } => ssh(&Home::open(&home_path)?, &project, &command),
+        Verb::SshProxy { project } => {
+            let socket = Home::open(&home_path)?.control_socket();
+            block_on(control::ssh_proxy(&socket, &project, tokio::io::stdin(), tokio::io::stdout()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        verb => {
+            let home = Home::open(&home_path)?;
+            match verb {
+                Verb::Up { no_wait } => up(&environment, home, UpOptions { no_wait }),
+                Verb::Doctor { json } => doctor(&environment, home, json),
+                Verb::Images(Images::Build { stacks }) => build_images(&environment, &home, &stacks),
+                Verb::Secrets(verb) => secrets(&home, verb),
+                _ => check_config(&environment, &home),
+            }
+        }
+    }
+}
+
+/// The state directory: `--home`, `MUSHER_HOME`, or `~/.musher`.
+fn home_path(given: Option<PathBuf>, environment: &Environment<'_>) -> Result<PathBuf, Refusal> {
+    match given {
+        Some(path) => std::path::absolute(&path)
+            .map_err(|error| Refusal::internal(format!("the path {} cannot be used", path.display()), error)),
+        None => Ok(environment.home()?.join(".musher")),
+    }
+}
+
+fn up(environment: &Environment<'_>, home: Home, options: UpOptions) -> Result<ExitCode, Refusal> {
+    let config = settings::load(&home)?;
+    let _logging = log(&home, io::stdin().is_terminal())?;
+    install_crypto()?;
+    block_on(async {
+        let gateway = Gateway::build(&config, environment, home).await?;
+        let failed = |error| Refusal::internal("signals cannot be received", error);
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        gateway.run(options, stop).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn doctor(environment: &Environment<'_>, home: Home, json: bool) -> Result<ExitCode, Refusal> {
+    let config = settings::load(&home)?;
+    let (containers, known) = workshop(&config, environment, &home)?;
+    let doctor = Doctor { home, containers: containers.into(), known: known.into() };
+    let report = block_on(async { Ok(doctor.run(None).await) })?;
+    if json {
+        let text = serde_json::to_string_pretty(&report)
+            .map_err(|error| Refusal::internal("the report cannot be written", error))?;
+        println!("{text}");
+    } else {
+        println!("{}", report.to_markdown());
+    }
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn build_images(environment: &Environment<'_>, home: &Home, stacks: &[String]) -> Result<ExitCode, Refusal> {
+    let config = settings::load(home)?;
+    let (containers, _) = workshop(&config, environment, home)?;
+    let own = Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
+    let owner = settings::fallback_owner(&config, own);
+    block_on(async {
+        let wanted = if stacks.is_empty() {
+            vec![None]
+        } else {
+            stacks.iter().map(|name| containers.stack(name).map(Some)).collect::<Result<_, _>>()?
+        };
+        for stack in wanted {
+            let plan = containers.plan(stack, owner).await?;
+            let mut last = String::new();
+            let mut report = |progress: musher_docker::BuildProgress| {
+                let now = format!(
+                    "{} step {}/{}: {}",
+                    progress.layer,
+                    progress.step,
+                    progress.steps,
+                    text::one_line(&progress.instruction, 100)
+                );
+                if now != last {
+                    eprintln!("  {now}");
+                    last = now;
+                }
+            };
+            containers.ensure_image(&plan, &mut report).await?;
+            println!("{}", plan.tag());
+        }
+        Ok(())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Images and containers without a running gateway. Its id is of no matter, because nothing is made or listed by it.
+fn workshop(
+    config: &bot_config::Config,
+    environment: &Environment<'_>,
+    home: &Home,
+) -> Result<(Containers, Vec<Check>), Refusal> {
+    let stacks = Stacks::load(Some(&home.stacks())).map_err(|error| Refusal::config(error.to_string()))?;
+    install_crypto()?;
+    let settings = settings::resolve(config, environment, home)?;
+    Ok((Containers::new(Uuid::nil(), home.clone(), settings.containers, stacks), settings.known))
+}
+
+fn secrets(home: &Home, verb: SecretsVerb) -> Result<ExitCode, Refusal> {
+    let store = Secrets::new(home);
+    match verb {
+        SecretsVerb::Set { name } => {
+            let mut value = String::new();
+            let limit = u64::try_from(VALUE_MAX).unwrap_or(u64::MAX) + 2;
+            io::stdin()
+                .take(limit)
+                .read_to_string(&mut value)
+                .map_err(|error| Refusal::internal("the value cannot be read from standard input", error))?;
+            store.set(&name, &value)?;
+            println!("stored {name}");
+        }
+        SecretsVerb::List => {
+            for name in store.list()? {
+                println!("{name}");
+            }
+        }
+        SecretsVerb::Remove { name } => {
+            store.remove(&name)?;
+            println!("removed {name}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_config(environment: &Environment<'_>, home: &Home) -> Result<ExitCode, Refusal> {
+    let config = settings::load(home)?;
+    install_crypto()?;
+    settings::resolve(&config, environment, home)?;
+    let path = home.config_file();
+    let found = if path.exists() { "is in order" } else { "does not exist; everything has its default" };
+    println!("{} {found}", path.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ssh(home: &Home, project: &str, command: &[String]) -> Result<ExitCode, Refusal> {
+    musher::projects::name::check(project)?;
+    let error =
+        Command::new("ssh").arg("-F").arg(home.ssh_config()).arg(format!("{project}.musher")).args(command).exec();
+    Err(Refusal::internal("ssh cannot be started", error).hint("Install the OpenSSH client."))
+}
+
+/// Logs to a file a day; on a terminal with a prompt to nothing else, otherwise warnings to standard error too.
+fn log(home: &Home, prompt: bool) -> Result<tracing_appender::non_blocking::WorkerGuard, Refusal> {
+    let failed = |error: &dyn std::fmt::Display| Refusal::internal("the log cannot be written", error.to_string());
+    make_private(&home.logs()).map_err(|error| failed(&error))?;
+    let files = tracing_appender::rolling::Builder::new()
+        .rotation(tracing_appender::rolling::Rotation::DAILY)
+        .filename_prefix("musher")
+        .filename_suffix("log")
+        .max_log_files(14)
+        .build(home.logs())
+        .map_err(|error| failed(&error))?;
+    let (writer, guard) = tracing_appender::non_blocking(files);
+    let filter =
+        EnvFilter::try_from_env("MUSHER_LOG").or_else(|_| EnvFilter::try_new(LOG)).map_err(|error| failed(&error))?;
+    let file = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
+    let terminal = (!prompt).then(|| {
+        let warnings = tracing_subscriber::filter::LevelFilter::WARN;
+        tracing_subscriber::Layer::with_filter(
+            tracing_subscriber::fmt::layer().with_ansi(false).with_writer(io::stderr),
+            warnings,
+        )
+    });
+    tracing_subscriber::registry().with(filter).with(file).with(terminal).try_init().map_err(|error| failed(&error))?;
+    Ok(guard)
+}
+
+fn install_crypto() -> Result<(), Refusal> {
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| Refusal::internal("TLS cannot be set up", "another provider was installed before"))
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Refusal::internal("the runtime cannot be started", error))?;
+    let result = runtime.block_on(work);
+    // A thread that still waits for a line from the terminal must not hold the end up.
+    runtime.shutdown_background();
+    result
+}

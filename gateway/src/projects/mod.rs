@@ -1,0 +1,127 @@
+//! Projects: what they are, where they lie, how they come to be and go.
+//!
+//! [`Registry`] holds what the journal says of them. [`saga`] makes and removes them. Everything beneath is small
+//! and either pure or about one thing on the disk.
+
+pub mod keys;
+pub mod name;
+pub mod place;
+pub mod project;
+pub mod repository;
+pub mod saga;
+pub mod ssh_config;
+
+use std::{
+    collections::BTreeMap,
+    sync::{PoisonError, RwLock},
+};
+
+use journal::{Actor, Append, Cause, Expected, Journal, Loaded, NewEvent, StreamId};
+use uuid::Uuid;
+
+pub use project::{Identity, Owner, Project, ProjectEvent, Spec, Stage, Step};
+
+use crate::refusal::Refusal;
+
+/// All projects, as the journal tells them. Changed by [`Registry::append`] alone, so that what is here and what a
+/// fold of the log gives cannot differ.
+pub struct Registry {
+    journal: Journal,
+    projects: RwLock<BTreeMap<Uuid, Loaded<Project>>>,
+    /// Held while a name, a folder and a port are being taken.
+    reserving: tokio::sync::Mutex<()>,
+}
+
+impl Registry {
+    /// Folds all projects from the journal.
+    pub async fn open(journal: Journal) -> Result<Self, Refusal> {
+        let unreadable = |error: &dyn std::fmt::Display| {
+            Refusal::internal("the projects cannot be read from the journal", error.to_string())
+        };
+        let loaded = journal.load_all::<Project>(project::STREAM).await.map_err(|error| unreadable(&error))?;
+        let mut projects = BTreeMap::new();
+        for (stream, project) in loaded {
+            projects.insert(stream.id.parse().map_err(|error| unreadable(&error))?, project);
+        }
+        Ok(Self { journal, projects: RwLock::new(projects), reserving: tokio::sync::Mutex::default() })
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&BTreeMap<Uuid, Loaded<Project>>) -> T) -> T {
+        look(&self.projects.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The project with this id, whatever its stage.
+    pub fn get(&self, id: Uuid) -> Option<Project> {
+        self.read(|projects| projects.get(&id).map(|loaded| loaded.state.clone()))
+    }
+
+    /// The project that has this name now: names of removed ones are free.
+    pub fn by_name(&self, name: &str) -> Option<(Uuid, Project)> {
+        self.all().into_iter().find(|(_, project)| project.spec.as_ref().is_some_and(|spec| spec.name == name))
+    }
+
+    /// All projects that are not removed, oldest first.
+    pub fn all(&self) -> Vec<(Uuid, Project)> {
+        self.read(|projects| {
+            let live = projects.iter().filter(|(_, loaded)| loaded.state.stage != Stage::Removed);
+            live.map(|(id, loaded)| (*id, loaded.state.clone())).collect()
+        })
+    }
+
+    /// The registered project of that name; a refusal that helps when there is none.
+    pub fn registered(&self, name: &str) -> Result<(Uuid, Project), Refusal> {
+        match self.by_name(name) {
+            Some((id, project)) if project.stage == Stage::Registered => Ok((id, project)),
+            Some((_, project)) => Err(Refusal::usage(match project.stage {
+                Stage::Making => format!("project `{name}` is still being made"),
+                _ => format!("project `{name}` is being removed"),
+            })
+            .hint("`projects` shows how far it is.")),
+            None => {
+                let shown = crate::text::code(name);
+                let all = self.all();
+                let nearest = all
+                    .iter()
+                    .filter_map(|(_, project)| project.spec.as_ref().map(|spec| spec.name.as_str()))
+                    .map(|known| (strsim::jaro_winkler(known, name), known))
+                    .filter(|(likeness, _)| *likeness > 0.8)
+                    .max_by(|one, other| one.0.total_cmp(&other.0));
+                Err(Refusal::usage(format!("there is no project {shown}")).hint(match nearest {
+                    Some((_, known)) => format!("Did you mean `{known}`?"),
+                    None => format!(
+                        "`projects` lists them; `new project {}` makes one.",
+                        if name::check(name).is_ok() { name } else { "myapp" }
+                    ),
+                }))
+            }
+        }
+    }
+
+    /// Appends events to a project's stream and takes them in. Fails when another change came between.
+    pub async fn append(
+        &self,
+        id: Uuid,
+        events: &[ProjectEvent],
+        actor: Actor,
+        cause: Cause,
+    ) -> Result<Project, Refusal> {
+        let failed =
+            |error: &dyn std::fmt::Display| Refusal::internal("the change could not be journaled", error.to_string());
+        let version = self.read(|projects| projects.get(&id).map_or(0, |loaded| loaded.version));
+        let append = Append {
+            stream: StreamId::new(project::STREAM, id),
+            expected: Expected::Version(version),
+            events: NewEvent::encode_all(events).map_err(|error| failed(&error))?,
+            key: None,
+            actor,
+            cause,
+        };
+        let appended = self.journal.append(append).await.map_err(|error| failed(&error))?;
+        let mut projects = self.projects.write().unwrap_or_else(PoisonError::into_inner);
+        let loaded = projects.entry(id).or_default();
+        for recorded in &appended.events {
+            loaded.advance(recorded).map_err(|error| failed(&error))?;
+        }
+        Ok(loaded.state.clone())
+    }
+}

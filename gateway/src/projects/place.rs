@@ -1,0 +1,325 @@
+//! Where a project's files may lie (PROJ-2), and who owns them (PROJ-14).
+//!
+//! This is the only code that looks at a project's folder from outside, and it looks no further than the folder
+//! itself and the names at its root, before a container exists.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    os::unix::fs::MetadataExt,
+    path::{Component, Path, PathBuf},
+};
+
+use super::project::{Identity, Owner};
+use crate::{refusal::Refusal, text};
+
+/// Write permission for the group or for others.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// The sticky bit: in such a folder, only an entry's owner may replace it.
+const STICKY: u32 = 0o1000;
+
+/// What the rules need to know of the host.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Folders under which projects may lie; the first is the default.
+    pub roots: Vec<PathBuf>,
+    /// The person's home.
+    pub home: PathBuf,
+    /// The state directory.
+    pub state: PathBuf,
+    /// Folders of other projects.
+    pub taken: Vec<(String, PathBuf)>,
+    /// The gateway's own effective user.
+    pub own: Owner,
+    /// Who gets folders that belong to root.
+    pub fallback: Owner,
+}
+
+/// What stands at the chosen place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing yet.
+    Nothing,
+    /// An empty folder.
+    Empty,
+    /// A git repository that is to be adopted.
+    Repository,
+}
+
+/// A place that the rules allow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Canonical.
+    pub path: PathBuf,
+    /// What is there.
+    pub found: Found,
+}
+
+/// Finds the place for a project called `name`: `requested`, or a folder of that name under the first root.
+pub fn choose(rules: &Rules, name: &str, requested: Option<&str>, adopt: bool) -> Result<Place, Refusal> {
+    let requested = match requested {
+        Some(path) => expand(path, &rules.home)?,
+        None => rules
+            .roots
+            .first()
+            .ok_or_else(|| Refusal::config("no folder for projects is configured"))
+            .map(|root| root.join(name))?,
+    };
+    let shown = text::code(&requested.to_string_lossy());
+    if requested.components().any(|part| part == Component::ParentDir) {
+        return Err(Refusal::usage(format!("the path {shown} contains `..`")).hint("Write it out."));
+    }
+    if requested.to_string_lossy().chars().any(char::is_control) || requested.to_str().is_none() {
+        return Err(Refusal::usage(format!("the path {shown} contains characters that cannot be shown"))
+            .hint("Choose a plain name."));
+    }
+    let path = canonical(&requested)?;
+    let roots = rules.roots.iter().map(|root| canonical(root)).collect::<Result<Vec<_>, _>>()?;
+    let home = canonical(&rules.home)?;
+    if path.parent().is_none() || path == home {
+        return Err(Refusal::usage(format!("{shown} cannot be a project's folder"))
+            .hint("Choose a folder below one of the configured roots."));
+    }
+    if path.starts_with(&rules.state) || rules.state.starts_with(&path) {
+        return Err(Refusal::usage(format!("{shown} and the state directory lie in each other"))
+            .hint("Choose a folder elsewhere."));
+    }
+    if !roots.iter().any(|root| path.starts_with(root) && path != *root) {
+        let allowed: Vec<_> = roots.iter().map(|root| text::code(&root.to_string_lossy())).collect();
+        return Err(Refusal::usage(format!(
+            "{shown} is not below a folder where projects may lie ({})",
+            allowed.join(", ")
+        ))
+        .hint("Choose a folder there, or add its parent to `[projects] roots` in bot.toml."));
+    }
+    if let Some((other, _)) = rules.taken.iter().find(|(_, taken)| taken.starts_with(&path) || path.starts_with(taken))
+    {
+        return Err(Refusal::usage(format!("{shown} overlaps the folder of project `{other}`"))
+            .hint("Choose another folder with `--path`."));
+    }
+    let found = look(&path, adopt)?;
+    if found == Found::Nothing {
+        check_parents(rules, &path, rules.fallback)?;
+    } else {
+        let owner = owner(rules, &path, found)?;
+        check_parents(rules, &path, owner)?;
+    }
+    Ok(Place { path, found })
+}
+
+/// Who owns the files at an existing folder: its owner, or where that is root the configured one.
+pub fn owner(rules: &Rules, path: &Path, found: Found) -> Result<Owner, Refusal> {
+    let meta = fs::symlink_metadata(path).map_err(|error| unreadable(path, error))?;
+    let shown = text::code(&path.to_string_lossy());
+    if rules.own.uid != 0 {
+        if meta.uid() != rules.own.uid {
+            return Err(Refusal::usage(format!("{shown} belongs to another user (uid {})", meta.uid()))
+                .hint("Choose a folder of your own, or leave `--path` out."));
+        }
+        return Ok(rules.own);
+    }
+    if meta.uid() == 0 {
+        if found == Found::Repository {
+            let Owner { uid, gid } = rules.fallback;
+            return Err(Refusal::usage(format!("{shown} belongs to root, and nothing in a container runs as root"))
+                .hint(format!("Give it away first: chown -R {uid}:{gid} {}", path.display())));
+        }
+        return Ok(rules.fallback);
+    }
+    let gid = if meta.gid() == 0 { rules.fallback.gid } else { meta.gid() };
+    Ok(Owner { uid: meta.uid(), gid })
+}
+
+/// Which folder is at `path` now.
+pub fn identity(path: &Path) -> Result<Identity, Refusal> {
+    let meta = fs::symlink_metadata(path).map_err(|error| unreadable(path, error))?;
+    if !meta.is_dir() {
+        return Err(Refusal::usage(format!("{} is not a folder", text::code(&path.to_string_lossy()))));
+    }
+    Ok(Identity { device: meta.dev(), inode: meta.ino() })
+}
+
+/// The names at the root of a folder, for detection. Called before the project's container exists.
+pub fn names(path: &Path) -> Result<Vec<String>, Refusal> {
+    let entries = fs::read_dir(path).map_err(|error| unreadable(path, error))?;
+    let mut names = entries
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unreadable(path, error))?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Expands a leading `~/`; anything that is not absolute then is refused.
+pub fn expand(path: &str, home: &Path) -> Result<PathBuf, Refusal> {
+    let expanded = match path.strip_prefix("~/") {
+        Some(rest) => home.join(rest),
+        None => PathBuf::from(path),
+    };
+    if expanded.is_absolute() {
+        Ok(expanded)
+    } else {
+        Err(Refusal::usage(format!("the path {} is not absolute", text::code(path))).hint("Begin it with `/` or `~/`."))
+    }
+}
+
+/// The path with every existing part resolved.
+fn canonical(path: &Path) -> Result<PathBuf, Refusal> {
+    let mut missing = Vec::new();
+    let mut existing = path;
+    loop {
+        match existing.canonicalize() {
+            Ok(found) => return Ok(missing.iter().rev().fold(found, |path, part| path.join(part))),
+            Err(error) if error.kind() == ErrorKind::NotFound => match (existing.parent(), existing.file_name()) {
+                (Some(parent), Some(name)) if fs::symlink_metadata(existing).is_err() => {
+                    missing.push(name);
+                    existing = parent;
+                }
+                _ => return Err(unreadable(existing, error)),
+            },
+            Err(error) => return Err(unreadable(existing, error)),
+        }
+    }
+}
+
+fn look(path: &Path, adopt: bool) -> Result<Found, Refusal> {
+    let shown = text::code(&path.to_string_lossy());
+    let first = match fs::read_dir(path) {
+        Ok(mut entries) => entries.next(),
+        Err(error) if error.kind() == ErrorKind::NotFound && adopt => {
+            return Err(Refusal::usage(format!("there is no repository at {shown} to adopt"))
+                .hint("Leave `--adopt` out, or name its folder with `--path`."));
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => {
+            return Err(Refusal::usage(format!("{shown} is a file")).hint("Choose a folder."));
+        }
+        Err(error) => return Err(unreadable(path, error)),
+    };
+    let repository = fs::symlink_metadata(path.join(".git")).is_ok();
+    match (first, repository, adopt) {
+        (None, _, false) => Ok(Found::Empty),
+        (_, true, true) => Ok(Found::Repository),
+        (_, true, false) => Err(Refusal::usage(format!("{shown} is a git repository already"))
+            .hint("Add `--adopt` to work in it as it is.")),
+        (_, false, true) => Err(Refusal::usage(format!("{shown} is not a git repository, so it cannot be adopted"))
+            .hint("Run `git init` in it first, or choose an empty folder.")),
+        (Some(_), false, false) => Err(Refusal::usage(format!("{shown} exists and is not empty"))
+            .hint("Choose another folder with `--path`, or make it a git repository and add `--adopt`.")),
+    }
+}
+
+/// Nobody but root, the gateway's user and the project's owner may be able to put another folder in its place.
+fn check_parents(rules: &Rules, path: &Path, owner: Owner) -> Result<(), Refusal> {
+    for parent in path.ancestors().skip(1) {
+        let meta = match fs::symlink_metadata(parent) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(unreadable(parent, error)),
+        };
+        let trusted = [0, rules.own.uid, owner.uid].contains(&meta.uid());
+        let open = meta.mode() & WRITABLE_BY_OTHERS != 0 && meta.mode() & STICKY == 0;
+        // A group that has the owner's own number and name is the owner's alone on Debian.
+        let own_group = meta.mode() & 0o002 == 0 && meta.gid() == meta.uid();
+        if !trusted || (open && !own_group) {
+            return Err(Refusal::usage(format!(
+                "{} could be replaced by others, because they can write to {}",
+                text::code(&path.to_string_lossy()),
+                text::code(&parent.to_string_lossy())
+            ))
+            .hint("Choose another folder with `--path`, or take the permission away: chmod go-w."));
+        }
+    }
+    Ok(())
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> Refusal {
+    Refusal::internal(format!("{} cannot be read", text::code(&path.to_string_lossy())), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    struct Host {
+        _folder: tempfile::TempDir,
+        rules: Rules,
+    }
+
+    fn host() -> Host {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let base = folder.path().canonicalize().expect("it is there");
+        for part in ["home/src/empty", "home/src/full", "home/src/repo/.git", "home/state"] {
+            fs::create_dir_all(base.join(part)).expect("it can be made");
+        }
+        fs::write(base.join("home/src/full/file"), "x").expect("it can be written");
+        let own = Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
+        let home = base.join("home");
+        let rules = Rules {
+            roots: vec![home.join("musher"), home.join("src")],
+            state: home.join("state"),
+            home,
+            taken: Vec::new(),
+            own,
+            fallback: if own.uid == 0 { Owner { uid: 1000, gid: 1000 } } else { own },
+        };
+        Host { _folder: folder, rules }
+    }
+
+    #[test]
+    fn the_default_place_is_a_folder_of_that_name_under_the_first_root() {
+        let host = host();
+        let place = choose(&host.rules, "app", None, false).expect("it is allowed");
+        assert_eq!(place, Place { path: host.rules.roots[0].join("app"), found: Found::Nothing });
+    }
+
+    #[test]
+    fn places_that_are_refused() {
+        let mut host = host();
+        host.rules.taken.push(("other".into(), host.rules.home.join("src/taken")));
+        std::os::unix::fs::symlink("/etc", host.rules.home.join("src/link")).expect("a link can be made");
+        for (path, adopt, words) in [
+            ("relative", false, "not absolute"),
+            ("~/src/../x", false, "contains `..`"),
+            ("~/src", false, "not below"),
+            ("/", false, "cannot be"),
+            ("/etc/x", false, "not below"),
+            ("~/src/link", false, "not below"),
+            ("~/state/x", false, "state directory"),
+            ("~/src/full", false, "not empty"),
+            ("~/src/full/file", false, "is a file"),
+            ("~/src/full", true, "not a git repository"),
+            ("~/src/repo", false, "already"),
+            ("~/src/none", true, "no repository"),
+            ("~/src/taken/inner", false, "project `other`"),
+            ("~/src/a\nb", false, "cannot be shown"),
+        ] {
+            let refusal = choose(&host.rules, "app", Some(path), adopt).expect_err(path);
+            assert!(refusal.what.contains(words), "{path}: {refusal}");
+            assert!(refusal.hint.is_some() || words == "cannot be read", "{path}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn an_empty_folder_and_an_adopted_repository_are_taken() {
+        let host = host();
+        let empty = choose(&host.rules, "app", Some("~/src/empty"), false).expect("it is empty");
+        assert_eq!(empty.found, Found::Empty);
+        if host.rules.own.uid != 0 {
+            let repo = choose(&host.rules, "app", Some("~/src/repo"), true).expect("it is a repository");
+            assert_eq!(repo.found, Found::Repository);
+        }
+    }
+
+    #[test]
+    fn a_parent_that_others_can_write_to_is_refused() {
+        let host = host();
+        fs::set_permissions(&host.rules.roots[1], fs::Permissions::from_mode(0o777)).expect("it is ours");
+        let refusal = choose(&host.rules, "app", Some("~/src/new"), false).expect_err("anybody may replace it");
+        assert!(refusal.what.contains("replaced by others"), "{refusal}");
+        fs::set_permissions(&host.rules.roots[1], fs::Permissions::from_mode(0o1777)).expect("it is ours");
+        choose(&host.rules, "app", Some("~/src/new"), false).expect("sticky protects it");
+    }
+}

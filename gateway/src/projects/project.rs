@@ -1,0 +1,254 @@
+//! A project as its events tell it: the typed events of stream `project/<id>`, and their fold. No I/O.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use jiff::Timestamp;
+use journal::{DomainEvent, Fold, Recorded};
+use serde::{Deserialize, Serialize};
+
+use crate::chat::Person;
+
+/// The stream kind of projects.
+pub const STREAM: &str = "project";
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Its name, checked (PROJ-1).
+    pub name: String,
+    /// Its folder on the host, canonical.
+    pub path: PathBuf,
+    /// The declared stack.
+    pub stack: Option<String>,
+    /// What to clone; never with a credential in it.
+    pub git: Option<String>,
+    /// The branch to check out.
+    pub branch: Option<String>,
+    /// How many commits to clone.
+    pub depth: Option<u32>,
+    /// Whether an existing repository is taken.
+    pub adopt: bool,
+    /// Processors.
+    pub cpus: Option<f64>,
+    /// Memory in bytes.
+    pub memory: Option<u64>,
+    /// The loopback port of the SSH door, from our own register.
+    pub port: u16,
+    /// Who asked.
+    pub asked_by: Person,
+}
+
+/// Who owns the project's files and runs its container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// User id, never 0.
+    pub uid: u32,
+    /// Group id, never 0.
+    pub gid: u32,
+}
+
+/// Which folder it is, whatever its name says later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The device that it is on.
+    pub device: u64,
+    /// Its inode there.
+    pub inode: u64,
+}
+
+/// The steps of `new project` that leave something behind, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// The folder on the host.
+    Directory,
+    /// The repository in it.
+    Repository,
+    /// The image.
+    Image,
+    /// The project's part of the state directory: keys, home, the sled's journal.
+    Keys,
+    /// The container.
+    Container,
+    /// The sled in it and its doors.
+    Sled,
+}
+
+/// What happens to a project.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "data")]
+pub enum ProjectEvent {
+    /// Name, folder and port are taken.
+    #[serde(rename = "project.reserved")]
+    Reserved(Spec),
+    /// A step is about to be made: from here on its undo is due if the project does not come to be.
+    #[serde(rename = "project.step_begun")]
+    StepBegun {
+        /// Which one.
+        step: Step,
+    },
+    /// The folder is there.
+    #[serde(rename = "project.directory_found")]
+    DirectoryFound {
+        /// Which folder it is.
+        identity: Identity,
+        /// Whose files are in it.
+        owner: Owner,
+        /// Whether this run made it.
+        made: bool,
+    },
+    /// The stack is decided.
+    #[serde(rename = "project.stack_chosen")]
+    StackChosen {
+        /// Which; none means the base image alone.
+        stack: Option<String>,
+        /// Why, for people.
+        reason: String,
+    },
+    /// The image is there.
+    #[serde(rename = "project.image_chosen")]
+    ImageChosen {
+        /// Its tag.
+        image: String,
+    },
+    /// The SSH door got another port, because the first was taken.
+    #[serde(rename = "project.port_moved")]
+    PortMoved {
+        /// The new one.
+        port: u16,
+    },
+    /// All steps are done.
+    #[serde(rename = "project.registered")]
+    Registered,
+    /// The project cannot come to be; what this run made is being removed.
+    #[serde(rename = "project.abandoned")]
+    Abandoned {
+        /// Why, for people.
+        reason: String,
+    },
+    /// A person wants it gone; what we made for it is being removed.
+    #[serde(rename = "project.deletion_begun")]
+    DeletionBegun,
+    /// Nothing of ours is left of it.
+    #[serde(rename = "project.removed")]
+    Removed,
+}
+
+impl DomainEvent for ProjectEvent {
+    const KINDS: &'static [&'static str] = &[
+        "project.reserved",
+        "project.step_begun",
+        "project.directory_found",
+        "project.stack_chosen",
+        "project.image_chosen",
+        "project.port_moved",
+        "project.registered",
+        "project.abandoned",
+        "project.deletion_begun",
+        "project.removed",
+    ];
+}
+
+/// Where a project stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stage {
+    /// Nothing happened yet.
+    #[default]
+    Unknown,
+    /// Steps are being made.
+    Making,
+    /// What was made is being removed, because it cannot come to be.
+    Undoing,
+    /// It is there.
+    Registered,
+    /// It is being deleted.
+    Deleting,
+    /// It is gone.
+    Removed,
+}
+
+/// A project.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Project {
+    /// Where it stands.
+    pub stage: Stage,
+    /// What was asked for; `None` only before the first event.
+    pub spec: Option<Spec>,
+    /// Which folder it has.
+    pub directory: Option<(Identity, Owner)>,
+    /// Whether this run made the folder.
+    pub made_directory: bool,
+    /// The steps that were begun.
+    pub begun: BTreeSet<Step>,
+    /// The stack, and why.
+    pub stack: Option<String>,
+    /// Why that stack.
+    pub stack_reason: String,
+    /// The image.
+    pub image: Option<String>,
+    /// When it was asked for.
+    pub since: Option<Timestamp>,
+}
+
+/// An event that cannot follow.
+#[derive(Debug, thiserror::Error)]
+#[error("{event} cannot follow while the project is {stage:?}")]
+pub struct Misplaced {
+    event: &'static str,
+    stage: Stage,
+}
+
+impl Fold for Project {
+    type Event = ProjectEvent;
+    type Error = Misplaced;
+
+    fn apply(&mut self, event: &ProjectEvent, recorded: &Recorded) -> Result<(), Misplaced> {
+        let (name, from, to): (_, &[Stage], _) = match event {
+            ProjectEvent::Reserved(_) => ("reserved", &[Stage::Unknown], Stage::Making),
+            ProjectEvent::StepBegun { .. } => ("step_begun", &[Stage::Making], Stage::Making),
+            ProjectEvent::DirectoryFound { .. } => ("directory_found", &[Stage::Making], Stage::Making),
+            ProjectEvent::StackChosen { .. } => ("stack_chosen", &[Stage::Making], Stage::Making),
+            ProjectEvent::ImageChosen { .. } | ProjectEvent::PortMoved { .. } => {
+                ("image_chosen or port_moved", &[Stage::Making, Stage::Registered], self.stage)
+            }
+            ProjectEvent::Registered => ("registered", &[Stage::Making], Stage::Registered),
+            ProjectEvent::Abandoned { .. } => ("abandoned", &[Stage::Making], Stage::Undoing),
+            ProjectEvent::DeletionBegun => {
+                ("deletion_begun", &[Stage::Registered, Stage::Undoing, Stage::Deleting], Stage::Deleting)
+            }
+            ProjectEvent::Removed => ("removed", &[Stage::Undoing, Stage::Deleting], Stage::Removed),
+        };
+        if !from.contains(&self.stage) {
+            return Err(Misplaced { event: name, stage: self.stage });
+        }
+        self.stage = to;
+        match event {
+            ProjectEvent::Reserved(spec) => {
+                self.spec = Some(spec.clone());
+                self.since = Some(recorded.time);
+            }
+            ProjectEvent::StepBegun { step } => {
+                self.begun.insert(*step);
+            }
+            ProjectEvent::DirectoryFound { identity, owner, made } => {
+                self.directory = Some((*identity, *owner));
+                self.made_directory = *made;
+            }
+            ProjectEvent::StackChosen { stack, reason } => {
+                self.stack.clone_from(stack);
+                self.stack_reason.clone_from(reason);
+            }
+            ProjectEvent::ImageChosen { image } => self.image = Some(image.clone()),
+            ProjectEvent::PortMoved { port } => {
+                if let Some(spec) = &mut self.spec {
+                    spec.port = *port;
+                }
+            }
+            ProjectEvent::Registered
+            | ProjectEvent::Abandoned { .. }
+            | ProjectEvent::DeletionBegun
+            | ProjectEvent::Removed => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,551 @@
+//! `new project` and `delete project`: changes of several steps, each journaled before it is made, each with its undo
+//! (PROJ-7). A crash at any point is undone, or the deletion finished, at the next start.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use journal::{Actor, Cause};
+use musher_docker::{BuildProgress, USER, WORKSPACE};
+use tokio::{io::AsyncBufReadExt, sync::MutexGuard};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{
+    Owner, Project, ProjectEvent, Registry, Spec, Stage, Step, keys, name,
+    place::{self, Found, Place},
+    repository::{self, Source},
+    ssh_config::{self, Door},
+};
+use crate::{
+    chat::Person,
+    commands::grammar::NewProject,
+    containers::SharedContainers,
+    home::{Home, make_private},
+    nodes::Nodes,
+    outbox::Progress,
+    refusal::Refusal,
+    text,
+};
+
+/// The first and last port of SSH doors: below Linux's ephemeral range (32768–60999), so that no outgoing connection
+/// takes one by chance (PROJ-8).
+const PORTS: std::ops::RangeInclusive<u16> = 22_200..=23_999;
+/// How long sshd may take to answer in a container that runs.
+const DOOR_PATIENCE: Duration = Duration::from_secs(20);
+/// Tries at a free port.
+const PORT_TRIES: usize = 50;
+
+/// What sagas work with.
+#[derive(Clone)]
+pub struct Sagas {
+    /// The projects.
+    pub registry: Arc<Registry>,
+    /// Their containers.
+    pub containers: SharedContainers,
+    /// Their sleds.
+    pub nodes: Nodes,
+    /// The state directory.
+    pub home: Home,
+    /// The musher binary, for the `ProxyCommand` of the doors.
+    pub musher: PathBuf,
+    /// Rules for places; `taken` is filled in here.
+    pub places: place::Rules,
+    /// The smallest memory that a container can do with, in bytes, and how sizes are read.
+    pub read_memory: fn(&str) -> Result<u64, String>,
+    /// Whether containers have a port door.
+    pub port_doors: bool,
+}
+
+/// A project that is there now.
+#[derive(Debug)]
+pub struct Made {
+    /// Its id.
+    pub id: Uuid,
+    /// What it is.
+    pub project: Project,
+    /// What people should know beside that it worked.
+    pub remarks: Vec<String>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// The message that shows how far it is: finished steps with their time, and what is waited for.
+struct Steps<'a> {
+    progress: &'a Progress,
+    done: Vec<String>,
+    step: &'static str,
+    detail: String,
+    began: Instant,
+}
+
+impl<'a> Steps<'a> {
+    fn new(progress: &'a Progress) -> Self {
+        Self { progress, done: Vec::new(), step: "", detail: String::new(), began: Instant::now() }
+    }
+
+    fn next(&mut self, step: &'static str) {
+        self.finish();
+        (self.step, self.began) = (step, Instant::now());
+        self.show("…");
+    }
+
+    fn detail(&mut self, detail: String) {
+        if detail != self.detail {
+            self.show(&format!("{detail} ({})", text::span(self.began.elapsed())));
+            self.detail = detail;
+        }
+    }
+
+    fn finish(&mut self) {
+        if !self.step.is_empty() {
+            self.done.push(format!("✓ {} ({})", self.step, text::span(self.began.elapsed())));
+            self.step = "";
+            self.progress.show(self.done.join("\n"));
+        }
+    }
+
+    fn show(&self, now: &str) {
+        let mut lines = self.done.clone();
+        lines.push(format!("… {}: {now}", self.step).replace(": …", " …"));
+        self.progress.show(lines.join("\n"));
+    }
+}
+
+impl Sagas {
+    /// Makes a project. On failure everything that this run made is removed again, in reverse.
+    pub async fn create(
+        &self,
+        ask: &NewProject,
+        by: &Person,
+        cause: Cause,
+        progress: &Progress,
+    ) -> Result<Made, Refusal> {
+        let began = Instant::now();
+        let mut steps = Steps::new(progress);
+        let (id, place, source) = self.reserve(ask, by, cause).await?;
+        match self.make(id, ask, place, source, &mut steps).await {
+            Ok((project, remarks)) => {
+                steps.finish();
+                Ok(Made { id, project, remarks, took: began.elapsed() })
+            }
+            Err(refusal) => {
+                warn!(%id, %refusal, "the project cannot come to be");
+                steps.next("removing what was made");
+                let undone = self.abandon(id, refusal.what.clone()).await;
+                steps.finish();
+                Err(match undone {
+                    Ok(()) => refusal,
+                    Err(left) => {
+                        warn!(%id, %left, "what was made could not be removed");
+                        Refusal::internal(format!("{}; what was made could not all be removed", refusal.what), left)
+                            .hint("It is tried again at the next start.")
+                    }
+                })
+            }
+        }
+    }
+
+    /// Deletes a registered project, or what is left of one. The host's files stay.
+    pub async fn delete(&self, id: Uuid, by: &Person, cause: Cause) -> Result<(), Refusal> {
+        self.registry.append(id, &[ProjectEvent::DeletionBegun], Actor::Person(by.to_string()), cause).await?;
+        self.remove(id).await
+    }
+
+    /// Takes up what a crash left: what was half made is undone, what was half deleted is finished.
+    pub async fn recover(&self) -> Vec<(Spec, Result<(), Refusal>)> {
+        let mut recovered = Vec::new();
+        for (id, project) in self.registry.all() {
+            let result = match project.stage {
+                Stage::Making => self.abandon(id, "the gateway ended meanwhile".to_owned()).await,
+                Stage::Undoing | Stage::Deleting => self.remove(id).await,
+                Stage::Unknown | Stage::Registered | Stage::Removed => continue,
+            };
+            recovered.extend(project.spec.map(|spec| (spec, result)));
+        }
+        recovered
+    }
+
+    /// Writes the doors of all registered projects anew.
+    pub fn write_doors(&self) -> Result<(), Refusal> {
+        let failed = |error: io::Error| Refusal::internal("the ssh_config could not be written", error);
+        let mut doors = Vec::new();
+        for (id, project) in self.registry.all() {
+            let ready = project.stage == Stage::Registered || project.begun.contains(&Step::Sled);
+            if let (true, Some(spec)) = (ready, project.spec) {
+                let host_key = keys::host_key(&self.home.project(id)).map_err(failed)?;
+                doors.push(Door { id, name: spec.name, port: self.port_doors.then_some(spec.port), host_key });
+            }
+        }
+        ssh_config::write(&self.home, &self.musher, &doors).map_err(failed)
+    }
+
+    /// Checks everything that can be checked beforehand, and takes name, folder and port.
+    async fn reserve(
+        &self,
+        ask: &NewProject,
+        by: &Person,
+        cause: Cause,
+    ) -> Result<(Uuid, Place, Option<Source>), Refusal> {
+        name::check(&ask.name)?;
+        let _held: MutexGuard<'_, ()> = self.registry.reserving.lock().await;
+        if let Some((_, other)) = self.registry.by_name(&ask.name) {
+            let hint = match other.stage {
+                Stage::Registered => format!("Talk to it with `switch {}`, or choose another name.", ask.name),
+                _ => "It is being made or removed just now; `projects` shows how far it is.".to_owned(),
+            };
+            return Err(Refusal::usage(format!("there is a project `{}` already", ask.name)).hint(hint));
+        }
+        if let Some(stack) = &ask.stack {
+            self.containers.stack(stack)?;
+        }
+        let cpus = ask.cpus.map(check_cpus).transpose()?;
+        let memory = ask.memory.as_deref().map(|memory| {
+            (self.read_memory)(memory).map_err(|error| {
+                Refusal::usage(format!("`--memory {}` {error}", text::one_line(memory, 40)))
+                    .hint("Write for example `--memory 4g`.")
+            })
+        });
+        let memory = memory.transpose()?;
+        let all = self.registry.all();
+        let taken = all
+            .iter()
+            .filter_map(|(_, project)| project.spec.as_ref())
+            .map(|spec| (spec.name.clone(), spec.path.clone()));
+        let rules = place::Rules { taken: taken.collect(), ..self.places.clone() };
+        let place = place::choose(&rules, &ask.name, ask.path.as_deref(), ask.adopt)?;
+        let source = ask.git.as_deref().map(|git| Source::parse(git, &rules.home)).transpose()?;
+        if let Some(source) = &source {
+            source.check(&rules.roots, rules.own.uid)?;
+        }
+        // Nothing is begun that cannot end: without an engine there is no project.
+        self.containers.engine()?.ping().await.map_err(crate::containers::refused)?;
+        let spec = Spec {
+            name: ask.name.clone(),
+            path: place.path.clone(),
+            stack: ask.stack.clone(),
+            git: source.as_ref().map(Source::shown),
+            branch: ask.branch.clone(),
+            depth: ask.depth,
+            adopt: ask.adopt,
+            cpus,
+            memory,
+            port: free_port(&self.registry, *PORTS.start() - 1)?,
+            asked_by: by.clone(),
+        };
+        let id = Uuid::now_v7();
+        self.registry.append(id, &[ProjectEvent::Reserved(spec)], Actor::Person(by.to_string()), cause).await?;
+        Ok((id, place, source))
+    }
+
+    async fn begin(&self, id: Uuid, step: Step) -> Result<(), Refusal> {
+        self.tell(id, &[ProjectEvent::StepBegun { step }]).await.map(drop)
+    }
+
+    async fn tell(&self, id: Uuid, events: &[ProjectEvent]) -> Result<Project, Refusal> {
+        self.registry.append(id, events, Actor::Gateway, Cause::None).await
+    }
+
+    async fn make(
+        &self,
+        id: Uuid,
+        ask: &NewProject,
+        place: Place,
+        source: Option<Source>,
+        steps: &mut Steps<'_>,
+    ) -> Result<(Project, Vec<String>), Refusal> {
+        let mut remarks = Vec::new();
+
+        self.begin(id, Step::Directory).await?;
+        let owner = self.directory(id, &place).await?;
+
+        self.begin(id, Step::Repository).await?;
+        if let Some(source) = source {
+            steps.next("clone");
+            clone(source, ask, &place.path, steps).await?;
+        } else if place.found != Found::Repository {
+            repository::begin(&place.path)?;
+        }
+        if place.found != Found::Repository {
+            let failed = |error| Refusal::internal("the files could not be given to their owner", error);
+            repository::give(&place.path, owner).map_err(failed)?;
+        }
+
+        let stack = self.choose_stack(id, ask, &place.path, &mut remarks).await?;
+        let stack = stack.as_deref().map(|name| self.containers.stack(name)).transpose()?;
+        steps.next("image");
+        let plan = self.containers.plan(stack, owner).await?;
+        self.tell(
+            id,
+            &[
+                ProjectEvent::StepBegun { step: Step::Image },
+                ProjectEvent::ImageChosen { image: plan.tag().to_owned() },
+            ],
+        )
+        .await?;
+        self.containers.ensure_image(&plan, &mut |progress| steps.detail(describe(&progress))).await?;
+
+        steps.next("container");
+        self.begin(id, Step::Keys).await?;
+        keys::make(&self.home.project(id), owner)
+            .map_err(|error| Refusal::internal("the keys could not be made", error))?;
+        self.tell(
+            id,
+            &[ProjectEvent::StepBegun { step: Step::Container }, ProjectEvent::StepBegun { step: Step::Sled }],
+        )
+        .await?;
+        self.nodes.sled(id).await?;
+        if self.port_doors {
+            let port = self.registry.get(id).and_then(|project| project.spec).map(|spec| spec.port);
+            self.await_door(port.unwrap_or_default()).await?;
+        }
+        self.write_doors()?;
+        let project = self.tell(id, &[ProjectEvent::Registered]).await?;
+        Ok((project, remarks))
+    }
+
+    /// Makes the folder where there is none, and remembers which one it is.
+    async fn directory(&self, id: Uuid, place: &Place) -> Result<Owner, Refusal> {
+        let failed = |error| {
+            Refusal::internal(
+                format!("the folder {} could not be made", text::code(&place.path.to_string_lossy())),
+                error,
+            )
+        };
+        let made = place.found == Found::Nothing;
+        if made {
+            if let Some(parent) = place.path.parent() {
+                make_private(parent).map_err(failed)?;
+            }
+            // Exclusive: a folder that somebody else makes at this moment is theirs.
+            fs::create_dir(&place.path).map_err(failed)?;
+        }
+        let owner = if made && self.places.own.uid == 0 {
+            self.places.fallback
+        } else {
+            place::owner(&self.places, &place.path, place.found)?
+        };
+        if self.places.own.uid == 0 && place.found == Found::Empty {
+            // libgit2 works only in folders of its own user; the owner gets it back with the repository in it.
+            std::os::unix::fs::chown(&place.path, Some(0), Some(0)).map_err(failed)?;
+        }
+        let identity = place::identity(&place.path)?;
+        self.tell(id, &[ProjectEvent::DirectoryFound { identity, owner, made }]).await?;
+        Ok(owner)
+    }
+
+    async fn choose_stack(
+        &self,
+        id: Uuid,
+        ask: &NewProject,
+        path: &Path,
+        remarks: &mut Vec<String>,
+    ) -> Result<Option<String>, Refusal> {
+        let found = self.containers.stacks().detect(&place::names(path)?);
+        let (stack, reason) = match (&ask.stack, found.stack()) {
+            (Some(declared), _) => (Some(declared.clone()), format!("{declared}, as you asked")),
+            (None, Some(stack)) => (Some(stack.as_str().to_owned()), text::one_line(&found.to_string(), 200)),
+            (None, None) => (None, "no stack: nothing in the folder names a language".to_owned()),
+        };
+        if ask.stack.is_none() && !found.others.is_empty() {
+            let others: Vec<_> = found.others.iter().map(|other| format!("`{}`", other.stack.as_str())).collect();
+            remarks.push(format!("⚠ It also looks like {}: give `--stack` to choose.", others.join(", ")));
+        }
+        if let Some(devcontainer) = &found.devcontainer {
+            remarks.push(format!("{} was seen and is not used.", text::code(devcontainer)));
+        }
+        self.tell(id, &[ProjectEvent::StackChosen { stack: stack.clone(), reason }]).await?;
+        Ok(stack)
+    }
+
+    /// Waits until sshd greets at the port door.
+    async fn await_door(&self, port: u16) -> Result<(), Refusal> {
+        let greeted = async {
+            loop {
+                if let Ok(stream) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await {
+                    let mut greeting = String::new();
+                    let read = tokio::io::BufReader::new(stream).read_line(&mut greeting).await;
+                    if read.is_ok_and(|n| n > 0) && greeting.starts_with("SSH-2.0-") {
+                        return;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(DOOR_PATIENCE, greeted).await.map_err(|_| {
+            Refusal::internal(
+                "the SSH door does not open",
+                format!("nothing greeted on port {port} within {} s", DOOR_PATIENCE.as_secs()),
+            )
+        })
+    }
+
+    async fn abandon(&self, id: Uuid, reason: String) -> Result<(), Refusal> {
+        self.tell(id, &[ProjectEvent::Abandoned { reason }]).await?;
+        self.remove(id).await
+    }
+
+    /// Removes what is ours of a project, in reverse, whatever is already gone. The journal says what was begun.
+    async fn remove(&self, id: Uuid) -> Result<(), Refusal> {
+        let Some(project) = self.registry.get(id) else { return Ok(()) };
+        let Some(spec) = &project.spec else { return Ok(()) };
+        self.nodes.forget(id);
+        if project.begun.contains(&Step::Container) {
+            self.containers.remove(&spec.name).await?;
+        }
+        if project.begun.contains(&Step::Keys) {
+            let failed =
+                |error| Refusal::internal("the project's part of the state directory could not be removed", error);
+            remove_tree(self.home.project(id).root()).map_err(failed)?;
+        }
+        if project.stage == Stage::Undoing && project.made_directory {
+            self.remove_folder(&project, spec)?;
+        }
+        self.tell(id, &[ProjectEvent::Removed]).await?;
+        self.write_doors()?;
+        if let Err(refusal) = self.containers.tidy_network().await {
+            // A bridge without containers does no harm; the next removal tries again.
+            info!(%refusal, "the network stays");
+        }
+        Ok(())
+    }
+
+    /// Removes the folder that this run made, as long as it is still the same one.
+    fn remove_folder(&self, project: &Project, spec: &Spec) -> Result<(), Refusal> {
+        let failed = |error| {
+            Refusal::internal(
+                format!("the folder {} could not be removed", text::code(&spec.path.to_string_lossy())),
+                error,
+            )
+        };
+        if !spec.path.try_exists().map_err(failed)? {
+            return Ok(());
+        }
+        if project.directory.map(|(identity, _)| identity) == Some(place::identity(&spec.path)?) {
+            remove_tree(&spec.path).map_err(failed)?;
+        }
+        // The folder for projects that was made on the way is left when something else is in it.
+        match spec
+            .path
+            .parent()
+            .filter(|parent| self.places.roots.iter().any(|root| root == parent))
+            .map(fs::remove_dir)
+        {
+            Some(Err(error))
+                if ![io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::NotFound].contains(&error.kind()) =>
+            {
+                Err(failed(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The next free port after `last`, by our own register and by a look at the host.
+pub fn free_port(registry: &Registry, last: u16) -> Result<u16, Refusal> {
+    let all = registry.all();
+    let taken: BTreeSet<_> =
+        all.iter().filter_map(|(_, project)| project.spec.as_ref().map(|spec| spec.port)).collect();
+    let (first, end) = (*PORTS.start(), *PORTS.end());
+    let after = PORTS.filter(|port| *port > last).chain(first..=last.clamp(first, end));
+    after
+        .filter(|port| !taken.contains(port))
+        .take(PORT_TRIES)
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .ok_or_else(|| {
+            Refusal::unavailable(format!("no port between {first} and {end} is free"))
+                .hint("Delete projects that nobody needs.")
+        })
+}
+
+fn check_cpus(cpus: f64) -> Result<f64, Refusal> {
+    if (0.1..=1000.0).contains(&cpus) {
+        Ok(cpus)
+    } else {
+        Err(Refusal::usage(format!("`--cpus {cpus}` is out of range"))
+            .hint("Write for example `--cpus 2`, or `--cpus 0.5`."))
+    }
+}
+
+/// What a build does, for people.
+fn describe(progress: &BuildProgress) -> String {
+    let BuildProgress { layer, layer_number, layers, step, steps, instruction, .. } = progress;
+    let part = if *layers > 1 { format!("{layer}, part {layer_number} of {layers}") } else { layer.to_string() };
+    if *steps == 0 { part } else { format!("{part}, step {step}/{steps}: {}", text::one_line(instruction, 60)) }
+}
+
+/// Clones on a thread of its own; ends soon after this future is dropped.
+async fn clone(source: Source, ask: &NewProject, path: &Path, steps: &mut Steps<'_>) -> Result<(), Refusal> {
+    struct CancelOnDrop(Arc<AtomicBool>);
+    impl Drop for CancelOnDrop {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let what = repository::Clone { source, branch: ask.branch.clone(), depth: ask.depth };
+    let cancelled = CancelOnDrop(Arc::default());
+    let (flag, path) = (Arc::clone(&cancelled.0), path.to_owned());
+    let (sender, mut progress) = tokio::sync::watch::channel((0, 0));
+    let mut cloning = tokio::task::spawn_blocking(move || {
+        repository::clone(&what, &path, &flag, |have, all| {
+            sender.send_replace((have, all));
+        })
+    });
+    loop {
+        tokio::select! {
+            cloned = &mut cloning => return cloned.map_err(|error| Refusal::internal("the clone broke off", error))?,
+            Ok(()) = progress.changed() => {
+                let (have, all) = *progress.borrow_and_update();
+                if have == all || have % 1000 == 0 {
+                    steps.detail(format!("{have} of {all} objects"));
+                }
+            }
+        }
+    }
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The reply to `new project` (PROJ-6).
+pub fn welcome(made: &Made, home: &Home, ssh_host: Option<&str>) -> String {
+    let Made { project, remarks, took, .. } = made;
+    let Some(spec) = &project.spec else { return String::new() };
+    let name = &spec.name;
+    let config = home.ssh_config();
+    let config = shell_words::quote(&config.to_string_lossy()).into_owned();
+    let mut lines = vec![
+        format!("**{name}** is ready ({}).", text::span(*took)),
+        String::new(),
+        format!("- files: {}", text::code(&spec.path.to_string_lossy())),
+        format!("- stack: {}", project.stack_reason),
+        format!("- ssh: `ssh -F {config} {name}.musher`"),
+        format!(
+            "- editor here: put `Include {config}` as the first line of your `~/.ssh/config`, then open the remote host `{name}.musher`, folder `{WORKSPACE}` (user `{USER}`)"
+        ),
+    ];
+    match ssh_host {
+        Some(host) => lines.push(format!(
+            "- another machine: `ssh -J {host} -p {port} {USER}@127.0.0.1`, with a copy of the key {key} (docs/editors.md)",
+            port = spec.port,
+            key = text::code(&home.project(made.id).client_key().to_string_lossy()),
+        )),
+        None => lines.push("- another machine: set `ssh_host` in bot.toml to how this host is reached (docs/editors.md)".to_owned()),
+    }
+    lines.push(format!("- talk: `switch {name}`, then write here"));
+    lines.extend(remarks.iter().map(|remark| format!("- {remark}")));
+    lines.push(String::new());
+    lines.push("⚠ The agent can write to these files: git and editors that you run on them on the host itself run the hooks and settings that are in them.".to_owned());
+    lines.join("\n")
+}

@@ -1,0 +1,126 @@
+//! The generated `ssh_config` and `known_hosts` of the state directory (SSH-2, SSH-3). Rendering is pure.
+
+use std::{fmt::Write as _, io, path::Path};
+
+use musher_docker::USER;
+use uuid::Uuid;
+
+use crate::home::{Home, write_private};
+
+/// What the two files say of a project.
+#[derive(Debug, Clone)]
+pub struct Door {
+    /// The project's id, which the host key is pinned to.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// The loopback port, where there is one.
+    pub port: Option<u16>,
+    /// The public host key, `ssh-ed25519 …`.
+    pub host_key: String,
+}
+
+/// Writes both files anew, each whole or not at all.
+pub fn write(home: &Home, musher: &Path, doors: &[Door]) -> io::Result<()> {
+    write_private(&home.known_hosts(), known_hosts(doors).as_bytes())?;
+    write_private(&home.ssh_config(), config(home, musher, doors)?.as_bytes())
+}
+
+/// The name under which a project's host key is pinned: a rebuild or a new port never changes it.
+fn alias(id: Uuid) -> String {
+    format!("musher-{id}")
+}
+
+fn known_hosts(doors: &[Door]) -> String {
+    doors
+        .iter()
+        .flat_map(|door| [alias(door.id), " ".to_owned(), door.host_key.trim().to_owned(), "\n".to_owned()])
+        .collect()
+}
+
+fn config(home: &Home, musher: &Path, doors: &[Door]) -> io::Result<String> {
+    let mut text =
+        "# Written by musher, and written anew with every change. Include it as the first line of your own file:\n"
+            .to_owned();
+    let include = quoted(&home.ssh_config())?;
+    writeln!(text, "#   Include {include}").map_err(io::Error::other)?;
+    for door in doors {
+        let common = format!(
+            "    User {USER}\n    HostKeyAlias {alias}\n    UserKnownHostsFile {known}\n    StrictHostKeyChecking yes\n    \
+             IdentityFile {key}\n    IdentitiesOnly yes\n    ForwardAgent no\n    ServerAliveInterval 30\n",
+            alias = alias(door.id),
+            known = quoted(&home.known_hosts())?,
+            key = quoted(&home.project(door.id).client_key())?,
+        );
+        let name = &door.name;
+        let proxy = format!("{} --home {} ssh-proxy {name}", shell(musher)?, shell(home.root())?);
+        write!(text, "\nHost {name}.musher\n    HostName {name}.musher\n    ProxyCommand {proxy}\n{common}")
+            .map_err(io::Error::other)?;
+        if let Some(port) = door.port {
+            write!(text, "\nHost {name}.musher-port\n    HostName 127.0.0.1\n    Port {port}\n{common}")
+                .map_err(io::Error::other)?;
+        }
+    }
+    Ok(text)
+}
+
+/// A path as an argument of `ssh_config`: in double quotes, `%` doubled. ssh cannot express a double quote or a line break.
+fn quoted(path: &Path) -> io::Result<String> {
+    Ok(format!("\"{}\"", expressible(path)?.replace('%', "%%")))
+}
+
+/// A path as a word of `ProxyCommand`, which the person's shell reads after ssh has replaced `%`.
+fn shell(path: &Path) -> io::Result<String> {
+    Ok(shell_words::quote(expressible(path)?).replace('%', "%%"))
+}
+
+fn expressible(path: &Path) -> io::Result<&str> {
+    path.to_str().filter(|path| !path.contains(['"', '\\']) && !path.chars().any(char::is_control)).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("ssh cannot express the path {}", path.display()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn openssh_reads_what_was_written() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let home = Home::open(&folder.path().join("a state 100%")).expect("it can be made");
+        let door =
+            Door { id: Uuid::nil(), name: "my-app".into(), port: Some(22_001), host_key: "ssh-ed25519 AAAA\n".into() };
+        write(&home, Path::new("/opt/it's here/musher"), &[door]).expect("it can be written");
+        let asked = |host: &str| {
+            let output = Command::new("ssh")
+                .arg("-G")
+                .arg("-F")
+                .arg(home.ssh_config())
+                .arg(host)
+                .output()
+                .expect("ssh is installed");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).expect("it is text")
+        };
+        let root = home.root().display();
+        let proxy = asked("my-app.musher");
+        for line in [
+            "user dev".to_owned(),
+            "hostkeyalias musher-00000000-0000-0000-0000-000000000000".into(),
+            "stricthostkeychecking true".into(),
+            "identitiesonly yes".into(),
+            "forwardagent no".into(),
+            format!("userknownhostsfile {root}/known_hosts"),
+        ] {
+            assert!(proxy.lines().any(|found| found == line), "{line} is not in\n{proxy}");
+        }
+        assert!(proxy.contains("ssh-proxy my-app"), "{proxy}");
+        let port = asked("my-app.musher-port");
+        assert!(port.contains("hostname 127.0.0.1\n") && port.contains("port 22001\n"), "{port}");
+        assert!(!port.contains("proxycommand"), "{port}");
+        let known = std::fs::read_to_string(home.known_hosts()).expect("it is there");
+        assert_eq!(known, "musher-00000000-0000-0000-0000-000000000000 ssh-ed25519 AAAA\n");
+    }
+}

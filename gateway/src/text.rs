@@ -1,0 +1,81 @@
+//! Hostile strings made safe to show: names, paths, output of commands and agents (SEC-5).
+//!
+//! Pure functions over text. What is shown as code cannot end its own code span or fence, and no
+//! control or direction-changing character gets through.
+
+use std::{fmt::Write as _, time::Duration};
+
+/// Whether a character moves the cursor, changes direction or hides itself.
+fn is_unsafe(c: char) -> bool {
+    (c.is_control() && c != '\n' && c != '\t')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+/// The text without characters that a terminal or a chat client would act on; lines and tabs stay.
+pub fn plain(text: &str) -> String {
+    text.chars().filter(|&c| !is_unsafe(c)).collect()
+}
+
+/// The text on one line of at most `max` characters, an ellipsis where something was cut.
+pub fn one_line(text: &str, max: usize) -> String {
+    let joined = plain(text).split_whitespace().collect::<Vec<_>>().join(" ");
+    if joined.chars().count() <= max {
+        return joined;
+    }
+    let mut cut: String = joined.chars().take(max.saturating_sub(1)).collect();
+    cut.push('…');
+    cut
+}
+
+/// The text as an inline code span that it cannot leave, on one line of at most 120 characters.
+pub fn code(text: &str) -> String {
+    let line = one_line(text, 120).replace('`', "'");
+    if line.is_empty() { "(empty)".to_owned() } else { format!("`{line}`") }
+}
+
+/// The text as a fenced block that it cannot leave.
+pub fn code_block(text: &str) -> String {
+    let text = plain(text);
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest.max(2) + 1);
+    format!("{fence}\n{}\n{fence}", text.trim_end_matches('\n'))
+}
+
+/// A span of time for people: `0.4 s`, `12 s`, `3 min`, `2 h 5 min`, `3 d 4 h`.
+pub fn span(time: Duration) -> String {
+    let secs = time.as_secs();
+    let mut out = String::new();
+    let written = match secs {
+        0..10 => write!(out, "{:.1} s", time.as_secs_f64()),
+        10..120 => write!(out, "{secs} s"),
+        120..7200 => write!(out, "{} min", secs / 60),
+        7200..172_800 => write!(out, "{} h {} min", secs / 3600, secs / 60 % 60),
+        _ => write!(out, "{} d {} h", secs / 86_400, secs / 3600 % 24),
+    };
+    debug_assert!(written.is_ok(), "writing to a string does not fail");
+    out
+}
+
+/// `1 message`, `2 messages`.
+pub fn count(n: usize, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_cannot_be_left() {
+        assert_eq!(code("a`b\u{202e}c\x1b[31m\nd"), "`a'bc[31m d`");
+        assert_eq!(code(""), "(empty)");
+        assert_eq!(code_block("a\n```\nb\n"), "````\na\n```\nb\n````");
+        assert_eq!(code_block("x"), "```\nx\n```");
+    }
+
+    #[test]
+    fn spans_read_well() {
+        let said = [0.42, 12.0, 200.0, 7500.0, 273_600.0].map(|s| span(Duration::from_secs_f64(s)));
+        assert_eq!(said, ["0.4 s", "12 s", "3 min", "2 h 5 min", "3 d 4 h"]);
+    }
+}
