@@ -1,0 +1,145 @@
+//! The Claude Code CLI: its command line, its settings, and whether it still has a session.
+//!
+//! Tried with 2.1.197. The container is the fence, so it may use every tool (SEC-8); the repository's own instructions count.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, Result};
+use std::path::{Path, PathBuf};
+
+use link::requests::AgentSession;
+use serde::Deserialize;
+use uuid::Uuid;
+
+/// Telemetry, self-update and whatever else is not the model itself: off (SEC-8).
+pub const SETTINGS: [(&str, &str); 5] = [
+    ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
+    ("DISABLE_AUTOUPDATER", "1"),
+    ("DISABLE_BUG_COMMAND", "1"),
+    ("DISABLE_ERROR_REPORTING", "1"),
+    ("DISABLE_TELEMETRY", "1"),
+];
+
+/// The command line for one turn, and whether the session's memory is as expected.
+pub fn argv(session: &AgentSession, model: Option<&str>, home: &Path) -> Result<(Vec<OsString>, bool)> {
+    let memory = memory(home, session.id)?;
+    if let Memory::Unusable(files) = &memory {
+        // The CLI would neither resume this session nor begin another under its id.
+        for file in files {
+            tracing::warn!(file = %file.display(), "a session's file holds no conversation and is set aside");
+            std::fs::rename(file, file.with_extension("jsonl.unusable"))?;
+        }
+    }
+    let found = matches!(memory, Memory::Found);
+    let mut argv: Vec<OsString> = [
+        "claude",
+        "-p",
+        "--input-format",
+        "stream-json",
+        "--output-format",
+        "stream-json",
+        "--verbose",
+        "--dangerously-skip-permissions",
+    ]
+    .map(Into::into)
+    .into();
+    argv.push(if found { "--resume" } else { "--session-id" }.into());
+    argv.push(session.id.to_string().into());
+    if let Some(model) = model {
+        argv.push(format!("--model={model}").into());
+    }
+    Ok((argv, found || !session.resumed))
+}
+
+enum Memory {
+    Found,
+    Absent,
+    /// Files of that session without a conversation, such as a crash right after the start leaves.
+    Unusable(Vec<PathBuf>),
+}
+
+/// Looks for the session in `~/.claude/projects/<folder>/<id>.jsonl`. It can be resumed if a line of it is part of a conversation.
+fn memory(home: &Path, session: Uuid) -> Result<Memory> {
+    let projects = match std::fs::read_dir(home.join(".claude/projects")) {
+        Ok(projects) => projects,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Memory::Absent),
+        Err(error) => return Err(error),
+    };
+    let mut unusable = Vec::new();
+    for project in projects {
+        let path = project?.path().join(format!("{session}.jsonl"));
+        match File::open(&path) {
+            Ok(file) if holds_conversation(BufReader::new(&file))? => return Ok(Memory::Found),
+            Ok(_) => unusable.push(path),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(if unusable.is_empty() { Memory::Absent } else { Memory::Unusable(unusable) })
+}
+
+fn holds_conversation(mut file: impl BufRead) -> Result<bool> {
+    /// What of a line matters here.
+    #[derive(Deserialize)]
+    struct Entry {
+        r#type: String,
+    }
+    let mut line = Vec::new();
+    while file.read_until(b'\n', &mut line)? > 0 {
+        // A line that was not written to its end is none.
+        if serde_json::from_slice::<Entry>(&line)
+            .is_ok_and(|entry| matches!(entry.r#type.as_str(), "user" | "assistant"))
+        {
+            return Ok(true);
+        }
+        line.clear();
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The end of the command line and whether the session was found, with a session file of that content.
+    fn check(file: Option<&str>, resumed: bool) -> (String, bool) {
+        let home = tempfile::tempdir().unwrap();
+        let session = AgentSession { id: Uuid::nil(), resumed };
+        let folder = home.path().join(".claude/projects/-workspace");
+        let path = folder.join(format!("{}.jsonl", session.id));
+        if let Some(content) = file {
+            std::fs::create_dir_all(folder).unwrap();
+            std::fs::write(&path, content).unwrap();
+        }
+        let (argv, found) = argv(&session, None, home.path()).unwrap();
+        let how = argv[argv.len() - 2].to_str().unwrap().to_owned();
+        // Either the file is resumed, or it does not stand in the way.
+        assert_eq!(path.exists(), how == "--resume");
+        (how, found)
+    }
+
+    #[test]
+    fn a_session_is_resumed_if_it_is_there_whatever_is_expected() {
+        let talk = "{\"type\":\"queue-operation\"}\n{\"type\":\"user\",\"message\":{}}\n{\"type\":\"assi";
+        let table = [
+            (None, false, "--session-id", true),
+            (None, true, "--session-id", false),
+            (Some(talk), true, "--resume", true),
+            (Some(talk), false, "--resume", true),
+            (Some(""), true, "--session-id", false),
+            (Some(""), false, "--session-id", true),
+            (Some("{\"type\":\"queue-operation\"}\n\u{0}\n"), true, "--session-id", false),
+        ];
+        for (file, resumed, how, found) in table {
+            assert_eq!(check(file, resumed), (how.to_owned(), found), "{file:?}, resumed: {resumed}");
+        }
+    }
+
+    #[test]
+    fn the_command_line() {
+        let home = tempfile::tempdir().unwrap();
+        let (argv, _) = argv(&AgentSession { id: Uuid::nil(), resumed: false }, Some("opus"), home.path()).unwrap();
+        let line: Vec<_> = argv.iter().map(|word| word.to_str().unwrap()).collect();
+        insta::assert_snapshot!(line.join(" "), @"claude -p --input-format stream-json --output-format stream-json --verbose --dangerously-skip-permissions --session-id 00000000-0000-0000-0000-000000000000 --model=opus");
+    }
+}

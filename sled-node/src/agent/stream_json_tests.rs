@@ -1,0 +1,175 @@
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+/// Everything that the lines amount to, as JSON lines; an end is shown as `turn.finished`.
+fn check(lines: &[Value]) -> String {
+    let mut listener = Listener::default();
+    let now = Timestamp::from_second(1_000).unwrap();
+    let mut shown = Vec::new();
+    for line in lines {
+        let events = match listener.hear(line.to_string().as_bytes(), now) {
+            Heard::Events(events) => events,
+            Heard::End(mut events, outcome, usage) => {
+                events.push(TurnEvent::Finished { outcome, usage });
+                events
+            }
+            Heard::Noise => panic!("not understood: {line}"),
+        };
+        shown.extend(events.iter().map(|event| format!("{event:?}")));
+    }
+    shown.join("\n")
+}
+
+fn says(content: &Value) -> Value {
+    json!({"type": "assistant", "message": {"role": "assistant", "content": content}, "parent_tool_use_id": null, "session_id": "s"})
+}
+
+fn text(text: &str) -> Value {
+    says(&json!([{"type": "text", "text": text}]))
+}
+
+#[test]
+fn a_turn_with_a_tool() {
+    let shown = check(&[
+        json!({"type": "system", "subtype": "init", "session_id": "s", "tools": ["Bash"]}),
+        text("I will look."),
+        says(
+            &json!([{"type": "tool_use", "id": "t1", "name": "Bash", "input": {"command": "cargo test\n  --all", "description": "d"}}]),
+        ),
+        json!({"type": "user", "message": {"role": "user", "content": [{"type": "tool_result", "content": "ok"}]}}),
+        says(&json!([{"type": "thinking", "thinking": "…"}, {"type": "text", "text": "All is well."}])),
+        json!({"type": "result", "subtype": "success", "is_error": false, "result": "All is well.", "total_cost_usd": 0.5,
+               "usage": {"input_tokens": 20, "cache_read_input_tokens": 5, "output_tokens": 14, "service_tier": "standard"}}),
+    ]);
+    insta::assert_snapshot!(shown, @r#"
+    Spoke { text: "I will look." }
+    ToolCalled { name: "Bash", summary: "cargo test --all" }
+    Finished { outcome: Answered { text: "All is well." }, usage: Some(Usage { input_tokens: 25, output_tokens: 14, cost_usd: Some(0.5) }) }
+    "#);
+}
+
+#[test]
+fn an_answer_that_is_not_repeated_by_the_result_is_the_last_thing_said() {
+    let shown = check(&[text("first"), text("last"), json!({"type": "result", "is_error": false, "result": ""})]);
+    insta::assert_snapshot!(shown, @r#"
+    Spoke { text: "first" }
+    Finished { outcome: Answered { text: "last" }, usage: None }
+    "#);
+}
+
+#[test]
+fn errors_are_reported_once() {
+    let shown = check(&[
+        text("API Error: 503 no gateway"),
+        json!({"type": "result", "subtype": "success", "is_error": true, "api_error_status": 503, "result": "API Error: 503 no gateway"}),
+    ]);
+    insta::assert_snapshot!(shown, @r#"Finished { outcome: Failed { reason: Reported { text: "API Error: 503 no gateway" }, last_lines: [] }, usage: None }"#);
+
+    let shown = check(&[
+        text("so far"),
+        json!({"type": "result", "subtype": "error_during_execution", "is_error": true, "errors": ["No conversation found"]}),
+    ]);
+    insta::assert_snapshot!(shown, @r#"
+    Spoke { text: "so far" }
+    Finished { outcome: Failed { reason: Reported { text: "No conversation found" }, last_lines: [] }, usage: None }
+    "#);
+
+    let shown = check(&[json!({"type": "result", "subtype": "error_max_turns", "is_error": true})]);
+    insta::assert_snapshot!(shown, @r#"Finished { outcome: Failed { reason: Reported { text: "error_max_turns" }, last_lines: [] }, usage: None }"#);
+}
+
+#[test]
+fn a_hard_rate_limit_is_told_once_and_a_warning_not_at_all() {
+    let event = |status: &str, resets_at: Option<i64>| json!({"type": "rate_limit_event", "rate_limit_info": {"status": status, "resetsAt": resets_at}});
+    let retry = |status: u16| json!({"type": "system", "subtype": "api_retry", "attempt": 1, "retry_delay_ms": 580.5, "error_status": status});
+    let shown = check(&[
+        event("allowed_warning", Some(1_060)),
+        retry(529),
+        event("rejected", Some(1_060)),
+        retry(429),
+        retry(429),
+        text("on we go"),
+        retry(429),
+        event("rejected", Some(900)),
+    ]);
+    insta::assert_snapshot!(shown, @r"
+    RateLimited { retry_after_secs: Some(60) }
+    RateLimited { retry_after_secs: None }
+    ");
+}
+
+#[test]
+fn a_helpers_words_are_not_the_agents() {
+    let mut helper = says(
+        &json!([{"type": "text", "text": "inner"}, {"type": "tool_use", "name": "Read", "input": {"file_path": "/workspace/a"}}]),
+    );
+    helper["parent_tool_use_id"] = json!("t1");
+    insta::assert_snapshot!(check(&[helper]), @r#"ToolCalled { name: "Read", summary: "/workspace/a" }"#);
+}
+
+#[test]
+fn tools_are_told_in_one_bounded_line() {
+    let table = [
+        ("Bash", json!({"command": "printf '\u{1b}[2J\u{202e}'"}), "printf '[2J'"),
+        ("Edit", json!({"file_path": "/workspace/src/main.rs", "old_string": "a"}), "/workspace/src/main.rs"),
+        ("Bash", json!({"command": 7}), r#"{"command":7}"#),
+        ("mcp__db__query", json!({"sql": "select 1"}), r#"{"sql":"select 1"}"#),
+        ("TaskList", json!({}), ""),
+        ("Odd", Value::Null, ""),
+    ];
+    for (tool, input, wanted) in table {
+        assert_eq!(summary(tool, &input), wanted, "{tool}");
+    }
+    assert_eq!(summary("Bash", &json!({"command": "x".repeat(5000)})).chars().count(), MAX_SUMMARY + 1);
+}
+
+#[test]
+fn what_is_no_line_of_the_protocol_is_noise_and_a_broken_result_ends_the_turn() {
+    let hear = |line: &str| Listener::default().hear(line.as_bytes(), Timestamp::UNIX_EPOCH);
+    for noise in
+        ["", "Segmentation fault", "{", "[]", "{\"type\": 1}", r#"{"type":"assistant","message":"?"}"#, "\u{0}"]
+    {
+        assert_eq!(hear(noise), Heard::Noise, "{noise:?}");
+    }
+    assert!(matches!(
+        hear(r#"{"type":"result","is_error":"perhaps"}"#),
+        Heard::End(_, Outcome::Failed { reason: FailureReason::Protocol { .. }, .. }, None)
+    ));
+}
+
+#[test]
+fn long_texts_still_fit_the_links_line() {
+    for c in ["\"", "\\", "\n", "ä", "\u{1}"] {
+        let shown = Listener::default().hear(
+            json!({"type": "result", "is_error": false, "result": c.repeat(2 * 1024 * 1024)}).to_string().as_bytes(),
+            Timestamp::UNIX_EPOCH,
+        );
+        let Heard::End(_, outcome, None) = shown else { panic!("{c:?}: {shown:?}") };
+        let event = serde_json::to_string(&TurnEvent::Finished { outcome, usage: None }).unwrap();
+        assert!(event.len() + 200 < link::requests::LINE_LIMIT, "{c:?}: {}", event.len());
+    }
+}
+
+proptest! {
+    #[test]
+    fn words_arrive_as_they_were_said(words: String) {
+        let line = prompt_line(&words);
+        prop_assert_eq!(line.split(|byte| *byte == b'\n').count(), 2);
+        prop_assert_eq!(read_prompt(std::str::from_utf8(&line).unwrap()).unwrap(), words);
+    }
+
+    #[test]
+    fn no_line_makes_it_panic(lines in proptest::collection::vec(
+        prop_oneof![
+            "\\PC{0,60}",
+            Just(r#"{"type":"assistant","message":{"content":[{"type":"text","text":"x"}]}}"#.to_owned()),
+            r#"\{"type":"(assistant|result|system|rate_limit_event|user)","(message|result|is_error|subtype)":("x"|7|null|true|\{\}|\[\])\}"#,
+        ], 0..20)) {
+        let mut listener = Listener::default();
+        for line in lines {
+            listener.hear(line.as_bytes(), Timestamp::UNIX_EPOCH);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! A turn in the sled's journal: one stream per turn, whose versions are the reader's cursor (SLED-4).
+//!
+//! It bounds what a turn may store. It must not decide how a turn goes.
+
+use journal::{
+    Actor, Append, AppendError, Appended, Cause, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, StreamId,
+};
+use link::requests::{Outcome, TurnEvent, TurnRecord, TurnRequest, Usage};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The kind of a turn's stream.
+pub const STREAM: &str = "turn";
+
+/// How many events a turn may store, its end not counted.
+const MAX_EVENTS: u64 = 10_000;
+
+/// How many bytes of text they may hold in all, its end not counted.
+const MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// What readers see in place of what a turn says beyond its bounds.
+const OVER: &str = "… this turn has said more than is kept; what else it says before its end is not shown.";
+
+/// The wire's event as the journal keeps it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Journaled(pub TurnEvent);
+
+impl DomainEvent for Journaled {
+    const KINDS: &'static [&'static str] =
+        &["turn.accepted", "turn.started", "turn.spoke", "turn.tool_called", "turn.rate_limited", "turn.finished"];
+
+    fn skippable(kind: &str) -> bool {
+        !matches!(kind, "turn.accepted" | "turn.finished")
+    }
+}
+
+/// What a turn's stream says of it.
+#[derive(Debug, Clone, Default)]
+pub struct Turn {
+    /// The request of the latest attempt.
+    pub request: Option<TurnRequest>,
+    /// How the latest attempt ended.
+    pub outcome: Option<Outcome>,
+}
+
+impl Fold for Turn {
+    type Event = Journaled;
+    type Error = std::convert::Infallible;
+
+    fn apply(&mut self, event: &Journaled, _: &Recorded) -> Result<(), Self::Error> {
+        match &event.0 {
+            TurnEvent::Accepted(request) => {
+                self.request = Some(request.clone());
+                self.outcome = None;
+            }
+            TurnEvent::Finished { outcome, .. } => self.outcome = Some(outcome.clone()),
+            TurnEvent::Started { .. }
+            | TurnEvent::Spoke { .. }
+            | TurnEvent::ToolCalled { .. }
+            | TurnEvent::RateLimited { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether a turn has ended: all that matters of old ones.
+#[derive(Debug, Clone, Default)]
+pub struct Ended(pub bool);
+
+impl Fold for Ended {
+    type Event = Journaled;
+    type Error = std::convert::Infallible;
+
+    fn apply(&mut self, event: &Journaled, _: &Recorded) -> Result<(), Self::Error> {
+        self.0 = matches!(event.0, TurnEvent::Finished { .. });
+        Ok(())
+    }
+}
+
+/// The stream of the turn with that id.
+pub fn stream(id: Uuid) -> StreamId {
+    StreamId::new(STREAM, id)
+}
+
+/// A stored event as readers get it; `None` for a kind that a later sled wrote.
+pub fn for_reader(recorded: &Recorded) -> Result<Option<TurnRecord>, journal::DecodeError> {
+    Ok(match recorded.decode()? {
+        journal::Decoded::Known(Journaled(event)) => {
+            Some(TurnRecord { seq: recorded.version, at: recorded.time, event })
+        }
+        journal::Decoded::Unknown => None,
+    })
+}
+
+/// Writes one attempt of a turn.
+pub struct Recorder {
+    journal: Journal,
+    stream: StreamId,
+    actor: Actor,
+    cause: Cause,
+    version: u64,
+    /// Names this attempt's end, so that a try to store it that seemed to fail is not stored twice.
+    end_key: String,
+    events: u64,
+    bytes: usize,
+}
+
+impl Recorder {
+    /// Begins an attempt after `version`, the last event of the attempts before it.
+    pub async fn accept(
+        journal: Journal,
+        actor: Actor,
+        id: Uuid,
+        version: u64,
+        request: TurnRequest,
+    ) -> Result<Self, AppendError> {
+        let mut recorder = Self::take_up(journal, actor, stream(id), version);
+        recorder.cause = Cause::Command(format!("{id}#{}", request.attempt));
+        let accepted = recorder.append(&[Journaled(TurnEvent::Accepted(request))]).await?;
+        if let Some(event) = accepted.events.first() {
+            recorder.cause = Cause::Event(event.id);
+        }
+        Ok(recorder)
+    }
+
+    /// Goes on after `version`: for an attempt whose sled died, to say so.
+    pub fn take_up(journal: Journal, actor: Actor, stream: StreamId, version: u64) -> Self {
+        let end_key = format!("end of turn {}, begun after event {version}", stream.id);
+        Self { journal, stream, actor, cause: Cause::None, version, end_key, events: 0, bytes: 0 }
+    }
+
+    /// Stores what happened, as far as the bounds allow.
+    pub async fn record(&mut self, events: Vec<TurnEvent>) -> Result<(), AppendError> {
+        let mut kept = Vec::new();
+        for event in events {
+            if self.events >= MAX_EVENTS || self.bytes >= MAX_BYTES {
+                break;
+            }
+            self.events += 1;
+            self.bytes += match &event {
+                TurnEvent::Spoke { text } => text.len(),
+                TurnEvent::ToolCalled { name, summary } => name.len() + summary.len(),
+                TurnEvent::Accepted(_)
+                | TurnEvent::Started { .. }
+                | TurnEvent::RateLimited { .. }
+                | TurnEvent::Finished { .. } => 0,
+            };
+            kept.push(Journaled(event));
+            if self.events >= MAX_EVENTS || self.bytes >= MAX_BYTES {
+                kept.push(Journaled(TurnEvent::Spoke { text: OVER.to_owned() }));
+            }
+        }
+        if kept.is_empty() { Ok(()) } else { self.append(&kept).await.map(drop) }
+    }
+
+    /// Stores the end, whatever was stored before. May be repeated until it succeeds.
+    pub async fn finish(&mut self, outcome: Outcome, usage: Option<Usage>) -> Result<(), AppendError> {
+        let events = vec![NewEvent::encode(&Journaled(TurnEvent::Finished { outcome, usage }))?];
+        // An append before this one that seemed to fail may have taken place all the same.
+        let append = Append { key: Some(self.end_key.clone()), ..self.after(Expected::Any, events) };
+        self.journal.append(append).await.map(drop)
+    }
+
+    async fn append(&mut self, events: &[Journaled]) -> Result<Appended, AppendError> {
+        let events = NewEvent::encode_all(events)?;
+        let appended = self.journal.append(self.after(Expected::Version(self.version), events)).await?;
+        self.version = appended.last_version;
+        Ok(appended)
+    }
+
+    fn after(&self, expected: Expected, events: Vec<NewEvent>) -> Append {
+        let (stream, actor, cause) = (self.stream.clone(), self.actor.clone(), self.cause.clone());
+        Append { stream, expected, events, key: None, actor, cause }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use link::requests::{Agent, AgentSession};
+
+    use super::*;
+
+    fn request() -> TurnRequest {
+        let session = AgentSession { id: Uuid::nil(), resumed: false };
+        TurnRequest {
+            session,
+            agent: Agent::Echo { notice: None },
+            prompt: "hi".to_owned(),
+            identity: None,
+            attempt: 1,
+        }
+    }
+
+    /// A turn that says `events`, 100 at a time, and then ends: what is stored of it.
+    async fn stored(events: Vec<TurnEvent>) -> Vec<TurnRecord> {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(journal::SystemClock)).unwrap();
+        let actor = Actor::Sled("p".to_owned());
+        let mut recorder = Recorder::accept(journal.clone(), actor, Uuid::nil(), 0, request()).await.unwrap();
+        for some in events.chunks(100) {
+            recorder.record(some.to_vec()).await.unwrap();
+        }
+        recorder.finish(Outcome::Interrupted, None).await.unwrap();
+        let turn = journal.load::<Turn>(&stream(Uuid::nil())).await.unwrap().state;
+        assert_eq!((turn.request, turn.outcome), (Some(request()), Some(Outcome::Interrupted)));
+        let read = journal.read(&stream(Uuid::nil()), 0).await.unwrap();
+        read.iter().map(|recorded| for_reader(recorded).unwrap().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_talkative_turn_is_cut_visibly_and_its_end_always_fits() {
+        let called = TurnEvent::ToolCalled { name: "Bash".to_owned(), summary: "ls".to_owned() };
+        let records = stored(vec![called; 10_500]).await;
+        assert_eq!(records.len(), 1 + 10_000 + 1 + 1);
+        assert_eq!(records[10_001].event, TurnEvent::Spoke { text: OVER.to_owned() });
+        assert!(matches!(records[10_002].event, TurnEvent::Finished { .. }));
+        assert!(records.iter().zip(1..).all(|(record, seq)| record.seq == seq));
+    }
+
+    #[tokio::test]
+    async fn long_texts_are_cut_too() {
+        let records = stored(vec![TurnEvent::Spoke { text: "x".repeat(400 * 1024) }; 60]).await;
+        assert_eq!(records.len(), 1 + 41 + 1 + 1);
+    }
+
+    #[test]
+    fn every_event_of_the_wire_has_its_kind() {
+        for event in [
+            TurnEvent::Accepted(request()),
+            TurnEvent::Started { session_found: true },
+            TurnEvent::Spoke { text: String::new() },
+            TurnEvent::ToolCalled { name: String::new(), summary: String::new() },
+            TurnEvent::RateLimited { retry_after_secs: None },
+            TurnEvent::Finished { outcome: Outcome::Interrupted, usage: None },
+        ] {
+            NewEvent::encode(&Journaled(event)).unwrap();
+        }
+    }
+}

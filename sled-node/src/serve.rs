@@ -1,0 +1,141 @@
+//! `sled serve`: the container's main process. It puts the parts together, runs them until it is asked to end, and ends them in order.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use journal::{Journal, SystemClock};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::agent::Surroundings;
+use crate::api::{self, Node};
+use crate::environment::Environment;
+use crate::links::{self, Links};
+use crate::log::RecentLog;
+use crate::model;
+use crate::sshd::Sshd;
+use crate::supervised::Supervision;
+use crate::turns::{Site, Turns};
+use crate::workspace::Workspace;
+
+/// What a turn's processes have for ending when the sled is asked to end.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+
+/// How long the whole end may take; engines kill after ten seconds.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(8);
+
+/// Where everything is. The defaults are those of a project's container.
+#[derive(Debug, clap::Args)]
+pub struct Settings {
+    /// The socket that gateways reach through `sled connect`; what an earlier sled left there is replaced
+    #[arg(long, default_value = crate::SOCKET)]
+    socket: PathBuf,
+    /// The project's files
+    #[arg(long, default_value = "/workspace")]
+    workspace: PathBuf,
+    /// The folder of the sled's journal
+    #[arg(long, default_value = "/var/lib/musher/sled")]
+    data: PathBuf,
+    /// The project's id, for the journal; otherwise `MUSHER_PROJECT_ID`
+    #[arg(long)]
+    project: Option<String>,
+    /// Port of the model endpoint on the container's loopback
+    #[arg(long, default_value_t = model::DEFAULT_PORT)]
+    model_port: u16,
+    /// Run no sshd
+    #[arg(long)]
+    no_sshd: bool,
+    #[command(flatten)]
+    sshd: SshdSettings,
+}
+
+/// Where sshd is.
+#[derive(Debug, clap::Args)]
+pub struct SshdSettings {
+    /// The sshd to run
+    #[arg(long = "sshd-program", default_value = "/usr/sbin/sshd")]
+    program: PathBuf,
+    /// Its configuration
+    #[arg(long = "sshd-config", default_value = "/etc/musher/ssh/sshd_config")]
+    config: PathBuf,
+}
+
+impl From<SshdSettings> for Sshd {
+    fn from(settings: SshdSettings) -> Self {
+        Self { program: settings.program, config: settings.config }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -> anyhow::Result<()> {
+    tracing::info!("sled {} starts", env!("CARGO_PKG_VERSION"));
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+
+    let run_dir = settings.socket.parent().context("the socket's path names no folder")?.to_owned();
+    let sled = std::env::current_exe().context("cannot find this very program")?;
+    let supervision = Supervision { sled: sled.clone(), run_dir };
+    let home = PathBuf::from(environment.get("HOME").context("HOME is not set")?);
+    let project =
+        settings.project.or_else(|| environment.get("MUSHER_PROJECT_ID").map(str::to_owned)).unwrap_or_default();
+
+    let journal_path = settings.data.join("journal.db");
+    let journal = Journal::open(&journal_path, Arc::new(SystemClock))?;
+    let surroundings = Surroundings { sled, home, environment: environment.clone(), model_port: settings.model_port };
+    let site = Site { workspace: settings.workspace.clone(), surroundings, supervision: supervision.clone() };
+    let turns = Turns::open(journal.clone(), project, site).await.context("cannot read the turns of before")?;
+    let workspace = Workspace { directory: settings.workspace, environment: environment.clone(), supervision };
+
+    let model = TcpListener::bind((Ipv4Addr::LOCALHOST, settings.model_port))
+        .await
+        .with_context(|| format!("cannot listen on port {} for the model endpoint", settings.model_port))?;
+    let socket =
+        links::listen(&settings.socket).with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
+
+    let shutdown = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let links = Links::new();
+    let router = api::router(Node { started: Instant::now(), turns: turns.clone(), workspace, log });
+    {
+        let (links, shutdown) = (links.clone(), shutdown.clone());
+        tasks.spawn(async move { links.serve(socket, router, shutdown).await });
+    }
+    {
+        let shutdown = shutdown.clone();
+        tasks.spawn(async move {
+            if let Err(error) = model::serve(model, links, shutdown).await {
+                tracing::error!(%error, "the model endpoint ended");
+            }
+        });
+    }
+    if !settings.no_sshd {
+        let (sshd, shutdown) = (Sshd::from(settings.sshd), shutdown.clone());
+        tasks.spawn(async move { sshd.keep_running(&environment, shutdown).await });
+    }
+    tasks.close();
+    tracing::info!("ready on {}", settings.socket.display());
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("asked to end");
+    let ended = tokio::time::timeout(SHUTDOWN_LIMIT, async {
+        turns.shut_down(SHUTDOWN_GRACE).await;
+        shutdown.cancel();
+        tasks.wait().await;
+        journal.close().await;
+    });
+    if ended.await.is_ok() {
+        tracing::info!("ended");
+    } else {
+        let limit = SHUTDOWN_LIMIT.as_secs();
+        tracing::error!("not everything ended within {limit} s; a turn that runs is interrupted at the next start");
+    }
+    Ok(())
+}

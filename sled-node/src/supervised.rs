@@ -1,0 +1,214 @@
+//! Running a program under `sled supervise`, as the sled sees it: start, stop, and the moment when all of it is gone.
+//!
+//! Every program that the sled runs for somebody, agent or `git`, goes through here, so that none leaves anything behind.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::Child;
+use uuid::Uuid;
+
+use crate::environment::Environment;
+use crate::processes;
+use crate::supervisor::{Gone, Order, Report};
+
+/// How long a supervisor may take until it calls.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the call of a supervisor that has ended is waited for.
+const LAST_CALL: Duration = Duration::from_millis(100);
+
+/// The variable by which a tree is found again if its supervisor was killed.
+const MARK: &str = "MUSHER_SUPERVISED";
+
+/// How long to wait before looking again for what has not died yet.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// How supervisors are started.
+#[derive(Debug, Clone)]
+pub struct Supervision {
+    /// This very program.
+    pub sled: PathBuf,
+    /// A folder of this user alone, for the sockets by which supervisors call.
+    pub run_dir: PathBuf,
+}
+
+/// A program to run.
+pub struct Program {
+    /// Program and arguments; never passed through a shell.
+    pub argv: Vec<OsString>,
+    /// All of its environment.
+    pub environment: Environment,
+    /// Where it runs.
+    pub directory: PathBuf,
+    /// Its standard input.
+    pub stdin: Stdio,
+    /// Its standard output.
+    pub stdout: Stdio,
+    /// Its standard error.
+    pub stderr: Stdio,
+}
+
+/// Why a program does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The program itself could not be started.
+    #[error("{0}")]
+    Program(String),
+    /// Its supervisor could not be.
+    #[error("cannot supervise: {0}")]
+    Supervisor(#[from] std::io::Error),
+}
+
+/// A program that runs, with all that came of it. Dropping it kills the tree.
+pub struct Supervised {
+    /// The supervisor, whose standard streams are the program's.
+    pub child: Child,
+    reports: Lines<BufReader<OwnedReadHalf>>,
+    orders: OwnedWriteHalf,
+    mark: String,
+    gone: Option<Gone>,
+}
+
+impl Supervision {
+    /// Starts a program under a supervisor of its own.
+    pub async fn start(&self, program: Program) -> Result<Supervised, StartError> {
+        if !program.directory.is_dir() {
+            return Err(StartError::Program(format!("there is no folder {}", program.directory.display())));
+        }
+        let mark = Uuid::new_v4().to_string();
+        let socket = self.run_dir.join(format!("{}.supervisor", &mark[..8]));
+        let listener = UnixListener::bind(&socket)?;
+        let spawned = tokio::process::Command::new(&self.sled)
+            .arg("supervise")
+            .arg("--control")
+            .arg(&socket)
+            .arg("--")
+            .args(&program.argv)
+            .env_clear()
+            .envs(&program.environment)
+            .env(MARK, &mark)
+            .current_dir(&program.directory)
+            .stdin(program.stdin)
+            .stdout(program.stdout)
+            .stderr(program.stderr)
+            .spawn();
+        let called = match spawned {
+            Ok(mut child) => {
+                // Waiting for a child closes the standard input that it holds.
+                let stdin = child.stdin.take();
+                let called = call(&listener, &mut child).await;
+                child.stdin = stdin;
+                called.map(|stream| (child, stream))
+            }
+            Err(error) => Err(error),
+        };
+        std::fs::remove_file(&socket)?;
+        let (mut child, stream) = called?;
+        let (reports, orders) = stream.into_split();
+        let mut reports = BufReader::new(reports).lines();
+        let report = match reports.next_line().await? {
+            Some(line) => serde_json::from_str(&line).map_err(std::io::Error::other)?,
+            None => return Err(std::io::Error::other("the supervisor ended before it began").into()),
+        };
+        match report {
+            Report::Started { oom_error } => {
+                if let Some(error) = oom_error {
+                    tracing::warn!(%error, "cannot make a program the first to go when memory is short");
+                }
+                Ok(Supervised { child, reports, orders, mark, gone: None })
+            }
+            Report::NotStarted { error } => {
+                child.wait().await?;
+                Err(StartError::Program(error))
+            }
+            Report::Gone(_) => Err(std::io::Error::other("the supervisor reports an end without a beginning").into()),
+        }
+    }
+}
+
+/// Waits for the supervisor's call, and for nobody else's.
+async fn call(listener: &UnixListener, child: &mut Child) -> std::io::Result<UnixStream> {
+    let pid = child.id().and_then(|id| i32::try_from(id).ok());
+    let calls = async {
+        loop {
+            let (stream, _) = listener.accept().await?;
+            if stream.peer_cred()?.pid() == pid {
+                return Ok(stream);
+            }
+        }
+    };
+    tokio::pin!(calls);
+    let ended = tokio::select! {
+        called = tokio::time::timeout(CALL_LIMIT, &mut calls) => {
+            return called.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        }
+        ended = child.wait() => ended?,
+    };
+    // It may have called, run its program to the end, and ended, before anybody looked.
+    match tokio::time::timeout(LAST_CALL, calls).await {
+        Ok(called) => called,
+        Err(_) => Err(std::io::Error::other(format!("the supervisor ended at once: {ended}"))),
+    }
+}
+
+impl Supervised {
+    /// Asks every process of the tree to end, and has those killed that are left after `grace`. Returns at once.
+    pub async fn stop(&mut self, grace: Duration) {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let mut line = serde_json::json!(Order::Stop { grace_ms }).to_string();
+        line.push('\n');
+        // A supervisor that is gone is noticed by `gone`.
+        self.orders.write_all(line.as_bytes()).await.ok();
+    }
+
+    /// Waits until no process of the tree lives (invariant 6). May be dropped and called again.
+    pub async fn gone(&mut self) -> Gone {
+        let gone = loop {
+            if let Some(gone) = self.gone {
+                break gone;
+            }
+            // A supervisor sends one report at its end; anything else means that it has no more to say.
+            let report = self.reports.next_line().await.ok().flatten();
+            self.gone = match report.map(|line| serde_json::from_str(&line)) {
+                Some(Ok(Report::Gone(gone))) => Some(gone),
+                Some(_) | None => Some(self.without_supervisor().await),
+            };
+        };
+        // The supervisor is on its way out; its zombie is the only thing left.
+        if let Err(error) = self.child.wait().await {
+            tracing::warn!(%error, "cannot wait for a supervisor");
+        }
+        gone
+    }
+
+    /// Somebody killed the supervisor: end what it had below it, as far as it can be found.
+    async fn without_supervisor(&mut self) -> Gone {
+        tracing::warn!("a supervisor was killed; its processes are looked for by their mark");
+        let mut most = 0;
+        loop {
+            let mark = self.mark.clone();
+            let swept = tokio::task::spawn_blocking(move || {
+                let found = processes::marked(MARK, &mark)?.len();
+                processes::kill_all(|| processes::marked(MARK, &mark)).map(|()| found)
+            });
+            match swept.await.map_err(std::io::Error::other).flatten() {
+                Ok(0) => break,
+                Ok(found) => most = most.max(found),
+                Err(error) => tracing::warn!(%error, "cannot kill the processes of a supervisor that was killed"),
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Gone {
+            code: None,
+            signal: Some(nix::libc::SIGKILL),
+            processes: u32::try_from(most).unwrap_or(u32::MAX),
+            killed: true,
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Making hostile text fit to be shown and stored: agents, tools and programs write what they like.
+//!
+//! It decides nothing from what a text says.
+
+/// `text` on one line of at most `max_chars` characters: white space runs become one space, control and direction-changing characters go.
+pub fn one_line(text: &str, max_chars: usize) -> String {
+    let mut line = String::new();
+    let mut length = 0;
+    for word in text.split(|c: char| c.is_whitespace()) {
+        let mut printable = word.chars().filter(|c| is_harmless(*c)).peekable();
+        if printable.peek().is_none() {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push(' ');
+            length += 1;
+        }
+        for c in printable {
+            if length >= max_chars {
+                line.truncate(line.trim_end().len());
+                line.push('…');
+                return line;
+            }
+            line.push(c);
+            length += 1;
+        }
+    }
+    line
+}
+
+/// `text` with its lines kept, control characters other than tab and line feed removed, cut to at most `max_bytes` and a visible mark.
+pub fn paragraphs(text: &str, max_bytes: usize) -> String {
+    let mut kept = String::with_capacity(text.len().min(max_bytes));
+    for c in text.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control()) {
+        if kept.len() + c.len_utf8() > max_bytes {
+            kept.push_str("\n… (cut: the text is too long)");
+            return kept;
+        }
+        kept.push(c);
+    }
+    kept
+}
+
+/// Neither a control character nor one that changes the direction in which the rest of the line is read.
+fn is_harmless(c: char) -> bool {
+    !c.is_control()
+        && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn one_line_is_one_line() {
+        let table = [
+            ("cargo test", "cargo test"),
+            ("  a\n\n\tb  ", "a b"),
+            ("a\u{1b}[31mred", "a[31mred"),
+            ("gpj.\u{202e}exe", "gpj.exe"),
+            ("\u{0} \u{7}", ""),
+            ("0123456789ab", "0123456789…"),
+            ("012345678 ab", "012345678…"),
+        ];
+        for (given, wanted) in table {
+            assert_eq!(one_line(given, 10), wanted, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn paragraphs_keep_lines_and_mark_the_cut() {
+        assert_eq!(paragraphs("a\r\n\tb\u{0}", 100), "a\n\tb");
+        assert_eq!(paragraphs("ääää", 5), "ää\n… (cut: the text is too long)");
+    }
+
+    proptest! {
+        #[test]
+        fn one_line_is_bounded_and_harmless(text in "\\PC*|(?s:.*)", max in 1_usize..40) {
+            let line = one_line(&text, max);
+            prop_assert!(line.chars().count() <= max + 1);
+            prop_assert!(line.chars().all(is_harmless));
+            prop_assert_eq!(one_line(&line, max + 1), line);
+        }
+    }
+}

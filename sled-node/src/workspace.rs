@@ -1,0 +1,190 @@
+//! The project's files as git sees them: the state for `status`, and `git` at a person's request.
+//!
+//! Only git's own program looks into the repository, as a supervised child process, bounded in time and output, without a shell.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use link::requests::{COMMAND_TIME_LIMIT, CommandOutput};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::environment::Environment;
+use crate::porcelain::{Parser, TreeState};
+use crate::supervised::{Program, StartError, Supervision};
+
+/// How much of a command's output is kept: its end.
+const OUTPUT_LIMIT: usize = 256 * 1024;
+
+/// How long git may look at the tree for `status`, which has 5 s in all (CMD-5).
+const STATUS_LIMIT: Duration = Duration::from_secs(4);
+
+/// What a command that is ended has for doing so.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Settings that hold whatever the repository says: ours is never "dubious", no daemon is begun, no work goes on behind our back.
+const GIT: [&str; 10] = [
+    "git",
+    "--no-pager",
+    "-c",
+    "safe.directory=*",
+    "-c",
+    "core.fsmonitor=false",
+    "-c",
+    "gc.autoDetach=false",
+    "-c",
+    "maintenance.autoDetach=false",
+];
+
+/// The folder that a project's container is about.
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    /// The folder, `/workspace` in a container.
+    pub directory: PathBuf,
+    /// The container's environment.
+    pub environment: Environment,
+    /// How its commands are run.
+    pub supervision: Supervision,
+}
+
+impl Workspace {
+    /// Runs `git <args>` and gives what it wrote, both streams as they came.
+    pub async fn git(&self, args: Vec<String>) -> Result<CommandOutput, StartError> {
+        let mut output = Ending::default();
+        let ended = self
+            .run(args.into_iter().map(Into::into), Errors::AmongOutput, COMMAND_TIME_LIMIT, |chunk| output.push(chunk))
+            .await?;
+        let (mut output, truncated) = output.into_text();
+        if ended.in_time {
+            return Ok(CommandOutput { code: ended.code, output, truncated });
+        }
+        let limit = COMMAND_TIME_LIMIT.as_secs();
+        output = format!("{output}\n(ended: it had not finished after {limit} s)\n");
+        Ok(CommandOutput { code: None, output, truncated })
+    }
+
+    /// The branch and what differs from the last commit. Nothing where the folder is no repository; what was found so far when it takes too long.
+    pub async fn state(&self) -> Result<TreeState, StartError> {
+        let args = ["--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=all", "-z"];
+        let mut parser = Parser::default();
+        let ended = self
+            .run(args.into_iter().map(Into::into), Errors::Dropped, STATUS_LIMIT, |chunk| parser.feed(chunk))
+            .await?;
+        if !ended.in_time {
+            tracing::warn!("git status takes longer than {} s", STATUS_LIMIT.as_secs());
+            return Ok(parser.finish());
+        }
+        Ok(if ended.code == Some(0) { parser.finish() } else { TreeState::default() })
+    }
+
+    async fn run(
+        &self,
+        args: impl Iterator<Item = OsString>,
+        errors: Errors,
+        limit: Duration,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<Ended, StartError> {
+        let (output, stdout) = std::io::pipe()?;
+        let stderr = match errors {
+            Errors::AmongOutput => stdout.try_clone()?.into(),
+            Errors::Dropped => Stdio::null(),
+        };
+        let mut output = pipe::Receiver::from_owned_fd(output.into())?;
+        let mut supervised = self
+            .supervision
+            .start(Program {
+                argv: GIT.into_iter().map(Into::into).chain(args).collect(),
+                environment: self.environment.for_git(),
+                directory: self.directory.clone(),
+                stdin: Stdio::null(),
+                stdout: stdout.into(),
+                stderr,
+            })
+            .await?;
+        let (mut open, mut in_time) = (true, true);
+        let deadline = tokio::time::sleep(limit);
+        tokio::pin!(deadline);
+        let mut buffer = vec![0; 16 * 1024];
+        let gone = loop {
+            tokio::select! {
+                read = output.read(&mut buffer), if open => match read? {
+                    0 => open = false,
+                    length => take(&buffer[..length]),
+                },
+                gone = supervised.gone() => break gone,
+                () = &mut deadline, if in_time => {
+                    in_time = false;
+                    supervised.stop(GRACE).await;
+                }
+            }
+        };
+        // What is still in the pipe; whoever else holds it open is not of this tree and not waited for.
+        while let Ok(length @ 1..) = output.try_read(&mut buffer) {
+            take(&buffer[..length]);
+        }
+        Ok(Ended { code: gone.code, in_time })
+    }
+}
+
+/// Where a command's standard error goes.
+enum Errors {
+    AmongOutput,
+    Dropped,
+}
+
+struct Ended {
+    code: Option<i32>,
+    in_time: bool,
+}
+
+/// The end of some output.
+#[derive(Default)]
+struct Ending {
+    kept: Vec<u8>,
+    truncated: bool,
+}
+
+impl Ending {
+    fn push(&mut self, chunk: &[u8]) {
+        self.kept.extend_from_slice(chunk);
+        // Cut now and then, not for every chunk.
+        if self.kept.len() > 2 * OUTPUT_LIMIT {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        if let Some(surplus) = self.kept.len().checked_sub(OUTPUT_LIMIT).filter(|surplus| *surplus > 0) {
+            self.kept.drain(..surplus);
+            self.truncated = true;
+        }
+    }
+
+    fn into_text(mut self) -> (String, bool) {
+        self.cut();
+        (String::from_utf8_lossy(&self.kept).into_owned(), self.truncated)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_is_what_is_kept() {
+        let mut ending = Ending::default();
+        ending.push(b"first\n");
+        for _ in 0..40 {
+            ending.push(&[b'x'; 16 * 1024]);
+        }
+        ending.push(b"last\n");
+        let (text, truncated) = ending.into_text();
+        assert!(truncated && text.len() == OUTPUT_LIMIT && text.ends_with("last\n"));
+
+        let mut ending = Ending::default();
+        ending.push(b"all of it");
+        assert_eq!(ending.into_text(), ("all of it".to_owned(), false));
+    }
+}

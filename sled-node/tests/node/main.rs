@@ -1,0 +1,12 @@
+//! The real `sled` program on this host, asked over its socket by a real link.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod harness;
+
+mod connect;
+mod model;
+mod sshd;
+mod trees;
+mod turns;
+mod workspace;

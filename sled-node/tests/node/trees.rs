@@ -1,0 +1,124 @@
+//! Nothing of a turn outlives it, whatever its processes do to get away (SLED-3, invariant 6).
+
+use std::time::{Duration, Instant};
+
+use link::requests::{FailureReason, Outcome};
+use uuid::Uuid;
+
+use crate::harness::{Node, lives, script, turn};
+
+/// Starts a process that has left the agent's session and group, whose parent is gone, and that does not listen to SIGTERM.
+const RUNAWAY: &str =
+    "(setsid sh -c 'trap \"\" TERM HUP INT; echo $$ > runaway.pid; while :; do sleep 0.1; done' > /dev/null 2>&1 &)";
+
+const RESULT: &str = r#"echo '{"type":"result","is_error":false,"result":"done"}'"#;
+
+#[tokio::test]
+async fn stop_ends_runaways_and_the_deaf_within_its_grace() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let id = Uuid::now_v7();
+    let agent = script(&format!("trap '' TERM; {RUNAWAY}; echo $$ > agent.pid; while :; do sleep 0.1; done"));
+    client.put_turn(id, &agent).await.unwrap();
+    let pids = node.wait_for_pids(2).await;
+
+    let began = Instant::now();
+    let Outcome::Stopped { processes, killed } = client.stop_turn(id, 300).await.unwrap() else {
+        panic!("not stopped")
+    };
+    assert!(killed && processes >= 2, "killed: {killed}, processes: {processes}");
+    assert!(began.elapsed() >= Duration::from_millis(300) && began.elapsed() < Duration::from_secs(5));
+    assert!(pids.iter().all(|pid| !lives(*pid)));
+}
+
+#[tokio::test]
+async fn who_ends_when_asked_is_not_killed() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let id = Uuid::now_v7();
+    client
+        .put_turn(id, &script("trap 'echo x > asked; exit' TERM; echo $$ > agent.pid; while :; do sleep 0.01; done"))
+        .await
+        .unwrap();
+    node.wait_for_pids(1).await;
+    let began = Instant::now();
+    assert!(matches!(client.stop_turn(id, 60_000).await.unwrap(), Outcome::Stopped { killed: false, .. }));
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(node.path("workspace/asked").exists());
+}
+
+#[tokio::test]
+async fn what_an_agent_leaves_behind_ends_with_its_turn() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let agent = script(&format!("{RUNAWAY}; until test -s runaway.pid; do sleep 0.01; done; {RESULT}"));
+    let (outcome, _) = turn(&client, &agent).await;
+    assert_eq!(outcome, Outcome::Answered { text: "done".to_owned() });
+    let pids = node.pids();
+    assert!(pids.len() == 1 && !lives(pids[0]));
+}
+
+#[tokio::test]
+async fn an_agent_that_stays_after_its_result_is_ended_too() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let (outcome, _) =
+        turn(&client, &script(&format!("trap '' TERM; echo $$ > agent.pid; {RESULT}; sleep 1000"))).await;
+    assert_eq!(outcome, Outcome::Answered { text: "done".to_owned() });
+    assert!(node.pids().into_iter().all(|pid| !lives(pid)));
+}
+
+#[tokio::test]
+async fn the_tree_dies_even_if_its_supervisor_is_killed() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let agent = script(&format!(
+        "{RUNAWAY}; until test -s runaway.pid; do sleep 0.01; done; echo $$ > agent.pid; kill -9 $PPID; sleep 1000"
+    ));
+    let (outcome, _) = turn(&client, &agent).await;
+    assert!(
+        matches!(outcome, Outcome::Failed { reason: FailureReason::Exited { code: None, signal: Some(9) }, .. }),
+        "{outcome:?}"
+    );
+    let pids = node.pids();
+    assert_eq!(pids.len(), 2);
+    // Whoever inherited them reaps them; dead they are already.
+    for pid in pids {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_forks_and_exits_over_and_over_is_caught() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let id = Uuid::now_v7();
+    std::fs::write(
+        node.path("workspace/hop.sh"),
+        "trap '' TERM\necho $$ > hop.pid.new; mv hop.pid.new hop.pid\nsh hop.sh &\n",
+    )
+    .unwrap();
+    client
+        .put_turn(id, &script("trap '' TERM; sh hop.sh & sh hop.sh & echo $$ > agent.pid; sleep 1000"))
+        .await
+        .unwrap();
+    node.wait_for_pids(2).await;
+    assert!(matches!(client.stop_turn(id, 100).await.unwrap(), Outcome::Stopped { killed: true, .. }));
+    let last = node.pids();
+    // A hopper that had got away would have left a newer trace by the time that another turn has come and gone.
+    turn(&client, &script(RESULT)).await;
+    assert_eq!(node.pids(), last);
+    assert!(last.into_iter().all(|pid| !lives(pid)));
+}
+
+#[tokio::test]
+async fn the_agent_is_the_first_to_go_when_memory_is_short() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let agent = r#"printf '{"type":"result","is_error":false,"result":"%s %s"}\n' $(cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj)"#;
+    let (outcome, _) = turn(&client, &script(agent)).await;
+    let Outcome::Answered { text } = outcome else { panic!("{outcome:?}") };
+    let scores: Vec<i32> = text.split(' ').map(|score| score.parse().unwrap()).collect();
+    assert!(scores[0] > scores[1], "agent and supervisor have {scores:?}");
+}

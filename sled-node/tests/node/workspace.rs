@@ -1,0 +1,81 @@
+//! `status`, `git` and `logs`, on a real repository.
+
+use std::time::Duration;
+
+use crate::harness::{Node, eventually, lives, succeeded};
+
+async fn git(node: &Node, args: &[&str]) -> link::requests::CommandOutput {
+    node.client().await.git(args.iter().map(|arg| (*arg).to_owned()).collect()).await.unwrap()
+}
+
+#[tokio::test]
+async fn status_tells_of_the_branch_and_of_what_changed() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let status = client.status().await.unwrap();
+    assert_eq!((status.branch, status.dirty, status.turn), (None, 0, None));
+    assert_eq!(status.version, env!("CARGO_PKG_VERSION"));
+
+    succeeded(git(&node, &["init", "-b", "trunk"]).await);
+    std::fs::write(node.path("workspace/a b"), "").unwrap();
+    std::fs::create_dir(node.path("workspace/new")).unwrap();
+    std::fs::write(node.path("workspace/new/c"), "").unwrap();
+    let status = client.status().await.unwrap();
+    assert_eq!((status.branch.as_deref(), status.dirty), (Some("trunk"), 2));
+    assert_eq!(status.dirty_files, ["a b", "new/c"]);
+
+    succeeded(git(&node, &["add", "."]).await);
+    succeeded(git(&node, &["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "one"]).await);
+    succeeded(git(&node, &["checkout", "--detach"]).await);
+    let head = succeeded(git(&node, &["rev-parse", "HEAD"]).await);
+    let status = client.status().await.unwrap();
+    assert_eq!((status.branch.as_deref(), status.dirty), (head.get(..8), 0));
+}
+
+#[tokio::test]
+async fn git_has_no_shell_no_terminal_and_no_editor() {
+    let node = Node::start().await;
+    succeeded(git(&node, &["init"]).await);
+    let output = git(&node, &["log", "; touch made"]).await;
+    assert_eq!(output.code, Some(128), "{}", output.output);
+    assert!(!node.path("workspace/made").exists());
+    let output = git(&node, &["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty"]).await;
+    assert_eq!(output.code, Some(1), "{}", output.output);
+    // What it says of itself is not styled for a terminal.
+    assert!(!output.output.contains('\u{1b}'));
+}
+
+#[tokio::test]
+async fn of_long_output_the_end_is_shown() {
+    let node = Node::start().await;
+    succeeded(git(&node, &["init"]).await);
+    let output = git(&node, &["-c", "alias.talk=!seq 1 200000", "talk"]).await;
+    assert!(output.truncated && output.code == Some(0));
+    assert!(output.output.ends_with("\n200000\n") && output.output.len() <= 256 * 1024);
+}
+
+#[tokio::test]
+async fn a_command_whose_asker_is_gone_is_ended_with_all_its_children() {
+    let node = Node::start().await;
+    succeeded(git(&node, &["init"]).await);
+    let client = node.client().await;
+    let hangs = [
+        "-c",
+        "alias.hang=!echo $$ > a.pid; (setsid sh -c 'trap \"\" TERM; echo $$ > b.pid; sleep 1000' &); sleep 1000",
+        "hang",
+    ];
+    let asked = tokio::spawn(async move { client.git(hangs.map(str::to_owned).into()).await });
+    let pids = node.wait_for_pids(2).await;
+    asked.abort();
+    eventually(async || pids.iter().all(|pid| !lives(*pid))).await;
+}
+
+#[tokio::test]
+async fn the_log_can_be_read() {
+    let node = Node::start().await;
+    let client = node.client().await.patience(Duration::from_secs(10));
+    let log = client.logs(1_000).await.unwrap();
+    assert!(log.output.contains("sled ") && log.output.contains("link open") && !log.truncated, "{}", log.output);
+    let last = client.logs(1).await.unwrap();
+    assert!(last.truncated && last.output.lines().count() == 1);
+}
