@@ -26,6 +26,8 @@ use crate::{
 
 /// Where the sled keeps its journal, in a container.
 const SLED_DATA: &str = "/var/lib/musher/sled";
+/// How the sled learns whose it is: the actor of what it journals.
+const PROJECT_ID: &str = "MUSHER_PROJECT_ID";
 /// How long a container may take to end by itself.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Names that are tried for a container before giving up.
@@ -265,6 +267,8 @@ impl Containers {
         };
         let parts = self.home.project(id);
         let mount = |host: PathBuf, target: &str, read_only| Mount { host, target: target.into(), read_only };
+        let mut environment = vec![(PROJECT_ID.to_owned(), id.to_string())];
+        environment.extend(settings.proxies.variables().iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         Ok(ContainerSpec {
             name: format!("musher-{}", spec.name),
             image,
@@ -281,7 +285,7 @@ impl Containers {
             port: settings.network.then_some(spec.port),
             limits,
             network,
-            env: settings.proxies.variables().iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+            env: environment,
         })
     }
 }

@@ -318,7 +318,9 @@ impl Gateway {
                 }
             }
         };
-        self.tasks.spawn("ambient rooms", find_ambient(Arc::clone(&self.intake), Arc::clone(&surface)));
+        for alias in self.intake.aliases() {
+            self.tasks.spawn("ambient room", find_ambient(alias, Arc::clone(&self.intake), Arc::clone(&surface)));
+        }
         self.outbox.add(surface as SharedSurface);
         // The loop ends by itself when the gateway stops, after it has taken its signs of typing back.
         self.tasks.spawn_to_end("matrix", syncing);
@@ -328,19 +330,16 @@ impl Gateway {
     }
 }
 
-/// Finds the rooms that bot.toml names by alias, however long the homeserver takes to know them.
-async fn find_ambient(intake: Arc<Intake>, surface: Arc<MatrixSurface>) {
-    for alias in intake.aliases() {
-        let mut wait = Duration::from_secs(1);
-        let room = loop {
-            match surface.room_id(&alias).await {
-                Ok(room) => break room,
-                Err(error) => warn!(alias, error, "an ambient room is not found yet"),
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(LONGEST_WAIT);
-        };
-        intake.make_ambient(room);
+/// Finds a room that bot.toml names by alias, however long the homeserver takes to know it.
+async fn find_ambient(alias: String, intake: Arc<Intake>, surface: Arc<MatrixSurface>) {
+    let mut wait = Duration::from_secs(1);
+    loop {
+        match surface.room_id(&alias).await {
+            Ok(room) => return intake.make_ambient(room),
+            Err(error) => warn!(alias, error, "an ambient room is not found yet"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
     }
 }
 
