@@ -1,0 +1,110 @@
+use std::time::Duration;
+
+use super::*;
+
+/// Sends one request whose last words are `content`; gives status and body.
+async fn ask(model: &Model, key: &str, messages: Value, stream: bool) -> Result<(u16, String)> {
+    let response = reqwest::Client::builder()
+        .no_proxy()
+        .build()?
+        .post(format!("{}/v1/messages?beta=true", model.base_url()))
+        .header("x-api-key", key)
+        .json(&json!({ "stream": stream, "tools": [{ "name": "Bash" }], "messages": messages }))
+        .send()
+        .await?;
+    Ok((response.status().as_u16(), response.text().await?))
+}
+
+fn user(text: &str) -> Value {
+    json!([{ "role": "user", "content": [{ "type": "text", "text": text }] }])
+}
+
+#[tokio::test]
+async fn the_key_is_wanted() -> Result<()> {
+    let model = Model::start().await?;
+    let (status, body) = ask(&model, "another", user("hello"), true).await?;
+    assert_eq!(status, 401);
+    assert!(body.contains("authentication_error"), "{body}");
+    assert_eq!(model.requests().len(), 1, "a refused request is recorded all the same");
+    Ok(())
+}
+
+#[tokio::test]
+async fn says_what_the_first_fitting_rule_says() -> Result<()> {
+    let model = Model::start().await?;
+    model.on("blue", [Step::say("It is blue.")]);
+    model.on("", [Step::say("It is anything.")]);
+    let (_, body) = ask(&model, model.key(), user("is it blue?"), false).await?;
+    assert!(body.contains("It is blue."), "{body}");
+    let (_, body) = ask(&model, model.key(), user("is it red?"), false).await?;
+    assert!(body.contains("It is anything."), "{body}");
+    assert_eq!(model.asked("blue").len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tool_call_is_followed_by_the_next_step() -> Result<()> {
+    let model = Model::start().await?;
+    model.on("list", [Step::call("Bash", json!({ "command": "ls" })), Step::say("Nothing there.")]);
+    let (_, body) = ask(&model, model.key(), user("list it"), false).await?;
+    let answer: Value = serde_json::from_str(&body)?;
+    assert_eq!(answer["stop_reason"], "tool_use");
+    let call = &answer["content"][0];
+    let messages = json!([
+        { "role": "user", "content": "list it" },
+        { "role": "assistant", "content": [call] },
+        { "role": "user", "content": [{ "type": "tool_result", "tool_use_id": call["id"], "content": "" }] },
+    ]);
+    let (_, body) = ask(&model, model.key(), messages, false).await?;
+    assert!(body.contains("Nothing there."), "{body}");
+    assert_eq!(model.asked("list").len(), 1, "a tool's result is not asked again");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_is_made_of_the_events_in_order() -> Result<()> {
+    let model = Model::start().await?;
+    model.on("", [Step::say("Yes.")]);
+    let (_, body) = ask(&model, model.key(), user("so?"), true).await?;
+    let kinds: Vec<&str> = body.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+    let expected = [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ];
+    assert_eq!(kinds, expected);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_closed_gate_holds_the_answer_back() -> Result<()> {
+    let model = Model::start().await?;
+    let gate = Gate::closed();
+    model.on("", [Step::Wait(gate.clone()), Step::say("At last.")]);
+    let asking = ask(&model, model.key(), user("well?"), true);
+    tokio::pin!(asking);
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut asking).await;
+    assert!(early.is_err(), "answered before the gate was opened: {early:?}");
+    gate.open();
+    let (_, body) = tokio::time::timeout(wait::SHORT, asking).await??;
+    assert!(body.contains("At last."), "{body}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_what_came_after_the_models_last_words_counts_as_said() -> Result<()> {
+    let model = Model::start().await?;
+    let messages = json!([
+        { "role": "user", "content": "first" },
+        { "role": "assistant", "content": "ok" },
+        { "role": "user", "content": [{ "type": "text", "text": "second" }, { "type": "text", "text": "reminder" }] },
+    ]);
+    ask(&model, model.key(), messages, false).await?;
+    let requests = model.requests();
+    assert_eq!(requests[0].said, "second\nreminder");
+    assert_eq!(requests[0].conversation(), "first\nok\nsecond\nreminder");
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! A person on Matrix: a client for unencrypted rooms, over the client-server API alone.
+
+use std::{sync::Mutex, sync::PoisonError, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{homeserver::Homeserver, wait};
+
+/// How long one `sync` may wait for news.
+const POLL: Duration = Duration::from_secs(2);
+
+/// A sync leaves nothing out: by default it skips all but the newest few events of a room.
+const EVERYTHING: &str = r#"{"room":{"timeline":{"limit":1000}}}"#;
+
+/// Somebody who is logged in.
+#[derive(Debug)]
+pub struct Person {
+    /// The full user id, such as `@ann:homeserver.test`.
+    pub id: String,
+    password: String,
+    url: String,
+    token: String,
+    http: reqwest::Client,
+    seen: Mutex<Seen>,
+}
+
+/// What the syncs have brought so far.
+#[derive(Debug, Default)]
+struct Seen {
+    since: Option<String>,
+    /// Room and event, in the order of arrival.
+    events: Vec<(String, Value)>,
+    /// Room and the users who were shown as typing.
+    typing: Vec<(String, Vec<String>)>,
+    invites: Vec<String>,
+}
+
+/// A message as it came to the person.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Its event id.
+    pub event_id: String,
+    /// Who sent it.
+    pub sender: String,
+    /// `m.text` or `m.notice`.
+    pub kind: String,
+    /// The plain text.
+    pub body: String,
+    /// The formatted text, where there is one.
+    pub html: Option<String>,
+    /// The event that it edits.
+    pub edits: Option<String>,
+    /// The whole content.
+    pub content: Value,
+}
+
+impl Person {
+    /// Makes an account whose name begins with `name`, and logs in. Its name is never used twice.
+    pub async fn join(homeserver: &Homeserver, name: &str) -> Result<Self> {
+        let name = format!("{name}-{}", uuid::Uuid::new_v4().simple());
+        let password = uuid::Uuid::new_v4().to_string();
+        let id = homeserver.register(&name, &password).await?;
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let login = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": id },
+            "password": password,
+        });
+        let url = format!("{}/_matrix/client/v3", homeserver.url());
+        let answer: Value = http.post(format!("{url}/login")).json(&login).send().await?.json().await?;
+        let token =
+            answer["access_token"].as_str().with_context(|| format!("{id} could not log in: {answer}"))?.to_owned();
+        Ok(Self { id, password, url, token, http, seen: Mutex::default() })
+    }
+
+    /// The password of the account, for a bot that logs in as this user.
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// Makes a private, unencrypted room, and invites `guests` in the same request.
+    pub async fn create_room(&self, name: &str, guests: &[&str]) -> Result<String> {
+        let body = json!({ "preset": "private_chat", "name": name, "invite": guests });
+        let answer = self.request(Method::POST, "createRoom", &body).await?;
+        Ok(answer["room_id"].as_str().context("a room has an id")?.to_owned())
+    }
+
+    /// Joins a room that one is invited to.
+    pub async fn enter(&self, room: &str) -> Result<()> {
+        self.request(Method::POST, &format!("join/{}", escaped(room)), &json!({})).await.map(drop)
+    }
+
+    /// Invites somebody into a room.
+    pub async fn invite(&self, room: &str, who: &str) -> Result<()> {
+        self.request(Method::POST, &format!("rooms/{}/invite", escaped(room)), &json!({ "user_id": who }))
+            .await
+            .map(drop)
+    }
+
+    /// Says `text`; gives the event's id.
+    pub async fn say(&self, room: &str, text: &str) -> Result<String> {
+        self.send(room, &json!({ "msgtype": "m.text", "body": text })).await
+    }
+
+    /// Sends a message with this content; gives the event's id.
+    pub async fn send(&self, room: &str, content: &Value) -> Result<String> {
+        let path = format!("rooms/{}/send/m.room.message/{}", escaped(room), uuid::Uuid::new_v4());
+        let answer = self.request(Method::PUT, &path, content).await?;
+        Ok(answer["event_id"].as_str().context("an event has an id")?.to_owned())
+    }
+
+    /// How `who` stands to the room: `join`, `invite`, `leave`, or nothing when they never had to do with it.
+    pub async fn membership(&self, room: &str, who: &str) -> Result<Option<String>> {
+        let path = format!("rooms/{}/state", escaped(room));
+        let state = self.request(Method::GET, &path, &Value::Null).await?;
+        let events = state.as_array().context("a room's state is a list")?;
+        let member = events.iter().find(|event| event["type"] == "m.room.member" && event["state_key"] == who);
+        Ok(member.and_then(|event| event["content"]["membership"].as_str()).map(str::to_owned))
+    }
+
+    /// Waits until `who` stands to the room as `membership` says.
+    pub async fn wait_membership(&self, room: &str, who: &str, membership: &str) -> Result<()> {
+        wait::until(&format!("{who} is in state `{membership}` in {room}"), wait::SHORT, || async {
+            Ok((self.membership(room, who).await?.as_deref() == Some(membership)).then_some(()))
+        })
+        .await
+    }
+
+    /// Every message of `sender` in the room that has been seen so far, in order; edits are messages of their own.
+    pub fn heard(&self, room: &str, sender: &str) -> Vec<Message> {
+        let seen = self.seen();
+        let events = seen.events.iter().filter(|(place, event)| place == room && event["sender"] == sender);
+        events.filter_map(|(_, event)| Message::read(event)).collect()
+    }
+
+    /// Waits for a message of `sender` that comes after the event `after` and that `wanted` likes.
+    pub async fn wait_message(
+        &self,
+        room: &str,
+        sender: &str,
+        after: &str,
+        within: Duration,
+        wanted: impl Fn(&Message) -> bool,
+    ) -> Result<Message> {
+        let what = format!("{sender} says in {room} what is wanted");
+        let found = self.wait_seen(&what, within, |seen| {
+            let own = seen.events.iter().position(|(_, event)| event["event_id"] == after)?;
+            let later =
+                seen.events[own + 1..].iter().filter(|(place, event)| place == room && event["sender"] == sender);
+            later.filter_map(|(_, event)| Message::read(event)).find(|message| wanted(message))
+        });
+        found.await.with_context(|| {
+            let heard = self.heard(room, sender);
+            let bodies: Vec<&str> = heard.iter().map(|message| message.body.as_str()).collect();
+            format!("heard of {sender} in that room: {bodies:#?}")
+        })
+    }
+
+    /// Says `text` and waits for an answer of `sender` that contains `needle`.
+    pub async fn ask(&self, room: &str, sender: &str, text: &str, needle: &str) -> Result<Message> {
+        let asked = self.say(room, text).await?;
+        self.wait_message(room, sender, &asked, wait::LONG, |message| message.body.contains(needle))
+            .await
+            .with_context(|| format!("asked `{text}`, wanted `{needle}`"))
+    }
+
+    /// Waits until `who` is shown as typing in the room, now or at any time since the person logged in.
+    pub async fn wait_typing(&self, room: &str, who: &str) -> Result<()> {
+        self.wait_seen(&format!("{who} is typing"), wait::SHORT, |seen| {
+            seen.typing.iter().any(|(place, users)| place == room && users.iter().any(|user| user == who)).then_some(())
+        })
+        .await
+    }
+
+    /// Waits until nobody is shown as typing in the room.
+    pub async fn wait_quiet(&self, room: &str) -> Result<()> {
+        self.wait_seen("nobody is typing", wait::SHORT, |seen| {
+            seen.typing.iter().rfind(|(place, _)| place == room).is_none_or(|(_, users)| users.is_empty()).then_some(())
+        })
+        .await
+    }
+
+    /// Waits for an invitation into a room that is not among `known`.
+    pub async fn wait_invited(&self, known: &[String]) -> Result<String> {
+        self.wait_seen("an invitation comes", wait::SHORT, |seen| {
+            seen.invites.iter().find(|room| !known.contains(room)).cloned()
+        })
+        .await
+    }
+
+    async fn wait_seen<T>(&self, what: &str, within: Duration, find: impl Fn(&Seen) -> Option<T>) -> Result<T> {
+        let search = async {
+            loop {
+                if let Some(found) = find(&self.seen()) {
+                    return Ok(found);
+                }
+                self.sync().await?;
+            }
+        };
+        match tokio::time::timeout(within, search).await {
+            Ok(found) => found,
+            Err(_) => bail!("waited {} s in vain until {what}", within.as_secs()),
+        }
+    }
+
+    /// Takes in what is new, waiting a little for it.
+    async fn sync(&self) -> Result<()> {
+        let since = self.seen().since.clone();
+        let mut query = vec![("timeout", POLL.as_millis().to_string()), ("filter", EVERYTHING.to_owned())];
+        query.extend(since.map(|since| ("since", since)));
+        let response =
+            self.http.get(format!("{}/sync", self.url)).bearer_auth(&self.token).query(&query).send().await?;
+        let answer: Value = response.error_for_status()?.json().await?;
+        self.seen().take(&answer);
+        Ok(())
+    }
+
+    async fn request(&self, method: Method, path: &str, body: &Value) -> Result<Value> {
+        let mut request = self.http.request(method, format!("{}/{path}", self.url)).bearer_auth(&self.token);
+        if !body.is_null() {
+            request = request.json(body);
+        }
+        let response = request.send().await?;
+        let status = response.status();
+        let answer: Value = response.json().await?;
+        ensure!(status.is_success(), "{path} for {}: {status} {answer}", self.id);
+        Ok(answer)
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seen {
+    fn take(&mut self, answer: &Value) {
+        for (room, news) in members(&answer["rooms"]["join"]) {
+            let events = news["timeline"]["events"].as_array().into_iter().flatten();
+            self.events.extend(events.map(|event| (room.clone(), event.clone())));
+            let ephemeral = news["ephemeral"]["events"].as_array().into_iter().flatten();
+            for event in ephemeral.filter(|event| event["type"] == "m.typing") {
+                let users = event["content"]["user_ids"].as_array().into_iter().flatten();
+                let users = users.filter_map(Value::as_str).map(str::to_owned).collect();
+                self.typing.push((room.clone(), users));
+            }
+        }
+        self.invites.extend(members(&answer["rooms"]["invite"]).map(|(room, _)| room.clone()));
+        self.since = answer["next_batch"].as_str().map(str::to_owned);
+    }
+}
+
+impl Message {
+    fn read(event: &Value) -> Option<Self> {
+        if event["type"] != "m.room.message" {
+            return None;
+        }
+        let content = &event["content"];
+        let edit = content["m.relates_to"]["rel_type"] == "m.replace";
+        let shown = if edit { &content["m.new_content"] } else { content };
+        let string = |value: &Value| value.as_str().map(str::to_owned);
+        Some(Self {
+            event_id: string(&event["event_id"])?,
+            sender: string(&event["sender"])?,
+            kind: string(&shown["msgtype"])?,
+            body: string(&shown["body"])?,
+            html: string(&shown["formatted_body"]),
+            edits: if edit { string(&content["m.relates_to"]["event_id"]) } else { None },
+            content: content.clone(),
+        })
+    }
+}
+
+fn members(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    object.as_object().into_iter().flatten()
+}
+
+/// A room's id as a segment of a path.
+fn escaped(room: &str) -> String {
+    room.replace('!', "%21").replace(':', "%3A")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn two_people_talk() -> Result<()> {
+        let homeserver = Homeserver::shared().await?;
+        let (ann, bob) = tokio::try_join!(Person::join(homeserver, "ann"), Person::join(homeserver, "bob"))?;
+        let room = ann.create_room("tea", &[&bob.id]).await?;
+        assert_eq!(bob.wait_invited(&[]).await?, room);
+        assert_eq!(ann.membership(&room, &bob.id).await?.as_deref(), Some("invite"));
+        bob.enter(&room).await?;
+        ann.wait_membership(&room, &bob.id, "join").await?;
+        let asked = ann.say(&room, "one lump or two?").await?;
+        bob.wait_message(&room, &ann.id, &asked, Duration::ZERO, |_| true)
+            .await
+            .expect_err("nothing after the question");
+        let answered = bob.say(&room, "two").await?;
+        let heard = ann.wait_message(&room, &bob.id, &asked, wait::SHORT, |message| message.body == "two").await?;
+        assert_eq!((heard.event_id, heard.kind.as_str()), (answered, "m.text"));
+        Ok(())
+    }
+}

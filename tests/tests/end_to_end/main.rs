@@ -1,0 +1,15 @@
+//! The end-to-end tests of Musher: the main job on real parts, through public doors alone.
+//!
+//! Each test has a home, a gateway and a project of its own, so they run side by side on one engine; only the
+//! homeserver and the images are shared. Nothing is faked but the model.
+
+mod confinement;
+mod console;
+mod dialogue;
+mod editors;
+mod matrix;
+mod prose;
+mod refusals;
+mod restart;
+mod stacks;
+mod turns;
