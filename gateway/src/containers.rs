@@ -268,7 +268,8 @@ impl Containers {
         let parts = self.home.project(id);
         let mount = |host: PathBuf, target: &str, read_only| Mount { host, target: target.into(), read_only };
         let mut environment = vec![(PROJECT_ID.to_owned(), id.to_string())];
-        environment.extend(settings.proxies.variables().iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        environment
+            .extend(settings.proxies.variables().iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         Ok(ContainerSpec {
             name: format!("musher-{}", spec.name),
             image,

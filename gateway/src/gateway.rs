@@ -3,10 +3,7 @@
 use std::{
     io::IsTerminal,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -115,7 +112,7 @@ pub struct Gateway {
     home: Home,
     matrix: Option<MatrixSettings>,
     practice: bool,
-    ready: Arc<AtomicBool>,
+    closed: Closed,
     journal: Journal,
     _owned: Owned,
 }
@@ -193,7 +190,7 @@ impl Gateway {
             Dispatcher::new(settings.limits, Arc::new(turns.clone()) as Arc<dyn Carrier<_, _>>);
         tasks.spawn("dispatcher", dispatching);
 
-        let ready = Arc::new(AtomicBool::new(false));
+        let closed = Closed::new("the gateway is starting");
         let doctor = Doctor { home: home.clone(), containers: Arc::clone(&containers), known: settings.known.into() };
         let commands = Commands::new(commands::Inner {
             home: home.clone(),
@@ -216,8 +213,8 @@ impl Gateway {
                 Control { registry: Arc::clone(&registry), nodes: nodes.clone(), tasks: tasks.clone() },
             ),
         );
-        let (reasons_ready, reasons_outbox) = (Arc::clone(&ready), outbox.clone());
-        let reasons: health::Reasons = Arc::new(move || reasons(&reasons_ready, &reasons_outbox));
+        let (why_closed, reachable) = (closed.clone(), outbox.clone());
+        let reasons: health::Reasons = Arc::new(move || reasons(&why_closed, &reachable));
         tasks.spawn_to_end("http", health::serve(listener, reasons, tasks.stopping()));
 
         for (spec, recovered) in sagas.recover().await {
@@ -251,7 +248,7 @@ impl Gateway {
             home,
             matrix: settings.matrix,
             practice: settings.practice,
-            ready,
+            closed,
             journal,
             _owned: owned,
         })
@@ -269,7 +266,7 @@ impl Gateway {
             talked = talking => talked,
             () = stop => Ok(()),
         };
-        self.ready.store(false, Ordering::Relaxed);
+        self.closed.because("the gateway is stopping");
         if let Err(missed) = self.tasks.shutdown(SHUTDOWN).await {
             error!(%missed, "the end came before everything had ended");
             eprintln!("musher: {missed}; what they did is taken up at the next start");
@@ -288,14 +285,14 @@ impl Gateway {
             let console = Arc::new(Console::prompt());
             self.outbox.add(Arc::clone(&console) as SharedSurface);
             println!("{greeting}");
-            self.ready.store(true, Ordering::Relaxed);
+            self.closed.open();
             console::run_prompt(&console, inbox, self.home.console_history(), self.tasks.stopping())
                 .await
                 .map_err(broken)
         } else {
             self.outbox.add(Arc::new(Console::plain(std::io::stdout())));
             eprintln!("{greeting}");
-            self.ready.store(true, Ordering::Relaxed);
+            self.closed.open();
             console::read_lines(tokio::io::stdin(), inbox, !options.no_wait).await.map_err(broken)
         }
     }
@@ -308,7 +305,7 @@ impl Gateway {
                 Ok(started) => break started,
                 Err(unreachable @ MatrixError::Unreachable { .. }) => {
                     warn!(%unreachable, "tried again in {} s", wait.as_secs());
-                    eprintln!("musher: {unreachable}; tried again in {} s", wait.as_secs());
+                    self.closed.because(&unreachable.to_string());
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }
@@ -324,7 +321,7 @@ impl Gateway {
         self.outbox.add(surface as SharedSurface);
         // The loop ends by itself when the gateway stops, after it has taken its signs of typing back.
         self.tasks.spawn_to_end("matrix", syncing);
-        self.ready.store(true, Ordering::Relaxed);
+        self.closed.open();
         self.tasks.stopping().cancelled().await;
         Ok(())
     }
@@ -343,9 +340,27 @@ async fn find_ambient(alias: String, intake: Arc<Intake>, surface: Arc<MatrixSur
     }
 }
 
-fn reasons(ready: &AtomicBool, outbox: &Outbox) -> Vec<String> {
-    if !ready.load(Ordering::Relaxed) {
-        return vec!["the gateway is not taking messages yet, or no more".to_owned()];
+/// Why no messages are taken, while that is so.
+#[derive(Debug, Clone)]
+struct Closed(Arc<Mutex<Option<String>>>);
+
+impl Closed {
+    fn new(why: &str) -> Self {
+        Self(Arc::new(Mutex::new(Some(why.to_owned()))))
+    }
+
+    fn because(&self, why: &str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+    }
+
+    fn open(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+fn reasons(closed: &Closed, outbox: &Outbox) -> Vec<String> {
+    if let Some(why) = closed.0.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+        return vec![why];
     }
     let surfaces = [SurfaceKind::Console, SurfaceKind::Matrix].into_iter().filter_map(|kind| outbox.surface(kind));
     surfaces.filter_map(|surface| surface.health().err().map(|why| format!("{}: {why}", surface.kind()))).collect()

@@ -203,6 +203,11 @@ fn check_config(environment: &Environment<'_>, home: &Home) -> Result<ExitCode, 
 
 fn ssh(home: &Home, project: &str, command: &[String]) -> Result<ExitCode, Refusal> {
     musher::projects::name::check(project)?;
+    let config = std::fs::read_to_string(home.ssh_config()).unwrap_or_default();
+    if !config.lines().any(|line| line == format!("Host {project}.musher")) {
+        return Err(Refusal::usage(format!("there is no project {}", text::code(project)))
+            .hint(format!("Make it in the chat that `musher up` opens: `new project {project}`.")));
+    }
     let error =
         Command::new("ssh").arg("-F").arg(home.ssh_config()).arg(format!("{project}.musher")).args(command).exec();
     Err(Refusal::internal("ssh cannot be started", error).hint("Install the OpenSSH client."))
@@ -224,7 +229,7 @@ fn log(home: &Home, prompt: bool) -> Result<tracing_appender::non_blocking::Work
         EnvFilter::try_from_env("MUSHER_LOG").or_else(|_| EnvFilter::try_new(LOG)).map_err(|error| failed(&error))?;
     let file = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
     let terminal = (!prompt).then(|| {
-        let warnings = tracing_subscriber::filter::LevelFilter::WARN;
+        let warnings = tracing_subscriber::filter::Targets::new().with_target("musher", tracing::Level::WARN);
         tracing_subscriber::Layer::with_filter(
             tracing_subscriber::fmt::layer().with_ansi(false).with_writer(io::stderr),
             warnings,

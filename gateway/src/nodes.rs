@@ -9,7 +9,7 @@ use std::{
 use axum::Router;
 use futures_util::FutureExt;
 use jiff::Timestamp;
-use link::{Hello, Link, Side, SledClient};
+use link::{CallError, Hello, Link, Side, SledClient};
 use musher_docker::{ContainerId, ExecSession, SLED};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -49,6 +49,15 @@ struct Slot {
     unreachable_since: Mutex<Option<Timestamp>>,
 }
 
+impl Slot {
+    /// Notes the first failure, and says since when.
+    fn unreachable(&self) -> String {
+        let mut since = self.unreachable_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = since.get_or_insert_with(Timestamp::now);
+        format!("the node is unreachable since {}", since.strftime("%H:%M:%S UTC"))
+    }
+}
+
 impl Nodes {
     /// No link yet. `router` serves what sleds ask.
     pub fn new(containers: SharedContainers, registry: Arc<Registry>, router: Router, tasks: Tasks) -> Self {
@@ -71,16 +80,24 @@ impl Nodes {
                 *slot.unreachable_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 Ok(SledClient::new(opened))
             }
-            Err(refusal) => {
-                let mut since = slot.unreachable_since.lock().unwrap_or_else(PoisonError::into_inner);
-                let since = *since.get_or_insert_with(Timestamp::now);
-                let at = since.strftime("%H:%M:%S UTC");
+            Err(mut refusal) => {
                 warn!(%project, %refusal, "the node is unreachable");
-                let mut told = refusal;
-                told.what = format!("the node is unreachable since {at}: {}", told.what);
-                Err(told)
+                refusal.what = format!("{}: {}", slot.unreachable(), refusal.what);
+                Err(refusal)
             }
         }
+    }
+
+    /// What a person is told when a sled that has a link does not answer a call (CMD-4).
+    pub fn silent(&self, project: Uuid, error: &CallError) -> Refusal {
+        let unreachable = matches!(error, CallError::Closed(_) | CallError::Dropped | CallError::Timeout(_));
+        let what = if unreachable { self.slot(project).unreachable() } else { "the node does not do that".to_owned() };
+        Refusal::unavailable(format!("{what}: {error}")).hint("`doctor` checks the engine and the containers.")
+    }
+
+    /// Notes that the sled has answered a call.
+    pub fn heard(&self, project: Uuid) {
+        *self.slot(project).unreachable_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Starts a command in the project's container, which is started if need be.

@@ -12,7 +12,10 @@ use std::{
 };
 
 use journal::Cause;
-use link::requests::{CommandOutput, NodeStatus};
+use link::{
+    CallError,
+    requests::{CommandOutput, NodeStatus},
+};
 use musher_docker::ContainerState;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -145,7 +148,7 @@ impl Commands {
             Command::Logs { lines } => {
                 let (id, _) = self.chosen(asked)?;
                 let sled = self.inner.nodes.sled(id).await?;
-                self.proxied("logs", asked, async move { sled.logs(lines).await }).await
+                self.proxied("logs", id, asked, async move { sled.logs(lines).await }).await
             }
             Command::Git { args } => self.git(args, asked).await,
             Command::Diff { paths } => {
@@ -246,26 +249,35 @@ impl Commands {
     async fn status(&self, asked: &Asked) -> Result<String, Refusal> {
         let (id, project) = self.chosen(asked)?;
         let name = project.spec.map(|spec| spec.name).unwrap_or_default();
-        let status = self.inner.nodes.sled(id).await?.status().await;
-        let status = status.map_err(|error| {
-            Refusal::unavailable(format!("the node of `{name}` does not answer: {error}"))
-                .hint("`doctor` checks the rest.")
-        })?;
+        let sled = self.inner.nodes.sled(id).await?.patience(PATIENCE);
+        let status = self.heard(id, sled.status().await)?;
         Ok(describe(&name, &status))
     }
 
     async fn git(&self, args: Vec<String>, asked: &Asked) -> Result<String, Refusal> {
         let (id, _) = self.chosen(asked)?;
         let sled = self.inner.nodes.sled(id).await?;
-        self.proxied("git", asked, async move { sled.git(args).await }).await
+        self.proxied("git", id, asked, async move { sled.git(args).await }).await
+    }
+
+    /// What a sled answered; one that is silent is unreachable (CMD-4).
+    fn heard<T>(&self, project: Uuid, answer: Result<T, CallError>) -> Result<T, Refusal> {
+        match answer {
+            Ok(answer) => {
+                self.inner.nodes.heard(project);
+                Ok(answer)
+            }
+            Err(error) => Err(self.inner.nodes.silent(project, &error)),
+        }
     }
 
     /// Answers within [`PATIENCE`], or says that it is still running and posts the rest later.
     async fn proxied(
         &self,
         what: &'static str,
+        project: Uuid,
         asked: &Asked,
-        call: impl Future<Output = Result<CommandOutput, link::CallError>> + Send,
+        call: impl Future<Output = Result<CommandOutput, CallError>> + Send,
     ) -> Result<String, Refusal> {
         let mut call = std::pin::pin!(call);
         let output = if let Ok(output) = tokio::time::timeout(PATIENCE, &mut call).await {
@@ -278,11 +290,7 @@ impl Commands {
             ));
             call.await
         };
-        let output = output.map_err(|error| {
-            Refusal::unavailable(format!("`{what}` has no answer: {error}"))
-                .hint("`status` tells whether the node answers.")
-        })?;
-        Ok(show(&output))
+        Ok(show(&self.heard(project, output)?))
     }
 
     fn ssh(&self, name: Option<&str>, asked: &Asked) -> Result<String, Refusal> {

@@ -352,7 +352,7 @@ impl Sagas {
         let (stack, reason) = match (&ask.stack, found.stack()) {
             (Some(declared), _) => (Some(declared.clone()), format!("{declared}, as you asked")),
             (None, Some(stack)) => (Some(stack.as_str().to_owned()), text::one_line(&found.to_string(), 200)),
-            (None, None) => (None, "no stack: nothing in the folder names a language".to_owned()),
+            (None, None) => (None, "none; nothing in the folder names a language".to_owned()),
         };
         if ask.stack.is_none() && !found.others.is_empty() {
             let others: Vec<_> = found.others.iter().map(|other| format!("`{}`", other.stack.as_str())).collect();
