@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::engine::CALL_SECS;
 use crate::spec::LABEL_ATTEMPT;
-use crate::{ContainerSpec, Engine, EngineError, LABEL_GATEWAY, LABEL_PROJECT, SSH_PORT};
+use crate::{ContainerSpec, Engine, EngineError, LABEL_GATEWAY, LABEL_PROJECT, LABEL_PROJECT_ID, SSH_PORT};
 
 /// The engine's id of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,6 +69,8 @@ pub struct ContainerFacts {
     pub name: String,
     /// The project that its label names.
     pub project: Option<String>,
+    /// That project's id, by which it is found: a reused name inherits nothing.
+    pub project_id: Option<String>,
     /// Its image's tag.
     pub image: String,
     /// What it does.
@@ -192,10 +194,12 @@ fn facts(summary: ContainerSummary) -> Result<ContainerFacts, EngineError> {
     let port =
         summary.ports.iter().flatten().find(|port| port.private_port == SSH_PORT).and_then(|port| port.public_port);
     let name = summary.names.and_then(|names| names.into_iter().next()).ok_or(missing("name"))?;
+    let mut labels = summary.labels.unwrap_or_default();
     Ok(ContainerFacts {
         id: ContainerId(summary.id.ok_or(missing("id"))?),
         name: name.trim_start_matches('/').to_owned(),
-        project: summary.labels.and_then(|mut labels| labels.remove(LABEL_PROJECT)),
+        project: labels.remove(LABEL_PROJECT),
+        project_id: labels.remove(LABEL_PROJECT_ID),
         image: summary.image.ok_or(missing("image"))?,
         state: match summary.state {
             Some(Summary::CREATED) => ContainerState::Created,

@@ -32,6 +32,8 @@ pub use spec::{ContainerSpec, Limits, Mount, Network, SpecError};
 
 /// The label that names a container's project.
 pub const LABEL_PROJECT: &str = "dev.musher.project";
+/// The label that holds a container's project's id: names come back, ids do not.
+pub const LABEL_PROJECT_ID: &str = "dev.musher.project-id";
 /// The label that names the gateway that made a container or a network.
 pub const LABEL_GATEWAY: &str = "dev.musher.gateway";
 /// The label that names the layer which an image of ours ends with.

@@ -10,7 +10,7 @@ use bollard::models::{
     RestartPolicy, RestartPolicyNameEnum,
 };
 
-use crate::{EngineInfo, LABEL_GATEWAY, LABEL_PROJECT, NetworkId, RUN_FOLDER, SSH_PORT, WORKSPACE};
+use crate::{EngineInfo, LABEL_GATEWAY, LABEL_PROJECT, LABEL_PROJECT_ID, NetworkId, RUN_FOLDER, SSH_PORT, WORKSPACE};
 
 /// The label of one attempt to create a container, by which a half-made one is found again.
 pub(crate) const LABEL_ATTEMPT: &str = "dev.musher.attempt";
@@ -28,6 +28,8 @@ pub struct ContainerSpec {
     pub image: String,
     /// The project's name, for the label.
     pub project: String,
+    /// The project's id, for the label that finds it.
+    pub project_id: String,
     /// The gateway's id, for the label.
     pub gateway_id: String,
     /// Whom it runs as. Never 0.
@@ -179,6 +181,7 @@ impl ContainerSpec {
             exposed_ports: self.port.map(|_| vec![container_port]),
             labels: Some(HashMap::from([
                 (LABEL_PROJECT.to_owned(), self.project.clone()),
+                (LABEL_PROJECT_ID.to_owned(), self.project_id.clone()),
                 (LABEL_GATEWAY.to_owned(), self.gateway_id.clone()),
                 (LABEL_ATTEMPT.to_owned(), attempt.to_owned()),
             ])),
@@ -257,6 +260,7 @@ mod tests {
             name: "musher-x".to_owned(),
             image: "musher-node:0".to_owned(),
             project: "x".to_owned(),
+            project_id: "p".to_owned(),
             gateway_id: "g".to_owned(),
             uid: 1000,
             gid: 1001,
@@ -308,7 +312,12 @@ mod tests {
         assert_eq!(json["Env"], serde_json::json!(["A=b c"]));
         assert_eq!(
             json["Labels"],
-            serde_json::json!({"dev.musher.project": "x", "dev.musher.gateway": "g", "dev.musher.attempt": "1"})
+            serde_json::json!({
+                "dev.musher.project": "x",
+                "dev.musher.project-id": "p",
+                "dev.musher.gateway": "g",
+                "dev.musher.attempt": "1",
+            })
         );
         assert!(json.get("ExposedPorts").is_none_or(serde_json::Value::is_null));
     }

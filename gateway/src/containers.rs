@@ -6,7 +6,6 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use musher_docker::{
@@ -28,8 +27,6 @@ use crate::{
 const SLED_DATA: &str = "/var/lib/musher/sled";
 /// How the sled learns whose it is: the actor of what it journals.
 const PROJECT_ID: &str = "MUSHER_PROJECT_ID";
-/// How long a container may take to end by itself.
-const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Names that are tried for a container before giving up.
 const NAMES: u32 = 20;
 
@@ -143,10 +140,10 @@ impl Containers {
         self.engine()?.ensure_image(plan, progress).await.map_err(refused)
     }
 
-    /// The project's container, if the engine has one.
-    pub async fn find(&self, name: &str) -> Result<Option<ContainerFacts>, Refusal> {
-        let all = self.list().await?;
-        Ok(all.into_iter().find(|facts| facts.project.as_deref() == Some(name)))
+    /// The project's container, if the engine has one. It is found by the project's id: a reused name inherits nothing.
+    pub async fn find(&self, project: Uuid) -> Result<Option<ContainerFacts>, Refusal> {
+        let (all, id) = (self.list().await?, project.to_string());
+        Ok(all.into_iter().find(|facts| facts.project_id.as_ref() == Some(&id)))
     }
 
     /// All containers with our label.
@@ -154,32 +151,28 @@ impl Containers {
         self.engine()?.list(&self.gateway.to_string()).await.map_err(refused)
     }
 
-    /// Makes and starts the project's container, or starts the one that is there. [`EngineError::PortTaken`] comes
-    /// back as it is, so that the caller can take another port.
-    pub async fn start(&self, id: Uuid, project: &Project) -> Result<ContainerId, StartError> {
-        let spec = project
-            .spec
-            .as_ref()
-            .ok_or_else(|| Refusal::internal("the project has no settings", "its journal is incomplete"))?;
-        let (identity, owner) = project
-            .directory
-            .ok_or_else(|| Refusal::internal("the project has no folder", "its journal is incomplete"))?;
+    /// Makes and starts the project's container, or starts the one that is there.
+    pub async fn start(&self, id: Uuid, project: &Project) -> Result<Started, StartError> {
+        let incomplete =
+            |what: &str| Refusal::internal(format!("the project has no {what}"), "its journal is incomplete");
+        let spec = project.spec.as_ref().ok_or_else(|| incomplete("settings"))?;
+        let (identity, owner) = project.directory.ok_or_else(|| incomplete("folder"))?;
         if place::identity(&spec.path)? != identity {
-            return Err(StartError::Refused(
-                Refusal::unavailable(format!(
-                    "another folder stands at {} now",
-                    text::code(&spec.path.to_string_lossy())
-                ))
-                .hint("Put the project's own folder back, or delete the project: its files stay where they are."),
-            ));
+            let path = text::code(&spec.path.to_string_lossy());
+            let refusal = Refusal::unavailable(format!("another folder stands at {path} now"))
+                .hint("Put the project's own folder back, or delete the project: its files stay where they are.");
+            return Err(refusal.into());
         }
         let engine = self.engine()?;
-        if let Some(found) = self.find(&spec.name).await? {
+        if let Some(found) = self.find(id).await? {
             match found.state {
-                ContainerState::Running => return Ok(found.id),
+                ContainerState::Running => return Ok(Started { id: found.id, port: found.port }),
                 // Its port is fixed at creation; one that was made for another port cannot serve.
                 ContainerState::Created | ContainerState::Exited => match engine.start(&found.id).await {
-                    Ok(()) => return Ok(found.id),
+                    Ok(()) => {
+                        let port = self.find(id).await?.and_then(|found| found.port);
+                        return Ok(Started { id: found.id, port });
+                    }
                     Err(EngineError::PortTaken(port)) => {
                         engine.remove(&found.id).await.map_err(refused)?;
                         return Err(StartError::PortTaken(port));
@@ -189,48 +182,50 @@ impl Containers {
                 _ => engine.remove(&found.id).await.map_err(refused)?,
             }
         }
-        let image = project
-            .image
-            .clone()
-            .ok_or_else(|| Refusal::internal("the project has no image", "its journal is incomplete"))?;
-        let mut spec = self.spec(&engine, id, spec, image, owner).await?;
-        let name = spec.name.clone();
+        let image = project.image.clone().ok_or_else(|| incomplete("image"))?;
+        let mut wanted = self.spec(&engine, id, spec, image, owner).await?;
+        let name = wanted.name.clone();
         for attempt in 2..NAMES {
-            match engine.create(&spec).await {
-                Ok(made) => {
-                    return match engine.start(&made).await {
-                        Ok(()) => Ok(made),
-                        Err(error) => {
-                            engine.remove(&made).await.map_err(refused)?;
-                            Err(match error {
-                                EngineError::PortTaken(port) => StartError::PortTaken(port),
-                                other => refused(other).into(),
-                            })
-                        }
-                    };
+            let made = match engine.create(&wanted).await {
+                Ok(made) => made,
+                Err(EngineError::Conflict { .. }) => {
+                    wanted.name = format!("{name}-{attempt}");
+                    continue;
                 }
-                Err(EngineError::Conflict { .. }) => spec.name = format!("{name}-{attempt}"),
+                Err(EngineError::NotFound { .. }) => return Err(StartError::ImageMissing(owner)),
                 Err(error) => return Err(refused(error).into()),
-            }
+            };
+            let Err(error) = engine.start(&made).await else { return Ok(Started { id: made, port: wanted.port }) };
+            engine.remove(&made).await.map_err(refused)?;
+            return Err(match error {
+                EngineError::PortTaken(port) => StartError::PortTaken(port),
+                other => refused(other).into(),
+            });
         }
         Err(Refusal::unavailable(format!("all names like `{name}` are taken on this engine"))
             .hint("Remove containers that nobody needs.")
             .into())
     }
 
-    /// Stops the project's container, if it runs.
-    pub async fn stop(&self, name: &str) -> Result<(), Refusal> {
-        match self.find(name).await? {
-            Some(found) => self.engine()?.stop(&found.id, STOP_GRACE).await.map_err(refused),
+    /// Kills and removes the project's container, if there is one.
+    pub async fn remove(&self, project: Uuid) -> Result<(), Refusal> {
+        match self.find(project).await? {
+            Some(found) => self.engine()?.remove(&found.id).await.map_err(refused),
             None => Ok(()),
         }
     }
 
-    /// Kills and removes the project's container, if there is one.
-    pub async fn remove(&self, name: &str) -> Result<(), Refusal> {
-        match self.find(name).await? {
-            Some(found) => self.engine()?.remove(&found.id).await.map_err(refused),
-            None => Ok(()),
+    /// Refuses what the engine's host does not have, before anything is made.
+    pub async fn check(&self, cpus: Option<f64>) -> Result<(), Refusal> {
+        let engine = self.engine()?;
+        engine.ping().await.map_err(refused)?;
+        let info = self.info.get_or_try_init(|| engine.info()).await.map_err(refused)?;
+        match cpus {
+            Some(cpus) if cpus > f64::from(info.cpus) => {
+                Err(Refusal::usage(format!("`--cpus {cpus}` is more than this host has ({})", info.cpus))
+                    .hint("Give a smaller number, or leave it out."))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -274,6 +269,7 @@ impl Containers {
             name: format!("musher-{}", spec.name),
             image,
             project: spec.name.clone(),
+            project_id: id.to_string(),
             gateway_id: self.gateway.to_string(),
             uid: owner.uid,
             gid: owner.gid,
@@ -298,9 +294,21 @@ fn milli_cpus(cpus: f64) -> u32 {
     milli
 }
 
+/// A container that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// The engine's id of it.
+    pub id: ContainerId,
+    /// The loopback port that its door really has.
+    pub port: Option<u16>,
+}
+
 /// Why a container does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The engine has lost its image, which was made for this owner.
+    #[error("the image is not there any more")]
+    ImageMissing(Owner),
     /// Its port on the host belongs to somebody else; nothing is left of the attempt.
     #[error("port {0} is taken")]
     PortTaken(u16),

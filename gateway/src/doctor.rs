@@ -4,8 +4,15 @@ use std::sync::Arc;
 
 use musher_docker::{ContainerState, Inspection, LABEL_PROJECT};
 use serde::Serialize;
+use stacks::Stack;
 
-use crate::{containers::SharedContainers, home::Home, projects::Registry, refusal::Refusal, text};
+use crate::{
+    containers::SharedContainers,
+    home::Home,
+    projects::{Owner, Registry},
+    refusal::Refusal,
+    text,
+};
 
 /// Less free space than this in the state directory is a problem, in bytes.
 const SPACE_MIN: u64 = 2 << 30;
@@ -17,6 +24,8 @@ pub struct Doctor {
     pub home: Home,
     /// Images, containers, the engine.
     pub containers: SharedContainers,
+    /// Whom images are made for, where a project's folder does not say otherwise.
+    pub owner: Owner,
     /// What is known beforehand: which agent answers, where the model's key comes from.
     pub known: Arc<[Check]>,
 }
@@ -87,8 +96,11 @@ impl Doctor {
         let engine = self.engine().await;
         let reachable = engine.ok;
         checks.push(engine);
-        if reachable && let Some(registry) = registry {
-            checks.extend(self.projects(registry).await);
+        if reachable {
+            checks.extend(self.images().await);
+            if let Some(registry) = registry {
+                checks.extend(self.projects(registry).await);
+            }
         }
         Report { ok: checks.iter().all(|check| check.ok), checks }
     }
@@ -130,6 +142,32 @@ impl Doctor {
         }
     }
 
+    /// The base image and that of each stack.
+    async fn images(&self) -> Vec<Check> {
+        let stacks = self.containers.stacks();
+        let mut checks = Vec::new();
+        for stack in [None].into_iter().chain(stacks.names().map(|name| stacks.get(name))) {
+            let name = stack.map_or("image without a stack".to_owned(), |stack| format!("image {}", stack.name()));
+            match self.image(stack).await {
+                Ok((tag, exists)) => checks.push(image(name, stack, &tag, exists)),
+                Err(refusal) => {
+                    checks.push(Check::bad(name, refusal.sentence(), refusal.hint));
+                    if stack.is_none() {
+                        // The others stand on this one.
+                        break;
+                    }
+                }
+            }
+        }
+        checks
+    }
+
+    async fn image(&self, stack: Option<&Stack>) -> Result<(String, bool), Refusal> {
+        let plan = self.containers.plan(stack, self.owner).await?;
+        let exists = self.containers.engine()?.image_exists(plan.tag()).await.map_err(crate::containers::refused)?;
+        Ok((plan.tag().to_owned(), exists))
+    }
+
     async fn projects(&self, registry: &Registry) -> Vec<Check> {
         let list = async {
             let engine = self.containers.engine()?;
@@ -144,6 +182,18 @@ impl Doctor {
             Err(refusal) => vec![Check::bad("containers", refusal.sentence(), refusal.hint)],
         }
     }
+}
+
+/// An image that is not there yet is nothing to mend.
+fn image(name: String, stack: Option<&Stack>, tag: &str, exists: bool) -> Check {
+    if exists {
+        return Check::good(name, tag);
+    }
+    let stack = stack.map(|stack| format!(" {}", stack.name())).unwrap_or_default();
+    Check::good(
+        name,
+        format!("not built yet; made by the first project that needs it, or `musher images build{stack}`"),
+    )
 }
 
 /// Invariant 8, read back from the engine.
@@ -202,4 +252,26 @@ fn faults(inspection: &Inspection) -> Vec<String> {
     .filter(|(wrong, _)| *wrong)
     .map(|(_, fault)| fault.to_owned())
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use stacks::{StackName, Stacks};
+
+    use super::*;
+
+    #[test]
+    fn an_image_that_is_not_built_yet_is_no_fault() {
+        let name = StackName::try_from("rust".to_owned()).expect("it is a name");
+        let stacks = Stacks::builtin();
+        let rust = stacks.get(&name);
+        assert!(rust.is_some());
+        for (stack, exists, found) in [
+            (rust, true, "musher/rust:1"),
+            (rust, false, "not built yet; made by the first project that needs it, or `musher images build rust`"),
+            (None, false, "not built yet; made by the first project that needs it, or `musher images build`"),
+        ] {
+            assert_eq!(image("image".to_owned(), stack, "musher/rust:1", exists), Check::good("image", found));
+        }
+    }
 }

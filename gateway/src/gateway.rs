@@ -34,7 +34,7 @@ use crate::{
     intake::Intake,
     nodes::Nodes,
     outbox::Outbox,
-    projects::{Registry, Stage, saga::Sagas},
+    projects::{Registry, Stage, saga::Sagas, ssh_config::Doors},
     refusal::Refusal,
     rooms::Rooms,
     sessions::Sessions,
@@ -167,12 +167,14 @@ impl Gateway {
         let registry = Arc::new(Registry::open(journal.clone()).await?);
         let rooms = Arc::new(Rooms::open(journal.clone()).await?);
         let sessions = Sessions::new(journal.clone());
-        let port_doors = settings.containers.network;
+        let ports = settings.containers.network;
         let containers = Arc::new(Containers::new(id, home.clone(), settings.containers, stacks));
+        let doors = Doors { registry: Arc::clone(&registry), home: home.clone(), musher, ports };
         let nodes = Nodes::new(
             Arc::clone(&containers),
             Arc::clone(&registry),
-            Arc::new(settings.model).router(),
+            doors.clone(),
+            Arc::new(settings.model),
             tasks.clone(),
         );
         let sagas = Sagas {
@@ -180,10 +182,10 @@ impl Gateway {
             containers: Arc::clone(&containers),
             nodes: nodes.clone(),
             home: home.clone(),
-            musher,
+            doors,
+            removing: Arc::default(),
             places: settings.places,
             read_memory: settings::read_memory,
-            port_doors,
         };
         let turns = Turns::new(settings.turns, nodes.clone(), sessions.clone(), outbox.clone(), tasks.clone());
         let (dispatcher, dispatching) =
@@ -191,7 +193,12 @@ impl Gateway {
         tasks.spawn("dispatcher", dispatching);
 
         let closed = Closed::new("the gateway is starting");
-        let doctor = Doctor { home: home.clone(), containers: Arc::clone(&containers), known: settings.known.into() };
+        let doctor = Doctor {
+            home: home.clone(),
+            containers: Arc::clone(&containers),
+            owner: sagas.places.fallback,
+            known: settings.known.into(),
+        };
         let commands = Commands::new(commands::Inner {
             home: home.clone(),
             registry: Arc::clone(&registry),
@@ -204,6 +211,7 @@ impl Gateway {
             tasks: tasks.clone(),
             doctor,
             ssh_host: config.ssh_host.as_ref().map(|host| host.as_str().to_owned()),
+            dispatcher: dispatcher.clone(),
             deletions: Mutex::default(),
         });
         tasks.spawn(
@@ -223,7 +231,7 @@ impl Gateway {
                 Err(refusal) => warn!(project = spec.name, %refusal, "what was left half made could not be removed"),
             }
         }
-        sagas.write_doors()?;
+        sagas.doors.write()?;
         for unfinished in sessions.unfinished().await? {
             let (session, batch) = (unfinished.session.clone(), unfinished.turn);
             let ended = dispatcher.adopt(batch);

@@ -91,7 +91,7 @@ impl Intake {
             }
             Said::Command(Command::Stop) => {
                 if let Some(project) = project {
-                    self.tell(Event::Stop { room: message.room, project, request: to })
+                    self.tell(Event::Stop { room: Some(message.room), project, request: StopRequest::Told(to) })
                 } else {
                     drop(self.outbox.post(&to, Weight::Answer, "Nothing was running."));
                     Ok(())

@@ -22,6 +22,7 @@ use musher::{
     settings::{self, Environment},
     text,
 };
+use nix::sys::termios::{self, LocalFlags, SetArg, Termios};
 use stacks::Stacks;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
@@ -105,8 +106,8 @@ fn up(environment: &Environment<'_>, home: Home, options: UpOptions) -> Result<E
 
 fn doctor(environment: &Environment<'_>, home: Home, json: bool) -> Result<ExitCode, Refusal> {
     let config = settings::load(&home)?;
-    let (containers, known) = workshop(&config, environment, &home)?;
-    let doctor = Doctor { home, containers: containers.into(), known: known.into() };
+    let (containers, owner, known) = workshop(&config, environment, &home)?;
+    let doctor = Doctor { home, containers: containers.into(), owner, known: known.into() };
     let report = block_on(async { Ok(doctor.run(None).await) })?;
     if json {
         let text = serde_json::to_string_pretty(&report)
@@ -120,9 +121,7 @@ fn doctor(environment: &Environment<'_>, home: Home, json: bool) -> Result<ExitC
 
 fn build_images(environment: &Environment<'_>, home: &Home, stacks: &[String]) -> Result<ExitCode, Refusal> {
     let config = settings::load(home)?;
-    let (containers, _) = workshop(&config, environment, home)?;
-    let own = Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
-    let owner = settings::fallback_owner(&config, own);
+    let (containers, owner, _) = workshop(&config, environment, home)?;
     block_on(async {
         let wanted = if stacks.is_empty() {
             vec![None]
@@ -153,28 +152,28 @@ fn build_images(environment: &Environment<'_>, home: &Home, stacks: &[String]) -
     Ok(ExitCode::SUCCESS)
 }
 
-/// Images and containers without a running gateway. Its id is of no matter, because nothing is made or listed by it.
+/// Images and containers without a running gateway, and whom they are for. The gateway's id is of no matter, because nothing is made or listed by it.
 fn workshop(
     config: &bot_config::Config,
     environment: &Environment<'_>,
     home: &Home,
-) -> Result<(Containers, Vec<Check>), Refusal> {
+) -> Result<(Containers, Owner, Vec<Check>), Refusal> {
     let stacks = Stacks::load(Some(&home.stacks())).map_err(|error| Refusal::config(error.to_string()))?;
     install_crypto()?;
     let settings = settings::resolve(config, environment, home)?;
-    Ok((Containers::new(Uuid::nil(), home.clone(), settings.containers, stacks), settings.known))
+    let containers = Containers::new(Uuid::nil(), home.clone(), settings.containers, stacks);
+    Ok((containers, settings.places.fallback, settings.known))
 }
 
 fn secrets(home: &Home, verb: SecretsVerb) -> Result<ExitCode, Refusal> {
     let store = Secrets::new(home);
     match verb {
         SecretsVerb::Set { name } => {
-            let mut value = String::new();
-            let limit = u64::try_from(VALUE_MAX).unwrap_or(u64::MAX) + 2;
-            io::stdin()
-                .take(limit)
-                .read_to_string(&mut value)
-                .map_err(|error| Refusal::internal("the value cannot be read from standard input", error))?;
+            let value = if io::stdin().is_terminal() {
+                block_on(typed_secret(&name))?
+            } else {
+                read_secret().map_err(unread)?
+            };
             store.set(&name, &value)?;
             println!("stored {name}");
         }
@@ -189,6 +188,51 @@ fn secrets(home: &Home, verb: SecretsVerb) -> Result<ExitCode, Refusal> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn read_secret() -> io::Result<String> {
+    let mut value = String::new();
+    let limit = u64::try_from(VALUE_MAX).unwrap_or(u64::MAX) + 2;
+    io::stdin().take(limit).read_to_string(&mut value)?;
+    Ok(value)
+}
+
+fn unread(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Refusal {
+    Refusal::internal("the value cannot be read from standard input", error)
+}
+
+/// A value that somebody types, who does not see it. Ctrl-C leaves the terminal as it was.
+async fn typed_secret(name: &str) -> Result<String, Refusal> {
+    let _hidden = Hidden::new().map_err(unread)?;
+    eprintln!("{name}: type the value, then Enter and Ctrl-D (it is not shown)");
+    tokio::select! {
+        read = tokio::task::spawn_blocking(read_secret) => read.map_err(unread)?.map_err(unread),
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.map_err(unread)?;
+            Err(Refusal::usage("nothing was stored"))
+        }
+    }
+}
+
+/// Standard input's terminal, while it does not show what is typed.
+struct Hidden(Termios);
+
+impl Hidden {
+    fn new() -> nix::Result<Self> {
+        let before = termios::tcgetattr(io::stdin())?;
+        let mut hidden = before.clone();
+        hidden.local_flags.remove(LocalFlags::ECHO);
+        termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &hidden)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        if let Err(error) = termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0) {
+            eprintln!("musher: the terminal may still hide what is typed ({error}): `stty echo` mends it");
+        }
+    }
 }
 
 fn check_config(environment: &Environment<'_>, home: &Home) -> Result<ExitCode, Refusal> {

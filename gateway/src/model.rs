@@ -13,7 +13,7 @@ use axum::{
     routing::post,
 };
 use http_body_util::{BodyExt, Limited};
-use reqwest::{Client, Url, redirect};
+use reqwest::{Certificate, Client, Url, redirect};
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tracing::warn;
@@ -71,9 +71,14 @@ pub struct Model {
 }
 
 impl Model {
-    /// An endpoint at `base`, to whose requests `headers` are added.
-    pub fn new(base: Url, auth: Auth, key: Key, headers: HeaderMap) -> Result<Self, Refusal> {
+    /// An endpoint at `base`, to whose requests `headers` are added; certificates of the authorities in `extra_pem`
+    /// are trusted beside the host's own.
+    pub fn new(base: Url, auth: Auth, key: Key, headers: HeaderMap, extra_pem: Option<&[u8]>) -> Result<Self, Refusal> {
+        let extra = extra_pem.map(Certificate::from_pem_bundle).transpose().map_err(|error| {
+            Refusal::internal("the certificates in `[images] extra_ca_certificates` cannot be read", error)
+        })?;
         let client = Client::builder()
+            .tls_certs_merge(extra.unwrap_or_default())
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT)
             .read_timeout(SILENCE)
@@ -246,7 +251,7 @@ mod tests {
     }
 
     fn model(base: Url, key: Key) -> Arc<Model> {
-        Arc::new(Model::new(base, Auth::ApiKey, key, HeaderMap::new()).expect("a client can be made"))
+        Arc::new(Model::new(base, Auth::ApiKey, key, HeaderMap::new(), None).expect("a client can be made"))
     }
 
     #[tokio::test]

@@ -6,18 +6,22 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
 use futures_util::FutureExt;
 use jiff::Timestamp;
+use journal::{Actor, Cause};
 use link::{CallError, Hello, Link, Side, SledClient};
 use musher_docker::{ContainerId, ExecSession, SLED};
-use tokio::time::Instant;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use crate::{
-    containers::{SharedContainers, StartError, refused},
-    projects::{ProjectEvent, Registry, saga},
+    containers::{SharedContainers, StartError, Started, refused},
+    model::Model,
+    projects::{Owner, ProjectEvent, Registry, Stage, saga, ssh_config::Doors},
     refusal::Refusal,
     tasks::Tasks,
     text,
@@ -27,6 +31,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The wait between two tries to open a link.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Ports that are tried for one start.
+const PORT_TRIES: u32 = 20;
 
 /// The links of one gateway.
 #[derive(Clone)]
@@ -37,15 +43,18 @@ pub struct Nodes {
 struct Inner {
     containers: SharedContainers,
     registry: Arc<Registry>,
+    doors: Doors,
     /// What sleds may ask of the gateway.
-    router: Router,
+    model: Arc<Model>,
     tasks: Tasks,
     slots: Mutex<HashMap<Uuid, Arc<Slot>>>,
 }
 
 #[derive(Default)]
 struct Slot {
-    link: tokio::sync::Mutex<Option<Link>>,
+    link: Arc<tokio::sync::Mutex<Option<Link>>>,
+    /// Held while the container is started or removed.
+    starting: tokio::sync::Mutex<()>,
     unreachable_since: Mutex<Option<Timestamp>>,
 }
 
@@ -59,30 +68,49 @@ impl Slot {
 }
 
 impl Nodes {
-    /// No link yet. `router` serves what sleds ask.
-    pub fn new(containers: SharedContainers, registry: Arc<Registry>, router: Router, tasks: Tasks) -> Self {
-        Self { inner: Arc::new(Inner { containers, registry, router, tasks, slots: Mutex::default() }) }
+    /// No link yet. `model` is what sleds may ask for.
+    pub fn new(
+        containers: SharedContainers,
+        registry: Arc<Registry>,
+        doors: Doors,
+        model: Arc<Model>,
+        tasks: Tasks,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { containers, registry, doors, model, tasks, slots: Mutex::default() }) }
     }
 
     /// The project's sled. Starts its container, makes it if it is gone, and opens the link if need be.
+    ///
+    /// Whoever does not wait for the end does not cut it off half-way.
     pub async fn sled(&self, project: Uuid) -> Result<SledClient, Refusal> {
         let slot = self.slot(project);
-        let mut link = slot.link.lock().await;
+        let mut link = Arc::clone(&slot.link).lock_owned().await;
         if let Some(open) = &*link
             && open.closed().now_or_never().is_none()
         {
             return Ok(SledClient::new(open.clone()));
         }
         *link = None;
-        match Box::pin(self.reach(project)).await {
-            Ok(opened) => {
-                *link = Some(opened.clone());
-                *slot.unreachable_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                Ok(SledClient::new(opened))
+        let (sender, reached) = oneshot::channel();
+        let this = self.clone();
+        self.inner.tasks.spawn_to_end("reaching a sled", async move {
+            let result = this.reach(project, &slot).await;
+            *link = result.as_ref().ok().cloned();
+            // Whoever asked may have gone; the link is there for the next.
+            drop(sender.send(result));
+        });
+        let reached = reached.await.map_err(|_| Refusal::unavailable("the gateway is stopping"))?;
+        match reached {
+            Ok(link) => {
+                self.heard(project);
+                Ok(SledClient::new(link))
             }
             Err(mut refusal) => {
-                warn!(%project, %refusal, "the node is unreachable");
-                refusal.what = format!("{}: {}", slot.unreachable(), refusal.what);
+                let registered = self.inner.registry.get(project).is_some_and(|known| known.stage == Stage::Registered);
+                if registered {
+                    warn!(%project, %refusal, "the node is unreachable");
+                    refusal.what = format!("{}: {}", self.slot(project).unreachable(), refusal.what);
+                }
                 Err(refusal)
             }
         }
@@ -102,7 +130,13 @@ impl Nodes {
 
     /// Starts a command in the project's container, which is started if need be.
     pub async fn exec(&self, project: Uuid, argv: &[&str]) -> Result<ExecSession, Refusal> {
-        let container = self.running(project).await?;
+        let (this, slot) = (self.clone(), self.slot(project));
+        let (sender, started) = oneshot::channel();
+        self.inner.tasks.spawn_to_end("starting a container", async move {
+            // Whoever asked may have gone; a container that runs is there for the next.
+            drop(sender.send(this.running(project, &slot).await));
+        });
+        let container = started.await.map_err(|_| Refusal::unavailable("the gateway is stopping"))??;
         self.inner.containers.engine()?.exec(&container, argv, &[]).await.map_err(refused)
     }
 
@@ -117,13 +151,11 @@ impl Nodes {
         }
     }
 
-    /// Kills the project's container, and everything in it.
+    /// Kills and removes the project's container, and everything in it.
     pub async fn kill(&self, project: Uuid) -> Result<(), Refusal> {
-        let name = self.inner.registry.get(project).and_then(|project| project.spec).map(|spec| spec.name);
-        match name {
-            Some(name) => self.inner.containers.remove(&name).await,
-            None => Ok(()),
-        }
+        let slot = self.slot(project);
+        let _held = slot.starting.lock().await;
+        self.inner.containers.remove(project).await
     }
 
     fn slot(&self, project: Uuid) -> Arc<Slot> {
@@ -132,40 +164,56 @@ impl Nodes {
 
     /// The project's container, running. Its image is built again where the engine has lost it, and its port moves
     /// where somebody else has taken it.
-    async fn running(&self, id: Uuid) -> Result<ContainerId, Refusal> {
+    async fn running(&self, id: Uuid, slot: &Slot) -> Result<ContainerId, Refusal> {
         let Inner { containers, registry, .. } = &*self.inner;
-        loop {
-            let project = registry.get(id).ok_or_else(|| Refusal::usage("that project is gone"))?;
+        let _held = slot.starting.lock().await;
+        for _ in 0..PORT_TRIES {
+            let project = registry.get(id).filter(|project| matches!(project.stage, Stage::Making | Stage::Registered));
+            let project = project.ok_or_else(|| Refusal::usage("the project is deleted"))?;
+            let port = project.spec.as_ref().map(|spec| spec.port);
             match containers.start(id, &project).await {
-                Ok(container) => return Ok(container),
-                Err(StartError::PortTaken(port)) => {
-                    let port = saga::free_port(registry, port)?;
-                    info!(%id, port, "the SSH door moves, because its port is taken");
-                    registry
-                        .append(id, &[ProjectEvent::PortMoved { port }], journal::Actor::Gateway, journal::Cause::None)
-                        .await?;
+                Ok(Started { id: container, port: real }) => {
+                    // What the container really has is the truth.
+                    if let Some(real) = real.filter(|_| real != port) {
+                        self.move_port(id, real).await?;
+                    }
+                    return Ok(container);
                 }
+                Err(StartError::PortTaken(port)) => self.move_port(id, saga::free_port(registry, port)?).await?,
+                Err(StartError::ImageMissing(owner)) => self.rebuild(id, project.stack.as_deref(), owner).await?,
                 Err(StartError::Refused(refusal)) => return Err(refusal),
             }
         }
+        Err(Refusal::unavailable("no port for the SSH door could be had").hint("`doctor` checks the engine."))
     }
 
-    async fn reach(&self, project: Uuid) -> Result<Link, Refusal> {
+    async fn move_port(&self, id: Uuid, port: u16) -> Result<(), Refusal> {
+        info!(%id, port, "the SSH door moves");
+        let moved = [ProjectEvent::PortMoved { port }];
+        self.inner.registry.append(id, &moved, Actor::Gateway, Cause::None).await?;
+        self.inner.doors.write()
+    }
+
+    async fn rebuild(&self, id: Uuid, stack: Option<&str>, owner: Owner) -> Result<(), Refusal> {
+        let Inner { containers, registry, .. } = &*self.inner;
+        warn!(%id, "the engine has lost the project's image; it is made again");
+        let stack = stack.map(|name| containers.stack(name)).transpose()?;
+        let plan = containers.plan(stack, owner).await?;
+        containers.ensure_image(&plan, &mut |progress| debug!(%id, ?progress, "image")).await?;
+        let chosen = [ProjectEvent::ImageChosen { image: plan.tag().to_owned() }];
+        registry.append(id, &chosen, Actor::Gateway, Cause::None).await.map(drop)
+    }
+
+    async fn reach(&self, project: Uuid, slot: &Slot) -> Result<Link, Refusal> {
         let began = Instant::now();
         loop {
-            let container = self.running(project).await?;
-            let session =
-                self.inner.containers.engine()?.exec(&container, &[SLED, "connect"], &[]).await.map_err(refused)?;
+            let container = self.running(project, slot).await?;
+            let engine = self.inner.containers.engine()?;
+            let session = engine.exec(&container, &[SLED, "connect"], &[]).await.map_err(refused)?;
             let ExecSession { stream, process } = session;
-            match link::open(
-                stream,
-                Side::Gateway,
-                Hello::current(),
-                self.inner.router.clone(),
-                link::Limits::default(),
-            )
-            .await
-            {
+            // Each link has a router, and so bounds, of its own: one project cannot use up another's.
+            let router = self.inner.model.router();
+            match link::open(stream, Side::Gateway, Hello::current(), router, link::Limits::default()).await {
                 Ok((link, driver)) => {
                     debug!(%project, sled = link.peer().version, "the link is open");
                     self.inner.tasks.spawn("link", async move {
@@ -184,7 +232,7 @@ impl Nodes {
                 }
                 Err(error) => {
                     debug!(%project, %error, "the sled does not answer yet");
-                    tokio::time::sleep(PAUSE).await;
+                    sleep(PAUSE).await;
                 }
             }
         }

@@ -4,10 +4,12 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, warn};
@@ -16,6 +18,7 @@ use uuid::Uuid;
 use crate::{
     chat::{Outbound, Person, Room, SendError, SharedSurface, SurfaceKind, Weight},
     tasks::Tasks,
+    text,
 };
 
 /// The first wait after a send that failed; it doubles up to [`LONGEST_WAIT`].
@@ -24,6 +27,8 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// After so many tries a message is given up, with an error in the log.
 const TRIES: u32 = 20;
+/// How much of a message that was refused its room is shown, in characters.
+const REFUSED_CHARS: usize = 300;
 
 /// Where an answer goes, and on whose behalf.
 #[derive(Debug, Clone)]
@@ -84,13 +89,25 @@ impl Outbox {
     /// Posts a message; it is sent after all that was posted to its room before. The receiver gets the surface's
     /// event id, or an error when it was given up.
     pub fn post(&self, to: &Address, weight: Weight, markdown: impl Into<String>) -> oneshot::Receiver<String> {
+        self.post_once(to, weight, markdown, Uuid::now_v7().to_string())
+    }
+
+    /// Like [`Outbox::post`], under a transaction id that the caller derives from what it tells: when that is told again
+    /// after a crash, the surface recognises it.
+    pub fn post_once(
+        &self,
+        to: &Address,
+        weight: Weight,
+        markdown: impl Into<String>,
+        transaction: String,
+    ) -> oneshot::Receiver<String> {
         let message = Outbound {
             weight,
             markdown: markdown.into(),
             reply_to: to.reply_to.clone(),
             mention: to.mention.clone(),
             thread: to.thread.clone(),
-            transaction: Uuid::now_v7().to_string(),
+            transaction,
         };
         self.push(to, What::Send, message)
     }
@@ -144,11 +161,28 @@ impl Outbox {
                 };
                 job
             };
-            self.deliver(&room, job).await;
+            // A fault in one delivery must not hold the room up for ever.
+            if AssertUnwindSafe(self.deliver(&room, job)).catch_unwind().await.is_err() {
+                error!(%room, "a message is given up: its delivery panicked");
+            }
         }
     }
 
-    async fn deliver(&self, room: &Room, job: Job) {
+    async fn deliver(&self, room: &Room, Job { what, message, delivered, _pending }: Job) {
+        match (self.attempt(room, &what, &message).await, what) {
+            // Whoever does not wait for the event id has dropped the receiver.
+            (Ok(event), _) => drop(delivered.send(event)),
+            (Err(GivenUp::Refused(reason)), What::Send) => {
+                drop(delivered);
+                // Once: when this one is refused too, the log tells.
+                drop(self.attempt(room, &What::Send, &not_sent(&message, &reason)).await);
+            }
+            (Err(_), _) => {}
+        }
+    }
+
+    /// Tries until it is delivered or given up.
+    async fn attempt(&self, room: &Room, what: &What, message: &Outbound) -> Result<String, GivenUp> {
         let mut wait = FIRST_WAIT;
         for _ in 0..TRIES {
             let Some(surface) = self.surface(room.surface) else {
@@ -157,33 +191,51 @@ impl Outbox {
                 wait = (wait * 2).min(LONGEST_WAIT);
                 continue;
             };
-            let sent = match &job.what {
-                What::Send => surface.send(room, &job.message).await,
-                What::Edit(event) => surface.edit(room, event, &job.message).await.map(|()| event.clone()),
+            let sent = match what {
+                What::Send => surface.send(room, message).await,
+                What::Edit(event) => surface.edit(room, event, message).await.map(|()| event.clone()),
             };
             match sent {
-                Ok(event) => {
-                    // Whoever does not wait for the event id has dropped the receiver.
-                    drop(job.delivered.send(event));
-                    return;
-                }
+                Ok(event) => return Ok(event),
                 // A newer edit follows, or the answer itself: a late one is worth nothing.
-                Err(SendError::Transient { message, .. }) if matches!(job.what, What::Edit(_)) => {
+                Err(SendError::Transient { message, .. }) if matches!(what, What::Edit(_)) => {
                     warn!(%room, message, "an edit was not taken");
-                    return;
+                    return Err(GivenUp::NotTaken);
                 }
                 Err(SendError::Transient { message, retry_after, .. }) => {
                     warn!(%room, message, "a message was not taken, and is sent again");
                     tokio::time::sleep(retry_after.unwrap_or(wait).min(LONGEST_WAIT)).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }
-                Err(refused @ SendError::Refused { .. }) => {
-                    error!(%room, %refused, "a message is given up");
-                    return;
+                Err(SendError::Refused { message, .. }) => {
+                    error!(%room, message, "a message is refused, and given up");
+                    return Err(GivenUp::Refused(message));
                 }
             }
         }
         error!(%room, "a message is given up after {TRIES} tries");
+        Err(GivenUp::NotTaken)
+    }
+}
+
+/// Why a message is given up.
+enum GivenUp {
+    /// The surface refuses it for good, for this reason.
+    Refused(String),
+    /// The surface did not take it in time.
+    NotTaken,
+}
+
+/// What a room is told in the place of a message that its surface refuses; plain, for the form may be what was refused.
+fn not_sent(message: &Outbound, reason: &str) -> Outbound {
+    let (reason, begins) = (text::one_line(reason, REFUSED_CHARS), text::one_line(&message.markdown, REFUSED_CHARS));
+    Outbound {
+        weight: message.weight,
+        markdown: format!("⚠ A message could not be sent: {reason}. It begins: {begins}"),
+        reply_to: None,
+        mention: None,
+        thread: None,
+        transaction: Uuid::now_v7().to_string(),
     }
 }
 
@@ -326,5 +378,102 @@ mod tests {
         progress.show("d");
         progress.close().await;
         assert_eq!(*surface.seen.lock().expect("no test panics holding it"), ["b", "event of b: d"]);
+    }
+
+    /// Refuses what begins with "bad", and panics at what begins with "panic".
+    #[derive(Default)]
+    struct Strict {
+        sent: Mutex<Vec<Outbound>>,
+    }
+
+    impl crate::chat::Surface for Strict {
+        fn kind(&self) -> SurfaceKind {
+            SurfaceKind::Console
+        }
+        fn send<'a>(&'a self, _: &'a Room, message: &'a Outbound) -> BoxFuture<'a, Result<String, SendError>> {
+            async move {
+                assert!(!message.markdown.starts_with("panic"), "as asked");
+                if message.markdown.starts_with("bad") {
+                    return Err(SendError::Refused { surface: SurfaceKind::Console, message: "too long".into() });
+                }
+                self.sent.lock().expect("no test panics holding it").push(message.clone());
+                Ok("event".into())
+            }
+            .boxed()
+        }
+        fn edit<'a>(&'a self, _: &'a Room, _: &'a str, _: &'a Outbound) -> BoxFuture<'a, Result<(), SendError>> {
+            async { Err(SendError::Refused { surface: SurfaceKind::Console, message: "gone".into() }) }.boxed()
+        }
+        fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {
+            async {}.boxed()
+        }
+        fn edit_interval(&self) -> Duration {
+            Duration::ZERO
+        }
+        fn health(&self) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    fn strict() -> (Arc<Strict>, Outbox, Tasks, Address) {
+        let (surface, tasks) = (Arc::new(Strict::default()), Tasks::new());
+        let outbox = Outbox::new(tasks.clone());
+        outbox.add(Arc::clone(&surface) as SharedSurface);
+        let room = Room { surface: SurfaceKind::Console, id: "main".into() };
+        let to = Address {
+            room,
+            thread: Some("thread".into()),
+            reply_to: Some("asked".into()),
+            mention: None,
+            pending: None,
+        };
+        (surface, outbox, tasks, to)
+    }
+
+    fn texts(surface: &Strict) -> Vec<String> {
+        surface.sent.lock().expect("no test panics holding it").iter().map(|sent| sent.markdown.clone()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_message_is_not_given_up_in_silence() {
+        let (surface, outbox, _, to) = strict();
+        let refused = outbox.post(&to, Weight::Answer, format!("bad\n{}", "x".repeat(500)));
+        let next = outbox.post_once(&to, Weight::Answer, "next", "turn-1".into());
+        refused.await.expect_err("it was not delivered");
+        next.await.expect("what comes after is delivered");
+        outbox.edit(&to, "event", Weight::Notice, "newer").await.expect_err("an edit is given up");
+        let sent = surface.sent.lock().expect("no test panics holding it").clone();
+        assert_eq!(sent.len(), 2, "one notice, none for an edit");
+        assert!(sent[0].markdown.starts_with("⚠ A message could not be sent: too long. It begins: bad xxx"));
+        assert!(sent[0].markdown.chars().count() < 400);
+        assert_eq!((&sent[0].thread, &sent[0].reply_to), (&None, &None));
+        assert_eq!(sent[1].transaction, "turn-1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delivery_that_panics_does_not_hold_its_room_up() {
+        let (surface, outbox, _, to) = strict();
+        let lost = outbox.post(&to, Weight::Answer, "panic");
+        let next = outbox.post(&to, Weight::Answer, "next");
+        lost.await.expect_err("it was not delivered");
+        next.await.expect("it is delivered");
+        assert_eq!(texts(&surface), ["next"]);
+        outbox.post(&to, Weight::Answer, "later").await.expect("it is delivered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_posted_during_the_shutdown_is_sent() {
+        let (surface, outbox, tasks, to) = strict();
+        let progress = Progress::new(&outbox, to.clone());
+        progress.show("unseen yet");
+        let (stopping, late) = (tasks.stopping(), outbox.clone());
+        tasks.spawn_to_end("end of a turn", async move {
+            stopping.cancelled().await;
+            progress.close().await;
+            drop(late.post(&to, Weight::Answer, "the answer"));
+        });
+        tasks.shutdown(Duration::from_secs(10)).await.expect("all is sent in time");
+        assert_eq!(texts(&surface), ["unseen yet", "the answer"]);
+        assert_eq!(outbox.undelivered(), 0);
     }
 }

@@ -74,9 +74,12 @@ impl Refusal {
 
     /// The refusal as chat text: the sentence, its causes, and the hint on a line of its own.
     pub fn to_markdown(&self) -> String {
+        let sentence = self.sentence();
+        let mut letters = sentence.chars();
+        let sentence: String = letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect();
         match &self.hint {
-            Some(hint) => format!("⚠ {}\n{hint}", self.sentence()),
-            None => format!("⚠ {}", self.sentence()),
+            Some(hint) => format!("⚠ {sentence}\n{hint}"),
+            None => format!("⚠ {sentence}"),
         }
     }
 
@@ -124,6 +127,6 @@ mod tests {
         let refusal = Refusal::internal("the journal cannot be opened", std::io::Error::other("disk full"))
             .hint("Free some space and try again.");
         assert_eq!(refusal.to_string(), "the journal cannot be opened: disk full.\n  Free some space and try again.");
-        assert_eq!(refusal.to_markdown(), "⚠ the journal cannot be opened: disk full.\nFree some space and try again.");
+        assert_eq!(refusal.to_markdown(), "⚠ The journal cannot be opened: disk full.\nFree some space and try again.");
     }
 }

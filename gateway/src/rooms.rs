@@ -55,7 +55,9 @@ impl Fold for Choices {
 /// All rooms' choices.
 pub struct Rooms {
     journal: Journal,
-    rooms: Mutex<HashMap<String, Loaded<Choices>>>,
+    choices: Mutex<HashMap<String, Loaded<Choices>>>,
+    /// Held from an append until it is folded, so that events are folded in their order.
+    writing: tokio::sync::Mutex<()>,
 }
 
 impl Rooms {
@@ -66,12 +68,12 @@ impl Rooms {
             .await
             .map_err(|error| Refusal::internal("the rooms cannot be read from the journal", error))?;
         let rooms = loaded.into_iter().map(|(stream, choices)| (stream.id, choices)).collect();
-        Ok(Self { journal, rooms: Mutex::new(rooms) })
+        Ok(Self { journal, choices: Mutex::new(rooms), writing: tokio::sync::Mutex::default() })
     }
 
     /// The project that this person talks about here; it may be gone by now.
     pub fn project_of(&self, room: &Room, person: &Person) -> Option<Uuid> {
-        let rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let rooms = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
         rooms.get(&room.to_string())?.state.project_of.get(person).copied()
     }
 
@@ -88,12 +90,45 @@ impl Rooms {
             actor: Actor::Person(person.to_string()),
             cause,
         };
+        let _writing = self.writing.lock().await;
         let appended = self.journal.append(append).await.map_err(|error| failed(&error))?;
-        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rooms = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
         let choices = rooms.entry(room.to_string()).or_default();
         for recorded in &appended.events {
             choices.advance(recorded).map_err(|error| failed(&error))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures_util::future::join_all;
+    use journal::SystemClock;
+
+    use super::*;
+    use crate::chat::SurfaceKind;
+
+    #[tokio::test]
+    async fn many_switches_at_once_are_all_remembered() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it can be made");
+        let rooms = Rooms::open(journal.clone()).await.expect("it opens");
+        let room = Room { surface: SurfaceKind::Console, id: "main".into() };
+        let people: Vec<_> =
+            (0..20).map(|n| Person { surface: SurfaceKind::Console, id: format!("person{n}") }).collect();
+        let projects: Vec<_> = people.iter().map(|_| Uuid::now_v7()).collect();
+        let switches =
+            people.iter().zip(&projects).map(|(person, project)| rooms.switch(&room, person, *project, Cause::None));
+        for switched in join_all(switches).await {
+            switched.expect("nobody is in the way of anybody");
+        }
+        let reopened = Rooms::open(journal).await.expect("it opens again");
+        for (person, project) in people.iter().zip(&projects) {
+            assert_eq!(rooms.project_of(&room, person), Some(*project));
+            assert_eq!(reopened.project_of(&room, person), Some(*project));
+        }
     }
 }

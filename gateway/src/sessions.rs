@@ -5,7 +5,9 @@
 
 use std::fmt::Display;
 
-use journal::{Actor, Append, Cause, DomainEvent, Expected, Fold, Journal, Loaded, NewEvent, Recorded, StreamId};
+use journal::{
+    Actor, Append, AppendError, Cause, DomainEvent, Expected, Fold, Journal, Loaded, NewEvent, Recorded, StreamId,
+};
 use link::requests::AgentSession;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -17,6 +19,8 @@ use crate::{
 };
 
 const STREAM: &str = "session";
+/// How often a change is decided anew because another one came before it.
+const TRIES: u32 = 16;
 
 /// Whom a turn answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +91,15 @@ pub struct Session {
     key: Option<SessionKey>,
     agent: Uuid,
     used: bool,
-    running: Option<(Uuid, Vec<Answered>)>,
+    running: Option<Running>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Running {
+    turn: Uuid,
+    /// The agent's session that it began in; a `reset` may have pinned another since.
+    agent: Uuid,
+    answers: Vec<Answered>,
 }
 
 /// An event that cannot follow.
@@ -106,10 +118,12 @@ impl Fold for Session {
                 self.agent = *agent_session;
                 self.used = false;
             }
-            SessionEvent::TurnBegun { turn, answers } => self.running = Some((*turn, answers.clone())),
+            SessionEvent::TurnBegun { turn, answers } => {
+                self.running = Some(Running { turn: *turn, agent: self.agent, answers: answers.clone() });
+            }
             SessionEvent::TurnFinished { turn, agent_ran, .. } => {
-                self.running.take_if(|(running, _)| running == turn).ok_or(NotRunning(*turn))?;
-                self.used |= agent_ran;
+                let ended = self.running.take_if(|running| running.turn == *turn).ok_or(NotRunning(*turn))?;
+                self.used |= *agent_ran && ended.agent == self.agent;
             }
         }
         Ok(())
@@ -141,58 +155,71 @@ impl Sessions {
 
     /// Pins the session of a conversation where it has none yet, and journals that a turn of it begins.
     pub async fn begin(&self, key: &SessionKey, turn: Uuid, answers: Vec<Answered>) -> Result<AgentSession, Refusal> {
-        let loaded = self.load(key).await?;
-        let mut events = Vec::new();
-        let session = if loaded.state.key.is_some() {
-            AgentSession { id: loaded.state.agent, resumed: loaded.state.used }
-        } else {
-            let id = Uuid::new_v4();
-            events.push(opened(key, id));
-            AgentSession { id, resumed: false }
-        };
         let cause = answers.last().map_or(Cause::None, |answered| Cause::Command(answered.event_id.clone()));
-        events.push(SessionEvent::TurnBegun { turn, answers });
-        self.append(key, Expected::Version(loaded.version), &events, Actor::Gateway, cause).await?;
-        Ok(session)
+        let fresh = Uuid::new_v4();
+        self.change(key, &Actor::Gateway, &cause, |session| {
+            let begun = SessionEvent::TurnBegun { turn, answers: answers.clone() };
+            if session.key.is_some() {
+                (vec![begun], AgentSession { id: session.agent, resumed: session.used })
+            } else {
+                (vec![opened(key, fresh), begun], AgentSession { id: fresh, resumed: false })
+            }
+        })
+        .await
     }
 
-    /// Journals that a turn is over.
+    /// Journals that a turn is over; one that does not run is over already.
     pub async fn finish(&self, key: &SessionKey, turn: Uuid, ending: Ending, agent_ran: bool) -> Result<(), Refusal> {
-        let events = [SessionEvent::TurnFinished { turn, ending, agent_ran }];
-        self.append(key, Expected::Any, &events, Actor::Sled(key.project.to_string()), Cause::None).await
+        self.change(key, &Actor::Sled(key.project.to_string()), &Cause::None, |session| {
+            let runs = session.running.as_ref().is_some_and(|running| running.turn == turn);
+            (if runs { vec![SessionEvent::TurnFinished { turn, ending, agent_ran }] } else { Vec::new() }, ())
+        })
+        .await
     }
 
     /// Pins a fresh session; the agent remembers nothing of before.
     pub async fn reset(&self, key: &SessionKey, by: &Person, cause: Cause) -> Result<(), Refusal> {
-        self.append(key, Expected::Any, &[opened(key, Uuid::new_v4())], Actor::Person(by.to_string()), cause).await
+        let fresh = Uuid::new_v4();
+        self.change(key, &Actor::Person(by.to_string()), &cause, |_| (vec![opened(key, fresh)], ())).await
     }
 
     /// Turns that were under way when the gateway ended.
     pub async fn unfinished(&self) -> Result<Vec<Unfinished>, Refusal> {
         let all = self.journal.load_all::<Session>(STREAM).await.map_err(|error| unreadable(&error))?;
         let running = all.into_iter().filter_map(|(_, loaded)| {
-            let (turn, answers) = loaded.state.running?;
+            let Running { turn, answers, .. } = loaded.state.running?;
             Some(Unfinished { session: loaded.state.key?, turn, answers })
         });
         Ok(running.collect())
     }
 
-    async fn load(&self, key: &SessionKey) -> Result<Loaded<Session>, Refusal> {
-        self.journal.load::<Session>(&stream(key)).await.map_err(|error| unreadable(&error))
-    }
-
-    async fn append(
+    /// Appends what `decide` makes of the session as it is now; decides again when another change came between.
+    async fn change<T>(
         &self,
         key: &SessionKey,
-        expected: Expected,
-        events: &[SessionEvent],
-        actor: Actor,
-        cause: Cause,
-    ) -> Result<(), Refusal> {
+        actor: &Actor,
+        cause: &Cause,
+        decide: impl Fn(&Session) -> (Vec<SessionEvent>, T),
+    ) -> Result<T, Refusal> {
         let failed = |error: &dyn Display| Refusal::internal("the session could not be journaled", error.to_string());
-        let events = NewEvent::encode_all(events).map_err(|error| failed(&error))?;
-        let append = Append { stream: stream(key), expected, events, key: None, actor, cause };
-        self.journal.append(append).await.map(drop).map_err(|error| failed(&error))
+        let stream = stream(key);
+        for _ in 0..TRIES {
+            let Loaded { state, version, .. } =
+                self.journal.load::<Session>(&stream).await.map_err(|error| unreadable(&error))?;
+            let (events, decided) = decide(&state);
+            if events.is_empty() {
+                return Ok(decided);
+            }
+            let events = NewEvent::encode_all(&events).map_err(|error| failed(&error))?;
+            let expected = Expected::Version(version);
+            let (stream, actor, cause) = (stream.clone(), actor.clone(), cause.clone());
+            match self.journal.append(Append { stream, expected, events, key: None, actor, cause }).await {
+                Ok(_) => return Ok(decided),
+                Err(AppendError::Conflict { .. }) => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+        Err(failed(&"other changes of it came before this one again and again"))
     }
 }
 
@@ -247,5 +274,58 @@ mod tests {
         sessions.reset(&key, &by, Cause::None).await.expect("it resets");
         let fresh = sessions.begin(&key, Uuid::now_v7(), Vec::new()).await.expect("it begins");
         assert!(!fresh.resumed && fresh.id != first.id);
+    }
+
+    fn setting() -> (tempfile::TempDir, Sessions, SessionKey, Person) {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it can be made");
+        let room = Room { surface: SurfaceKind::Matrix, id: "!a:example.org".into() };
+        let key = SessionKey { project: Uuid::now_v7(), room, thread: None };
+        let by = Person { surface: SurfaceKind::Matrix, id: "@ann:example.org".into() };
+        (folder, Sessions::new(journal), key, by)
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_turn_that_never_began_leaves_the_session_readable() {
+        let (_folder, sessions, key, _) = setting();
+        let (never, one) = (Uuid::now_v7(), Uuid::now_v7());
+        sessions.finish(&key, never, Ending::Failed, false).await.expect("it is over already");
+        sessions.begin(&key, one, Vec::new()).await.expect("it begins");
+        sessions.finish(&key, never, Ending::Failed, false).await.expect("it is over already");
+        assert_eq!(sessions.unfinished().await.expect("it is readable")[0].turn, one, "the other turn still runs");
+        for _ in 0..2 {
+            sessions.finish(&key, one, Ending::Answered, true).await.expect("it ends, once");
+        }
+        assert!(sessions.unfinished().await.expect("it is readable").is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_reset_during_a_turn_leaves_the_new_session_unused() {
+        let (_folder, sessions, key, by) = setting();
+        let turn = Uuid::now_v7();
+        let old = sessions.begin(&key, turn, Vec::new()).await.expect("it begins");
+        sessions.reset(&key, &by, Cause::None).await.expect("it resets");
+        sessions.finish(&key, turn, Ending::Answered, true).await.expect("it ends");
+        let new = sessions.begin(&key, Uuid::now_v7(), Vec::new()).await.expect("it begins");
+        assert!(new.id != old.id && !new.resumed, "the agent ran under the old id alone");
+    }
+
+    #[tokio::test]
+    async fn resets_between_the_steps_of_a_turn_are_in_nobodys_way() {
+        let (_folder, sessions, key, by) = setting();
+        for _ in 0..20 {
+            let turn = Uuid::now_v7();
+            let (begun, reset) =
+                tokio::join!(sessions.begin(&key, turn, Vec::new()), sessions.reset(&key, &by, Cause::None));
+            begun.expect("it begins");
+            reset.expect("it resets");
+            let (reset, finished) = tokio::join!(
+                sessions.reset(&key, &by, Cause::None),
+                sessions.finish(&key, turn, Ending::Answered, true)
+            );
+            reset.expect("it resets");
+            finished.expect("it ends");
+            assert!(sessions.unfinished().await.expect("it is readable").is_empty());
+        }
     }
 }

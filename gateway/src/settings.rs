@@ -131,7 +131,7 @@ pub fn resolve(config: &Config, environment: &Environment<'_>, home: &Home) -> R
             max_turns: config.max_concurrent_turns.get().into(),
         },
         turns: TurnSettings { agent, identity: identity(config)?, stop_grace: config.stop_grace() },
-        model: model(config, key)?,
+        model: model(config, key, &user_home)?,
         people: people(config),
         known,
         practice,
@@ -242,7 +242,7 @@ fn model_key(config: &Config, environment: &Environment<'_>, home: &Home, user_h
     }
 }
 
-fn model(config: &Config, key: Key) -> Result<Model, Refusal> {
+fn model(config: &Config, key: Key, user_home: &Path) -> Result<Model, Refusal> {
     let base = match &config.model.base_url {
         Some(url) => url.as_url().as_str(),
         None => MODEL_BASE,
@@ -264,7 +264,10 @@ fn model(config: &Config, key: Key) -> Result<Model, Refusal> {
         AuthSetting::ApiKey => Auth::ApiKey,
         AuthSetting::Bearer => Auth::Bearer,
     };
-    Model::new(base, auth, key, headers)
+    // Without the setting, the host's own trust store counts, which the client uses by itself.
+    let extra =
+        config.images.extra_ca_certificates.is_some().then(|| certificates(config, user_home)).transpose()?.flatten();
+    Model::new(base, auth, key, headers, extra.as_deref())
 }
 
 /// Which agent answers, and whether it is the practice agent for want of a key.

@@ -1,4 +1,5 @@
-//! Tasks that cannot be forgotten: all of them end with the gateway, and none starts after its end began.
+//! Tasks that cannot be forgotten: all of them end with the gateway, and after its end began only those start that
+//! carry something to its end.
 
 use std::{future::Future, time::Duration};
 
@@ -37,12 +38,9 @@ impl Tasks {
         self.tracker.spawn(bounded.instrument(tracing::info_span!("task", name)));
     }
 
-    /// Runs `work` to its end, also when the gateway stops meanwhile: for changes that must not be left half-made.
+    /// Runs `work` to its end, also when the gateway stops meanwhile or has begun to: for changes that must not be left
+    /// half-made, and for answers on their way. [`Tasks::shutdown`] waits for it as long as it waits for anything.
     pub fn spawn_to_end(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
-        if self.stopping.is_cancelled() {
-            debug!(name, "not started: the gateway is stopping");
-            return;
-        }
         self.tracker.spawn(work.instrument(tracing::info_span!("task", name)));
     }
 
@@ -82,5 +80,22 @@ mod tests {
         tasks.spawn_to_end("stuck", std::future::pending());
         let missed = tasks.shutdown(Duration::from_secs(1)).await.expect_err("it never ends");
         assert_eq!(missed.0, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_must_end_starts_during_the_shutdown_too_and_is_waited_for() {
+        let tasks = Tasks::new();
+        let (sender, mut receiver) = tokio::sync::oneshot::channel();
+        let late = tasks.clone();
+        let stopping = tasks.stopping();
+        tasks.spawn_to_end("first", async move {
+            stopping.cancelled().await;
+            late.spawn_to_end("second", async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                sender.send(()).expect("the receiver is alive");
+            });
+        });
+        tasks.shutdown(Duration::from_secs(10)).await.expect("both end in time");
+        receiver.try_recv().expect("the second was waited for");
     }
 }

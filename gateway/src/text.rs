@@ -11,9 +11,29 @@ fn is_unsafe(c: char) -> bool {
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
-/// The text without characters that a terminal or a chat client would act on; lines and tabs stay.
+/// The text without characters that a terminal or a chat client would act on, and [`masked`]; lines and tabs stay.
 pub fn plain(text: &str) -> String {
-    text.chars().filter(|&c| !is_unsafe(c)).collect()
+    masked(&text.chars().filter(|&c| !is_unsafe(c)).collect::<String>())
+}
+
+/// The text with `…` for the user's name, password or token of every URL in it (PROJ-3).
+///
+/// A password that was not encoded as URLs want it may hold a `@`, `?` or `#`: all up to the last `@` is taken for it.
+pub fn masked(text: &str) -> String {
+    let mut pieces = text.split("://");
+    let mut out = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let end = piece.find(|c: char| c.is_whitespace() || "/\"`<>".contains(c)).unwrap_or(piece.len());
+        out.push_str("://");
+        match piece[..end].rfind('@') {
+            Some(at) => {
+                out.push('…');
+                out.push_str(&piece[at..]);
+            }
+            None => out.push_str(piece),
+        }
+    }
+    out
 }
 
 /// The text on one line of at most `max` characters, an ellipsis where something was cut.
@@ -71,6 +91,26 @@ mod tests {
         assert_eq!(code(""), "(empty)");
         assert_eq!(code_block("a\n```\nb\n"), "````\na\n```\nb\n````");
         assert_eq!(code_block("x"), "```\nx\n```");
+    }
+
+    #[test]
+    fn credentials_are_masked_wherever_text_is_shown() {
+        for (text, shown) in [
+            ("see https://ann:tok@h/x.git.", "see https://…@h/x.git."),
+            ("'https://tok@h/x'", "'https://…@h/x'"),
+            ("HTTPS://ann:p@s#s?w@h:1/x ssh://git@h2", "HTTPS://…@h:1/x ssh://…@h2"),
+            ("https://ann:to\u{200b}k@h", "https://…@h"),
+            ("https://…@h", "https://…@h"),
+            (
+                "https://h/@ann ann@h {\"https://h\",\"a@b\"} :// a@b",
+                "https://h/@ann ann@h {\"https://h\",\"a@b\"} :// a@b",
+            ),
+        ] {
+            assert_eq!(plain(text), shown);
+        }
+        assert_eq!(code("https://ann:tok@h"), "`https://…@h`");
+        assert_eq!(one_line("https://a-very-long-name:tok@h/x", 14), "https://…@h/x");
+        assert_eq!(code_block("https://ann:tok@h"), "```\nhttps://…@h\n```");
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Gateway {
     /// Makes a project and chooses it; `options` follow its name. Fails with the gateway's answer when it is not made.
     pub async fn make(&mut self, project: &str, options: &str) -> Result<String> {
         let answer = self.ask(&format!("new project {project} {options}")).await?;
-        ensure!(answer.contains(&format!("**{project}** is ready")), "{project} was not made:\n{answer}{}", self.all());
+        ensure!(answer.contains(&format!("{project} is ready")), "{project} was not made:\n{answer}{}", self.all());
         let chosen = self.ask(&format!("switch {project}")).await?;
         ensure!(chosen.contains(project), "{project} was not chosen:\n{chosen}");
         Ok(answer)

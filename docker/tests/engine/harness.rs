@@ -113,6 +113,7 @@ impl World {
             name: format!("musher-test-{name}-{}", self.gateway),
             image: self.image.clone(),
             project: name.to_owned(),
+            project_id: name.to_owned(),
             gateway_id: self.gateway.clone(),
             uid,
             gid,

@@ -4,19 +4,28 @@ use std::{
     collections::VecDeque,
     io::{self, Write},
     path::PathBuf,
-    sync::{Mutex, PoisonError, mpsc::SyncSender},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SendError as Unprinted, SyncSender, channel},
+    },
     time::Duration,
 };
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use jiff::Timestamp;
-use reedline::{DefaultPrompt, DefaultPromptSegment, ExternalPrinter, FileBackedHistory, Reedline, Signal};
+use pulldown_cmark::{Event, Parser, Tag};
+use reedline::{
+    DefaultPrompt, DefaultPromptSegment, ExternalPrinter, FileBackedHistory, History, HistoryItem, HistoryItemId,
+    HistorySessionId, Reedline, SearchQuery, Signal,
+};
 use tokio::{io::AsyncRead, sync::mpsc};
 use tokio_util::{
     codec::{FramedRead, LinesCodec, LinesCodecError},
     sync::CancellationToken,
     task::TaskTracker,
 };
+use tracing::warn;
 use uuid::Uuid;
 
 use super::{Inbound, Inbox, InboxError, Outbound, Person, Room, SendError, Surface, SurfaceKind, Weight};
@@ -28,6 +37,8 @@ const LINE_MAX: usize = 256 * 1024;
 const REMEMBERED: usize = 64;
 /// Lines of history that the prompt keeps.
 const HISTORY: usize = 2000;
+/// How long the prompt may take to give the terminal back.
+const PROMPT_END: Duration = Duration::from_secs(1);
 
 /// The console.
 pub struct Console {
@@ -70,7 +81,18 @@ impl Console {
                 writeln!(output, "{lines}")?;
                 output.flush()
             }
-            Output::Prompt(printer, _) => printer.send(lines.to_owned()).map_err(io::Error::other),
+            Output::Prompt(printer, _) => match printer.send(lines.to_owned()) {
+                Ok(()) => Ok(()),
+                // The prompt has ended; the terminal is as it was before.
+                Err(Unprinted(lines)) => writeln!(io::stdout(), "{lines}"),
+            },
+        }
+    }
+
+    fn layout(&self, message: &Outbound) -> String {
+        match self.output {
+            Output::Plain(_) => layout(message, ("", "")),
+            Output::Prompt(..) => layout(message, ("\x1b[1m", "\x1b[22m")),
         }
     }
 
@@ -89,13 +111,36 @@ impl Console {
     }
 }
 
-/// What a message looks like: asides are indented.
-fn layout(message: &Outbound) -> String {
-    let text = text::plain(message.markdown.trim_end());
+/// What a message looks like: asides are indented, what is strong stands between `marks`.
+fn layout(message: &Outbound, marks: (&str, &str)) -> String {
+    let text = emphasised(&text::plain(message.markdown.trim_end()), marks);
     match message.weight {
         Weight::Answer => text,
         Weight::Notice => text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n"),
     }
+}
+
+/// The Markdown with `marks` for the `**` around what is strong on one line; all else stays as it is written.
+fn emphasised(markdown: &str, marks: (&str, &str)) -> String {
+    let mut cuts = Vec::new();
+    for (event, range) in Parser::new(markdown).into_offset_iter() {
+        let strong = &markdown[range.clone()];
+        if matches!(event, Event::Start(Tag::Strong))
+            && !strong.contains('\n')
+            && strong.strip_prefix("**").is_some_and(|rest| rest.ends_with("**"))
+        {
+            cuts.push((range.start, marks.0));
+            cuts.push((range.end - 2, marks.1));
+        }
+    }
+    cuts.sort_unstable_by_key(|(at, _)| *at);
+    let (mut out, mut from) = (String::with_capacity(markdown.len()), 0);
+    for (at, mark) in cuts {
+        out.push_str(&markdown[from..at]);
+        out.push_str(mark);
+        from = at + 2;
+    }
+    out + &markdown[from..]
 }
 
 /// The lines of `new` that were not the end of `old` already.
@@ -121,7 +166,7 @@ impl Surface for Console {
     fn send<'a>(&'a self, _: &'a Room, message: &'a Outbound) -> BoxFuture<'a, Result<String, SendError>> {
         async move {
             let event = Uuid::now_v7().to_string();
-            let text = layout(message);
+            let text = self.layout(message);
             self.print(&text).map_err(|error| unwritable(&error))?;
             self.remember(event.clone(), text);
             Ok(event)
@@ -136,7 +181,7 @@ impl Surface for Console {
         message: &'a Outbound,
     ) -> BoxFuture<'a, Result<(), SendError>> {
         async move {
-            let text = layout(message);
+            let text = self.layout(message);
             let before = self.recall(event_id);
             let lines = added(&before, &text);
             if !lines.is_empty() {
@@ -229,17 +274,33 @@ pub async fn run_prompt(
         Output::Plain(_) => None,
     };
     let printer = printer.ok_or_else(|| io::Error::other("this console has no prompt, or one that runs already"))?;
-    let history = FileBackedHistory::with_file(HISTORY, history).map_err(io::Error::other)?;
-    let mut editor = Reedline::create().with_external_printer(printer).with_history(Box::new(history));
+    let history = Discreet(FileBackedHistory::with_file(HISTORY, history).map_err(io::Error::other)?);
+    let (ending, ended) = channel::<()>();
+    let editing = Editing { stop: Arc::default(), ended };
+    let mut editor = Reedline::create()
+        .with_external_printer(printer)
+        .with_history(Box::new(history))
+        .with_break_signal(Arc::clone(&editing.stop));
+    // Dropped before `editing` is, so that the thread does not wait for a line to be taken.
     let (sender, mut lines) = mpsc::channel(1);
-    // The editor blocks in the terminal; its thread ends with the process at the latest.
+    // The editor blocks in the terminal.
     std::thread::Builder::new().name("prompt".to_owned()).spawn(move || {
         let prompt = DefaultPrompt::new(DefaultPromptSegment::Empty, DefaultPromptSegment::Empty);
-        while let Ok(Signal::Success(line)) = editor.read_line(&prompt) {
-            if sender.blocking_send(line).is_err() {
-                return;
+        let broken_off = loop {
+            match editor.read_line(&prompt) {
+                Ok(Signal::Success(line)) => {
+                    if sender.blocking_send(line).is_err() {
+                        break false;
+                    }
+                }
+                last => break matches!(last, Ok(Signal::ExternalBreak(_))),
             }
+        };
+        drop(editor);
+        if broken_off {
+            println!();
         }
+        drop(ending);
     })?;
     let all = TaskTracker::new();
     all.close();
@@ -252,10 +313,66 @@ pub async fn run_prompt(
     Ok(())
 }
 
+/// The editor's thread. When this is dropped, the thread ends and the terminal is as it was before.
+struct Editing {
+    stop: Arc<AtomicBool>,
+    /// Closed by the thread at its end.
+    ended: Receiver<()>,
+}
+
+impl Drop for Editing {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // A terminal that takes no output must not hold the end up.
+        if self.ended.recv_timeout(PROMPT_END) == Err(RecvTimeoutError::Timeout) {
+            warn!("the prompt did not give the terminal back");
+        }
+    }
+}
+
+/// A history that lines with credentials do not get into.
+struct Discreet(FileBackedHistory);
+
+impl History for Discreet {
+    fn save(&mut self, item: HistoryItem) -> reedline::Result<HistoryItem> {
+        if text::masked(&item.command_line) == item.command_line { self.0.save(item) } else { Ok(item) }
+    }
+
+    fn load(&self, id: HistoryItemId) -> reedline::Result<HistoryItem> {
+        self.0.load(id)
+    }
+
+    fn count(&self, query: SearchQuery) -> reedline::Result<i64> {
+        self.0.count(query)
+    }
+
+    fn search(&self, query: SearchQuery) -> reedline::Result<Vec<HistoryItem>> {
+        self.0.search(query)
+    }
+
+    fn update(&mut self, id: HistoryItemId, updater: &dyn Fn(HistoryItem) -> HistoryItem) -> reedline::Result<()> {
+        self.0.update(id, updater)
+    }
+
+    fn clear(&mut self) -> reedline::Result<()> {
+        self.0.clear()
+    }
+
+    fn delete(&mut self, id: HistoryItemId) -> reedline::Result<()> {
+        self.0.delete(id)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn session(&self) -> Option<HistorySessionId> {
+        self.0.session()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
@@ -273,17 +390,45 @@ mod tests {
         }
     }
 
+    fn message(weight: Weight, markdown: &str) -> Outbound {
+        let markdown = markdown.to_owned();
+        Outbound { weight, markdown, reply_to: None, mention: None, thread: None, transaction: String::new() }
+    }
+
     #[test]
     fn what_is_printed_cannot_move_the_cursor() {
-        let message = Outbound {
-            weight: Weight::Notice,
-            markdown: "\x1b[2Jgone\nhere".into(),
-            reply_to: None,
-            mention: None,
-            thread: None,
-            transaction: String::new(),
-        };
-        assert_eq!(layout(&message), "  [2Jgone\n  here");
+        let message = message(Weight::Notice, "\x1b[2Jgone\n**here**");
+        assert_eq!(Console::plain(io::sink()).layout(&message), "  [2Jgone\n  here");
+        assert_eq!(Console::prompt().layout(&message), "  [2Jgone\n  \x1b[1mhere\x1b[22m");
+    }
+
+    #[test]
+    fn strong_words_stand_without_their_asterisks() {
+        for (markdown, shown) in [
+            ("**myapp** is ready", "<myapp> is ready"),
+            ("- **a** (rust): `**b**`, **c `d`**", "- <a> (rust): `**b**`, <c `d`>"),
+            ("***x*** *y*", "*<x>* *y*"),
+            ("2 ** 3 ** 4, **open", "2 ** 3 ** 4, **open"),
+            ("**a\nb**", "**a\nb**"),
+            ("```\n**x**\n```\n**y**", "```\n**x**\n```\n<y>"),
+            ("```\n**x**", "```\n**x**"),
+            ("> **quoted**\n\n__x__ **é**", "> <quoted>\n\n__x__ <é>"),
+        ] {
+            assert_eq!(emphasised(markdown, ("<", ">")), shown);
+        }
+    }
+
+    #[test]
+    fn lines_with_credentials_stay_out_of_the_history() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let file = folder.path().join("history");
+        let mut history = Discreet(FileBackedHistory::with_file(HISTORY, file.clone()).expect("it can be made"));
+        for line in ["new project a --git https://ann:tok@h/a.git", "new project b --git https://h/b.git"] {
+            history.save(HistoryItem::from_command_line(line)).expect("it is taken");
+        }
+        drop(history);
+        let kept = std::fs::read_to_string(file).expect("it was written");
+        assert_eq!(kept, "new project b --git https://h/b.git\n");
     }
 
     /// Answers each line after those that came later have been taken.

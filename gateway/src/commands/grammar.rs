@@ -177,7 +177,9 @@ pub fn read(message: &str) -> Said {
 
 /// Parses the words of a command; an error is what to answer.
 pub fn parse(line: &str) -> Result<Command, String> {
-    let words = shell_words::split(&typed_dashes(line)).map_err(|_| "⚠ a quotation mark is not closed.".to_owned())?;
+    let mut words =
+        shell_words::split(&typed_dashes(line)).map_err(|_| "⚠ a quotation mark is not closed.".to_owned())?;
+    lower_case_verbs(&mut words);
     let Some(first) = words.first() else {
         return Err(format!("⚠ there is no command after `!`.\nTry `{}`.", Command::Help { topic: None }));
     };
@@ -195,6 +197,18 @@ pub fn parse(line: &str) -> Result<Command, String> {
         let topic = known.then(|| first.clone());
         format!("⚠ {what}.{tip}\nTry `{}`.", Command::Help { topic })
     })
+}
+
+/// Phones begin what is written with a capital letter.
+fn lower_case_verbs(words: &mut [String]) {
+    if let Some(verb) = words.first_mut() {
+        verb.make_ascii_lowercase();
+    }
+    if let [verb, what, ..] = words
+        && matches!(verb.as_str(), "new" | "delete" | "confirm")
+    {
+        what.make_ascii_lowercase();
+    }
 }
 
 /// Phones turn `--` into a dash of their own.
@@ -235,8 +249,15 @@ impl fmt::Display for Command {
             Self::Delete(Delete::Project { name }) => write!(f, "delete project {}", word(name)),
             Self::Confirm(Confirm::Delete { name }) => write!(f, "confirm delete {}", word(name)),
             Self::Logs { lines } => write!(f, "logs --lines {lines}"),
-            Self::Git { args } => write!(f, "!git {}", shell_words::join(args)),
-            Self::Diff { paths } => write!(f, "!diff {}", shell_words::join(paths)),
+            // A first `--` is the grammar's own: it ends the options.
+            Self::Git { args } => {
+                let dashes = if args.first().is_some_and(|first| first == "--") { "-- " } else { "" };
+                write!(f, "!git {dashes}{}", shell_words::join(args))
+            }
+            Self::Diff { paths } => {
+                let dashes = if paths.first().is_some_and(|first| first.starts_with('-')) { "-- " } else { "" };
+                write!(f, "!diff {dashes}{}", shell_words::join(paths))
+            }
             Self::Doctor => f.write_str("doctor"),
             Self::Version => f.write_str("version"),
         }
@@ -357,6 +378,32 @@ mod tests {
     }
 
     #[test]
+    fn a_capital_letter_makes_no_difference_to_a_verb() {
+        for (said, meant) in [
+            ("Stop", "stop"),
+            ("Status", "status"),
+            ("!Stop", "stop"),
+            ("HELP", "help"),
+            ("Delete Project old", "delete project old"),
+            ("Confirm Delete old", "confirm delete old"),
+            ("New Project myapp —stack rust", "new project myapp --stack rust"),
+            ("!Git log", "!git log"),
+        ] {
+            assert_eq!(command(said), command(meant), "{said}");
+        }
+        assert_eq!(command("!git Log"), Command::Git { args: vec!["Log".into()] });
+        assert_eq!(command("Switch MyApp"), Command::Switch { project: "MyApp".into() });
+    }
+
+    #[test]
+    fn credentials_are_not_repeated() {
+        for line in ["!new project x https://ann:tok@h/x.git", "!new project https://ann:tok@h/x.git --stak y"] {
+            let Said::Misused(answer) = read(line) else { panic!("{line} is misuse") };
+            assert!(!answer.contains("tok") && !answer.contains("ann"), "{answer}");
+        }
+    }
+
+    #[test]
     fn prose_that_begins_like_a_command_reaches_the_agent() {
         for line in [
             "show me the parser",
@@ -365,6 +412,9 @@ mod tests {
             "git status",
             "stop using unwrap",
             "stop, that is wrong",
+            "Stop.",
+            "Stop using unwrap",
+            "Git push fails",
             "reset the counter to 0",
             "status of the build?",
             "switch to tabs",
@@ -422,8 +472,9 @@ mod tests {
             let commands = [
                 Command::New(New::Project(new)), Command::Switch { project: name.clone() }, Command::Ssh { project: Some(name.clone()) },
                 Command::Delete(Delete::Project { name: name.clone() }), Command::Confirm(Confirm::Delete { name }),
-                Command::Logs { lines }, Command::Git { args }, Command::Help { topic: Some("new".into()) },
+                Command::Logs { lines }, Command::Diff { paths: args.clone() }, Command::Git { args }, Command::Help { topic: Some("new".into()) },
                 Command::Projects, Command::Status, Command::Stop, Command::Reset, Command::Doctor, Command::Version,
+                Command::Git { args: vec!["--".into(), "-x".into()] }, Command::Diff { paths: vec!["--".into()] },
             ];
             for command in commands {
                 prop_assert_eq!(parse(command.to_string().trim_start_matches('!')), Ok(command));

@@ -17,32 +17,34 @@ use link::{
     requests::{CommandOutput, NodeStatus},
 };
 use musher_docker::ContainerState;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
+use tracing::warn;
 use uuid::Uuid;
 
 use self::grammar::{Command, Confirm, Delete, New, NewProject};
 use crate::{
     chat::{Person, Room, Weight},
     containers::SharedContainers,
-    dispatch::SessionKey,
+    dispatch::{SessionKey, actor::Dispatcher, core::Event},
     doctor::Doctor,
     home::Home,
     nodes::Nodes,
     outbox::{Address, Outbox, Progress},
     people::Role,
-    projects::{
-        Project, Registry, Stage,
-        saga::{self, Sagas},
-    },
+    projects::{Project, Registry, Stage, saga::Sagas, welcome},
+    prompt::Words,
     refusal::Refusal,
     rooms::Rooms,
     sessions::Sessions,
     tasks::Tasks,
     text,
+    turns::StopRequest,
 };
 
 /// How long a deletion may be confirmed.
 const CONFIRM_WITHIN: Duration = Duration::from_mins(2);
+/// How long a turn may take to end before its project is deleted all the same.
+const QUIET_WITHIN: Duration = Duration::from_secs(30);
 /// After this a proxied command says that it is still running (CMD-5).
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What of a command's output is shown, in bytes of its end.
@@ -99,6 +101,8 @@ pub struct Inner {
     pub doctor: Doctor,
     /// How other machines reach this host.
     pub ssh_host: Option<String>,
+    /// Ends turns of projects that are deleted.
+    pub dispatcher: Dispatcher<Words, StopRequest>,
     /// Deletions that wait to be confirmed, with their time.
     pub deletions: Mutex<HashMap<(Room, Person, String), Instant>>,
 }
@@ -211,7 +215,7 @@ impl Commands {
         let progress = Progress::new(outbox, Address { reply_to: None, mention: None, ..asked.to.clone() });
         let made = sagas.create(new, &asked.by, asked.cause(), &progress).await;
         progress.close().await;
-        Ok(saga::welcome(&made?, home, ssh_host.as_deref()))
+        Ok(welcome::welcome(&made?, home, ssh_host.as_deref(), sagas.doors.ports))
     }
 
     async fn projects(&self) -> Result<String, Refusal> {
@@ -299,14 +303,19 @@ impl Commands {
             None => self.chosen(asked)?,
         };
         let Some(spec) = project.spec else { return Err(Refusal::usage("that project is gone")) };
+        let name = spec.name;
         let config = self.inner.home.ssh_config();
         let config = shell_words::quote(&config.to_string_lossy()).into_owned();
-        Ok(format!(
-            "- starts the container when needed: `ssh -F {config} {name}.musher`\n- by the port {port} of this host's loopback: `ssh -F {config} {name}.musher-port`\n\
-             - editors: put `Include {config}` as the first line of your `~/.ssh/config`, then open the remote host `{name}.musher`, folder `/workspace`",
-            name = spec.name,
-            port = spec.port,
-        ))
+        let mut lines = vec![format!("- starts the container when needed: `ssh -F {config} {name}.musher`")];
+        if self.inner.sagas.doors.ports {
+            let port = spec.port;
+            lines.push(format!("- by the port {port} of this host's loopback: `ssh -F {config} {name}.musher-port`"));
+        }
+        lines.push(format!(
+            "- editors: put `Include {config}` as the first line of your `~/.ssh/config`, then open the remote host \
+             `{name}.musher`, folder `/workspace`"
+        ));
+        Ok(lines.join("\n"))
     }
 
     fn ask_deletion(&self, name: &str, asked: &Asked) -> Result<String, Refusal> {
@@ -331,9 +340,18 @@ impl Commands {
         }
         let (id, project) = self.deletable(name)?;
         let path = project.spec.map(|spec| spec.path).unwrap_or_default();
-        let (sagas, by, cause) = (self.inner.sagas.clone(), asked.by.clone(), asked.cause());
-        sagas.delete(id, &by, cause).await?;
+        self.inner.sagas.delete(id, &asked.by, asked.cause(), self.quiet(id)).await?;
         Ok(format!("**{name}** is deleted. Its files stay in {}.", text::code(&path.to_string_lossy())))
+    }
+
+    /// Ends what runs in a project and drops what waits for it, in all rooms.
+    async fn quiet(&self, project: Uuid) {
+        let (done, quiet) = oneshot::channel();
+        let stop = Event::Stop { room: None, project, request: StopRequest::Silent(done) };
+        if self.inner.dispatcher.tell(stop) && tokio::time::timeout(QUIET_WITHIN, quiet).await.is_err() {
+            // Its container is killed next, and everything in it with it.
+            warn!(%project, "the project's turn did not end in time");
+        }
     }
 
     /// A project that can be deleted: registered, or left over from a removal that failed.

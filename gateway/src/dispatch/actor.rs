@@ -17,12 +17,14 @@ use super::{
 pub trait Carrier<M, S>: Send + Sync + 'static {
     /// Runs a turn. `ended` is kept until nothing of the turn is left.
     fn start(&self, batch: Batch<M>, ended: Ended<M, S>);
-    /// Asks a running turn to end.
-    fn cancel(&self, batch: Uuid);
+    /// Asks a running turn to end; `everywhere` when its whole project is stopped.
+    fn cancel(&self, batch: Uuid, everywhere: bool);
     /// Tells that a message was not taken because the queue is full.
     fn full(&self, message: M);
     /// Tells what a stop did.
-    fn stopped(&self, request: S, ran: Option<Uuid>, dropped: Vec<M>);
+    fn stopped(&self, request: S, ran: Vec<Uuid>, dropped: Vec<M>);
+    /// A turn is over, and the stops that waited for it alone are told.
+    fn over(&self, batch: Uuid);
 }
 
 /// Says that a turn is over when it is dropped, on whatever way.
@@ -87,16 +89,20 @@ async fn run<M: Send + 'static, S: Send + 'static>(
             },
             () = sleep_until(deadline.unwrap_or(began)), if deadline.is_some() => Event::Tick,
         };
+        let over = if let Event::Ended { batch } = &event { Some(*batch) } else { None };
         for effect in core.on(began.elapsed(), event) {
             match effect {
                 Effect::Start(batch) => {
                     let ended = Ended { batch: batch.id, events: events.clone() };
                     carrier.start(batch, ended);
                 }
-                Effect::Cancel(batch) => carrier.cancel(batch),
+                Effect::Cancel { batch, everywhere } => carrier.cancel(batch, everywhere),
                 Effect::Full(message) => carrier.full(message),
                 Effect::Stopped { request, ran, dropped } => carrier.stopped(request, ran, dropped),
             }
+        }
+        if let Some(batch) = over {
+            carrier.over(batch);
         }
     }
 }
@@ -123,9 +129,10 @@ mod tests {
         fn start(&self, batch: Batch<u32>, ended: Ended<u32, ()>) {
             self.started.lock().expect("no test panics holding it").push((batch.messages, ended));
         }
-        fn cancel(&self, _: Uuid) {}
+        fn cancel(&self, _: Uuid, _: bool) {}
         fn full(&self, _: u32) {}
-        fn stopped(&self, (): (), _: Option<Uuid>, _: Vec<u32>) {}
+        fn stopped(&self, (): (), _: Vec<Uuid>, _: Vec<u32>) {}
+        fn over(&self, _: Uuid) {}
     }
 
     #[tokio::test(start_paused = true)]

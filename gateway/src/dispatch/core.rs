@@ -43,10 +43,10 @@ pub enum Event<M, S> {
     },
     /// Time went by.
     Tick,
-    /// Somebody wants the agent to stop on a project in a room.
+    /// Somebody wants the agent to stop on a project.
     Stop {
-        /// Where.
-        room: Room,
+        /// In which room; `None` in every room, also for what comes until the last turn has ended.
+        room: Option<Room>,
         /// On what.
         project: Uuid,
         /// Comes back in the report.
@@ -72,15 +72,20 @@ pub enum Effect<M, S> {
     /// Run a turn; [`Event::Ended`] must follow, whatever becomes of it.
     Start(Batch<M>),
     /// End a turn that runs; its [`Event::Ended`] is still to come.
-    Cancel(Uuid),
+    Cancel {
+        /// The turn's id.
+        batch: Uuid,
+        /// Whether the whole project is stopped, not one room of it.
+        everywhere: bool,
+    },
     /// The queue is full and the message was not taken.
     Full(M),
     /// A request to stop is done.
     Stopped {
         /// Who wanted it.
         request: S,
-        /// The turn that ran, over now.
-        ran: Option<Uuid>,
+        /// The turns that ran, over now.
+        ran: Vec<Uuid>,
         /// What waited and was dropped.
         dropped: Vec<M>,
     },
@@ -96,15 +101,27 @@ struct Waiting<M> {
 }
 
 #[derive(Debug)]
-struct Running<M, S> {
+struct Running {
     batch: Uuid,
-    stops: Vec<(S, Vec<M>)>,
+    /// Whether it was asked to end; that is done once.
+    cancelled: bool,
 }
 
 #[derive(Debug)]
-struct Session<M, S> {
+struct Session<M> {
     waiting: VecDeque<Waiting<M>>,
-    running: Option<Running<M, S>>,
+    running: Option<Running>,
+}
+
+/// A stop that waits for turns to end.
+#[derive(Debug)]
+struct Stop<M, S> {
+    request: S,
+    /// The project, when all of it is stopped.
+    everywhere: Option<Uuid>,
+    left: BTreeSet<Uuid>,
+    ran: Vec<Uuid>,
+    dropped: Vec<M>,
 }
 
 /// The state of all sessions that have something to do.
@@ -112,17 +129,17 @@ struct Session<M, S> {
 pub struct Core<M, S> {
     limits: Limits,
     mint: fn() -> Uuid,
-    sessions: BTreeMap<SessionKey, Session<M, S>>,
+    sessions: BTreeMap<SessionKey, Session<M>>,
     /// Sessions whose first batch has closed and has no place yet, in the order in which they closed.
     ready: VecDeque<SessionKey>,
-    /// Projects in which a turn runs.
-    busy: BTreeSet<Uuid>,
+    /// Stops whose turns have not all ended.
+    stops: Vec<Stop<M, S>>,
 }
 
 impl<M, S> Core<M, S> {
     /// Nothing to do yet. `mint` makes the ids of batches.
     pub fn new(limits: Limits, mint: fn() -> Uuid) -> Self {
-        Self { limits, mint, sessions: BTreeMap::new(), ready: VecDeque::new(), busy: BTreeSet::new() }
+        Self { limits, mint, sessions: BTreeMap::new(), ready: VecDeque::new(), stops: Vec::new() }
     }
 
     /// Takes one event and says what is to be done, in this order.
@@ -131,12 +148,11 @@ impl<M, S> Core<M, S> {
         match event {
             Event::Message { session, rights, message } => self.message(now, session, rights, message, &mut effects),
             Event::Tick => {}
-            Event::Stop { room, project, request } => self.stop(&room, project, request, &mut effects),
+            Event::Stop { room, project, request } => self.stop(room.as_ref(), project, request, &mut effects),
             Event::Resumed { session, batch } => {
-                self.busy.insert(session.project);
                 let session =
                     self.sessions.entry(session).or_insert_with(|| Session { waiting: VecDeque::new(), running: None });
-                session.running = Some(Running { batch, stops: Vec::new() });
+                session.running = Some(Running { batch, cancelled: false });
             }
             Event::Ended { batch } => self.ended(batch, &mut effects),
         }
@@ -196,37 +212,46 @@ impl<M, S> Core<M, S> {
         }
     }
 
-    fn stop(&mut self, room: &Room, project: Uuid, request: S, effects: &mut Vec<Effect<M, S>>) {
+    fn stop(&mut self, room: Option<&Room>, project: Uuid, request: S, effects: &mut Vec<Effect<M, S>>) {
+        let everywhere = room.is_none();
         let mut dropped = Vec::new();
-        let mut running = None;
+        let mut left = BTreeSet::new();
         for (key, session) in &mut self.sessions {
-            if key.project == project && key.room == *room {
-                dropped.extend(session.waiting.drain(..).flat_map(|waiting| waiting.messages));
-                running = session.running.as_mut().or(running);
+            if key.project != project || room.is_some_and(|room| key.room != *room) {
+                continue;
+            }
+            dropped.extend(session.waiting.drain(..).flat_map(|waiting| waiting.messages));
+            if let Some(Running { batch, cancelled }) = &mut session.running {
+                left.insert(*batch);
+                if !std::mem::replace(cancelled, true) {
+                    effects.push(Effect::Cancel { batch: *batch, everywhere });
+                }
             }
         }
-        if let Some(running) = running {
-            if running.stops.is_empty() {
-                effects.push(Effect::Cancel(running.batch));
-            }
-            running.stops.push((request, dropped));
+        if left.is_empty() {
+            effects.push(Effect::Stopped { request, ran: Vec::new(), dropped });
         } else {
-            effects.push(Effect::Stopped { request, ran: None, dropped });
+            let everywhere = everywhere.then_some(project);
+            self.stops.push(Stop { request, everywhere, left, ran: Vec::new(), dropped });
         }
     }
 
     fn ended(&mut self, batch: Uuid, effects: &mut Vec<Effect<M, S>>) {
-        let ended = self.sessions.iter_mut().find_map(|(key, session)| {
-            let running = session.running.take_if(|running| running.batch == batch)?;
-            Some((key.project, running))
-        });
-        if let Some((project, running)) = ended {
-            self.busy.remove(&project);
-            effects.extend(running.stops.into_iter().map(|(request, dropped)| Effect::Stopped {
-                request,
-                ran: Some(batch),
-                dropped,
-            }));
+        for session in self.sessions.values_mut() {
+            session.running.take_if(|running| running.batch == batch);
+        }
+        for stop in &mut self.stops {
+            if stop.left.remove(&batch) {
+                stop.ran.push(batch);
+            }
+        }
+        let Self { sessions, stops, .. } = self;
+        for Stop { request, everywhere, ran, mut dropped, .. } in stops.extract_if(.., |stop| stop.left.is_empty()) {
+            // A project that is stopped as a whole has nothing left when its stop is done.
+            for (_, session) in sessions.iter_mut().filter(|(key, _)| everywhere == Some(key.project)) {
+                dropped.extend(session.waiting.drain(..).flat_map(|waiting| waiting.messages));
+            }
+            effects.push(Effect::Stopped { request, ran, dropped });
         }
     }
 
@@ -246,17 +271,22 @@ impl<M, S> Core<M, S> {
         let closed: Vec<_> = closed.into_iter().map(|(_, key)| key.clone()).collect();
         ready.extend(closed);
 
+        let running = sessions.iter().filter(|(_, session)| session.running.is_some());
+        // Turns that were found running at start may share a project: they are counted one by one.
+        let mut turns = running.clone().count();
+        let mut busy: BTreeSet<Uuid> = running.map(|(key, _)| key.project).collect();
         let mut still_ready = VecDeque::new();
         while let Some(key) = self.ready.pop_front() {
-            if self.busy.len() >= self.limits.max_turns || self.busy.contains(&key.project) {
+            if turns >= self.limits.max_turns || busy.contains(&key.project) {
                 still_ready.push_back(key);
                 continue;
             }
             let Some(session) = self.sessions.get_mut(&key) else { continue };
             let Some(first) = session.waiting.pop_front() else { continue };
             let id = (self.mint)();
-            session.running = Some(Running { batch: id, stops: Vec::new() });
-            self.busy.insert(key.project);
+            session.running = Some(Running { batch: id, cancelled: false });
+            turns += 1;
+            busy.insert(key.project);
             effects.push(Effect::Start(Batch { id, session: key, messages: first.messages }));
         }
         self.ready = still_ready;

@@ -3,6 +3,7 @@
 //! [`Registry`] holds what the journal says of them. [`saga`] makes and removes them. Everything beneath is small
 //! and either pure or about one thing on the disk.
 
+pub mod folder;
 pub mod keys;
 pub mod name;
 pub mod place;
@@ -10,16 +11,18 @@ pub mod project;
 pub mod repository;
 pub mod saga;
 pub mod ssh_config;
+pub mod steps;
+pub mod welcome;
 
 use std::{
     collections::BTreeMap,
     sync::{PoisonError, RwLock},
 };
 
-use journal::{Actor, Append, Cause, Expected, Journal, Loaded, NewEvent, StreamId};
+use journal::{Actor, Append, AppendError, Cause, Expected, Journal, Loaded, NewEvent, StreamId};
 use uuid::Uuid;
 
-pub use project::{Identity, Owner, Project, ProjectEvent, Spec, Stage, Step};
+pub use project::{Identity, Made, Owner, Project, ProjectEvent, Spec, Stage, Step};
 
 use crate::refusal::Refusal;
 
@@ -28,6 +31,8 @@ use crate::refusal::Refusal;
 pub struct Registry {
     journal: Journal,
     projects: RwLock<BTreeMap<Uuid, Loaded<Project>>>,
+    /// Held from the look at a project's version until the change is folded.
+    appending: tokio::sync::Mutex<()>,
     /// Held while a name, a folder and a port are being taken.
     reserving: tokio::sync::Mutex<()>,
 }
@@ -43,7 +48,12 @@ impl Registry {
         for (stream, project) in loaded {
             projects.insert(stream.id.parse().map_err(|error| unreadable(&error))?, project);
         }
-        Ok(Self { journal, projects: RwLock::new(projects), reserving: tokio::sync::Mutex::default() })
+        Ok(Self {
+            journal,
+            projects: RwLock::new(projects),
+            appending: tokio::sync::Mutex::default(),
+            reserving: tokio::sync::Mutex::default(),
+        })
     }
 
     fn read<T>(&self, look: impl FnOnce(&BTreeMap<Uuid, Loaded<Project>>) -> T) -> T {
@@ -97,7 +107,8 @@ impl Registry {
         }
     }
 
-    /// Appends events to a project's stream and takes them in. Fails when another change came between.
+    /// Appends events to a project's stream and takes them in. Refused, with nothing changed, when they cannot follow
+    /// what the project is by now.
     pub async fn append(
         &self,
         id: Uuid,
@@ -107,21 +118,33 @@ impl Registry {
     ) -> Result<Project, Refusal> {
         let failed =
             |error: &dyn std::fmt::Display| Refusal::internal("the change could not be journaled", error.to_string());
-        let version = self.read(|projects| projects.get(&id).map_or(0, |loaded| loaded.version));
-        let append = Append {
-            stream: StreamId::new(project::STREAM, id),
-            expected: Expected::Version(version),
-            events: NewEvent::encode_all(events).map_err(|error| failed(&error))?,
-            key: None,
-            actor,
-            cause,
+        let _held = self.appending.lock().await;
+        let stream = StreamId::new(project::STREAM, id);
+        let mut loaded = self.read(|projects| projects.get(&id).cloned().unwrap_or_default());
+        let appended = loop {
+            loaded.state.may_all(events).map_err(|error| failed(&error))?;
+            let append = Append {
+                stream: stream.clone(),
+                expected: Expected::Version(loaded.version),
+                events: NewEvent::encode_all(events).map_err(|error| failed(&error))?,
+                key: None,
+                actor: actor.clone(),
+                cause: cause.clone(),
+            };
+            match self.journal.append(append).await {
+                Ok(appended) => break appended,
+                // An earlier caller was cut off between its append and the fold: the journal knows more than we do.
+                Err(AppendError::Conflict { actual, .. }) if actual > loaded.version => {
+                    loaded = self.journal.load::<Project>(&stream).await.map_err(|error| failed(&error))?;
+                }
+                Err(error) => return Err(failed(&error)),
+            }
         };
-        let appended = self.journal.append(append).await.map_err(|error| failed(&error))?;
-        let mut projects = self.projects.write().unwrap_or_else(PoisonError::into_inner);
-        let loaded = projects.entry(id).or_default();
         for recorded in &appended.events {
             loaded.advance(recorded).map_err(|error| failed(&error))?;
         }
-        Ok(loaded.state.clone())
+        let state = loaded.state.clone();
+        self.projects.write().unwrap_or_else(PoisonError::into_inner).insert(id, loaded);
+        Ok(state)
     }
 }

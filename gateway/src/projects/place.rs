@@ -98,12 +98,10 @@ pub fn choose(rules: &Rules, name: &str, requested: Option<&str>, adopt: bool) -
             .hint("Choose another folder with `--path`."));
     }
     let found = look(&path, adopt)?;
-    if found == Found::Nothing {
-        check_parents(rules, &path, rules.fallback)?;
-    } else {
-        let owner = owner(rules, &path, found)?;
-        check_parents(rules, &path, owner)?;
+    if found != Found::Nothing {
+        owner(rules, &path, found)?;
     }
+    check_parents(rules, &path)?;
     Ok(Place { path, found })
 }
 
@@ -137,6 +135,11 @@ pub fn identity(path: &Path) -> Result<Identity, Refusal> {
         return Err(Refusal::usage(format!("{} is not a folder", text::code(&path.to_string_lossy()))));
     }
     Ok(Identity { device: meta.dev(), inode: meta.ino() })
+}
+
+/// Who owns a folder now.
+pub fn owned(path: &Path) -> std::io::Result<Owner> {
+    fs::symlink_metadata(path).map(|meta| Owner { uid: meta.uid(), gid: meta.gid() })
 }
 
 /// The names at the root of a folder, for detection. Called before the project's container exists.
@@ -209,15 +212,15 @@ fn look(path: &Path, adopt: bool) -> Result<Found, Refusal> {
     }
 }
 
-/// Nobody but root, the gateway's user and the project's owner may be able to put another folder in its place.
-fn check_parents(rules: &Rules, path: &Path, owner: Owner) -> Result<(), Refusal> {
+/// Nobody but root and the gateway's own user may be able to put another folder in its place.
+fn check_parents(rules: &Rules, path: &Path) -> Result<(), Refusal> {
     for parent in path.ancestors().skip(1) {
         let meta = match fs::symlink_metadata(parent) {
             Ok(meta) => meta,
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(unreadable(parent, error)),
         };
-        let trusted = [0, rules.own.uid, owner.uid].contains(&meta.uid());
+        let trusted = [0, rules.own.uid].contains(&meta.uid());
         let open = meta.mode() & WRITABLE_BY_OTHERS != 0 && meta.mode() & STICKY == 0;
         // A group that has the owner's own number and name is the owner's alone on Debian.
         let own_group = meta.mode() & 0o002 == 0 && meta.gid() == meta.uid();

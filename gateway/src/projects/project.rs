@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use jiff::Timestamp;
 use journal::{DomainEvent, Fold, Recorded};
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +55,25 @@ pub struct Identity {
     pub inode: u64,
 }
 
+/// What `new project` made where its folder is, and so what its undo removes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Made {
+    /// Nothing: an existing repository was adopted.
+    #[default]
+    Nothing,
+    /// What is in the folder, which was empty and belonged to somebody.
+    Content {
+        /// Who gets the empty folder back.
+        before: Owner,
+    },
+    /// The folder, and the folders above it that were missing, the highest first.
+    Folder {
+        /// Those above.
+        parents: Vec<PathBuf>,
+    },
+}
+
 /// The steps of `new project` that leave something behind, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -94,8 +112,8 @@ pub enum ProjectEvent {
         identity: Identity,
         /// Whose files are in it.
         owner: Owner,
-        /// Whether this run made it.
-        made: bool,
+        /// What of it this run made.
+        made: Made,
     },
     /// The stack is decided.
     #[serde(rename = "project.stack_chosen")]
@@ -176,8 +194,8 @@ pub struct Project {
     pub spec: Option<Spec>,
     /// Which folder it has.
     pub directory: Option<(Identity, Owner)>,
-    /// Whether this run made the folder.
-    pub made_directory: bool,
+    /// What of the folder this run made.
+    pub made: Made,
     /// The steps that were begun.
     pub begun: BTreeSet<Step>,
     /// The stack, and why.
@@ -186,8 +204,6 @@ pub struct Project {
     pub stack_reason: String,
     /// The image.
     pub image: Option<String>,
-    /// When it was asked for.
-    pub since: Option<Timestamp>,
 }
 
 /// An event that cannot follow.
@@ -198,41 +214,36 @@ pub struct Misplaced {
     stage: Stage,
 }
 
-impl Fold for Project {
-    type Event = ProjectEvent;
-    type Error = Misplaced;
-
-    fn apply(&mut self, event: &ProjectEvent, recorded: &Recorded) -> Result<(), Misplaced> {
+impl Project {
+    /// The stage that an event leads to; an error when it cannot follow now. Asked before an event is journaled, and
+    /// again when it is folded.
+    pub fn may(&self, event: &ProjectEvent) -> Result<Stage, Misplaced> {
         let (name, from, to): (_, &[Stage], _) = match event {
             ProjectEvent::Reserved(_) => ("reserved", &[Stage::Unknown], Stage::Making),
             ProjectEvent::StepBegun { .. } => ("step_begun", &[Stage::Making], Stage::Making),
             ProjectEvent::DirectoryFound { .. } => ("directory_found", &[Stage::Making], Stage::Making),
             ProjectEvent::StackChosen { .. } => ("stack_chosen", &[Stage::Making], Stage::Making),
-            ProjectEvent::ImageChosen { .. } | ProjectEvent::PortMoved { .. } => {
-                ("image_chosen or port_moved", &[Stage::Making, Stage::Registered], self.stage)
-            }
+            ProjectEvent::ImageChosen { .. } => ("image_chosen", &[Stage::Making, Stage::Registered], self.stage),
+            ProjectEvent::PortMoved { .. } => ("port_moved", &[Stage::Making, Stage::Registered], self.stage),
             ProjectEvent::Registered => ("registered", &[Stage::Making], Stage::Registered),
             ProjectEvent::Abandoned { .. } => ("abandoned", &[Stage::Making], Stage::Undoing),
-            ProjectEvent::DeletionBegun => {
-                ("deletion_begun", &[Stage::Registered, Stage::Undoing, Stage::Deleting], Stage::Deleting)
-            }
+            ProjectEvent::DeletionBegun => ("deletion_begun", &[Stage::Registered], Stage::Deleting),
             ProjectEvent::Removed => ("removed", &[Stage::Undoing, Stage::Deleting], Stage::Removed),
         };
-        if !from.contains(&self.stage) {
-            return Err(Misplaced { event: name, stage: self.stage });
-        }
+        if from.contains(&self.stage) { Ok(to) } else { Err(Misplaced { event: name, stage: self.stage }) }
+    }
+
+    /// Takes an event that [`Project::may`] follow.
+    fn take(&mut self, event: &ProjectEvent, to: Stage) {
         self.stage = to;
         match event {
-            ProjectEvent::Reserved(spec) => {
-                self.spec = Some(spec.clone());
-                self.since = Some(recorded.time);
-            }
+            ProjectEvent::Reserved(spec) => self.spec = Some(spec.clone()),
             ProjectEvent::StepBegun { step } => {
                 self.begun.insert(*step);
             }
             ProjectEvent::DirectoryFound { identity, owner, made } => {
                 self.directory = Some((*identity, *owner));
-                self.made_directory = *made;
+                self.made = made.clone();
             }
             ProjectEvent::StackChosen { stack, reason } => {
                 self.stack.clone_from(stack);
@@ -249,6 +260,105 @@ impl Fold for Project {
             | ProjectEvent::DeletionBegun
             | ProjectEvent::Removed => {}
         }
+    }
+
+    /// Whether all of these events can follow, one after the other.
+    pub fn may_all(&self, events: &[ProjectEvent]) -> Result<(), Misplaced> {
+        let mut trial = self.clone();
+        for event in events {
+            let to = trial.may(event)?;
+            trial.take(event, to);
+        }
         Ok(())
+    }
+}
+
+impl Fold for Project {
+    type Event = ProjectEvent;
+    type Error = Misplaced;
+
+    fn apply(&mut self, event: &ProjectEvent, _: &Recorded) -> Result<(), Misplaced> {
+        let to = self.may(event)?;
+        self.take(event, to);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use journal::{Actor, Append, Cause, Expected, Journal, Loaded, NewEvent, StreamId, SystemClock};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::chat::SurfaceKind;
+
+    fn event() -> impl Strategy<Value = ProjectEvent> {
+        let by = Person { surface: SurfaceKind::Console, id: "you".into() };
+        let spec = Spec {
+            name: "app".into(),
+            path: "/srv/app".into(),
+            stack: None,
+            git: None,
+            branch: None,
+            depth: None,
+            adopt: false,
+            cpus: None,
+            memory: None,
+            port: 22_200,
+            asked_by: by,
+        };
+        let found = ProjectEvent::DirectoryFound {
+            identity: Identity { device: 1, inode: 2 },
+            owner: Owner { uid: 1000, gid: 1000 },
+            made: Made::Folder { parents: vec!["/srv".into()] },
+        };
+        let steps = [Step::Directory, Step::Keys, Step::Container, Step::Sled];
+        prop_oneof![
+            4 => Just(ProjectEvent::Reserved(spec)),
+            2 => prop::sample::select(steps.to_vec()).prop_map(|step| ProjectEvent::StepBegun { step }),
+            2 => Just(found),
+            1 => Just(ProjectEvent::StackChosen { stack: Some("rust".into()), reason: "asked".into() }),
+            1 => any::<u16>().prop_map(|port| ProjectEvent::PortMoved { port }),
+            2 => Just(ProjectEvent::Registered),
+            1 => Just(ProjectEvent::Abandoned { reason: "why".into() }),
+            1 => Just(ProjectEvent::DeletionBegun),
+            1 => Just(ProjectEvent::Removed),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// JRNL-2, and the reason for `may`: whatever is tried, what was journaled folds to the live state.
+        #[test]
+        fn what_may_follow_is_what_folds(events in prop::collection::vec(event(), 0..30)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let folder = tempfile::tempdir().expect("a temporary folder can be made");
+                let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it opens");
+                let stream = StreamId::new(STREAM, "one");
+                let mut live: Loaded<Project> = Loaded::default();
+                for event in events {
+                    if live.state.may_all(std::slice::from_ref(&event)).is_err() {
+                        continue;
+                    }
+                    let append = Append {
+                        stream: stream.clone(),
+                        expected: Expected::Version(live.version),
+                        events: vec![NewEvent::encode(&event).expect("it encodes")],
+                        key: None,
+                        actor: Actor::Gateway,
+                        cause: Cause::None,
+                    };
+                    for recorded in &journal.append(append).await.expect("it is appended").events {
+                        live.advance(recorded).expect("what may follow folds");
+                    }
+                }
+                let folded = journal.load::<Project>(&stream).await.expect("it folds");
+                assert_eq!(folded.state, live.state);
+            });
+        }
     }
 }

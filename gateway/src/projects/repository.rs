@@ -12,10 +12,12 @@ use std::{
 };
 
 use git2::{
-    FetchOptions, RemoteCallbacks, RemoteRedirect, Repository, RepositoryInitOptions, RepositoryOpenFlags,
+    FetchOptions, ProxyOptions, RemoteCallbacks, RemoteRedirect, Repository, RepositoryInitOptions,
+    RepositoryOpenFlags,
     build::{CloneLocal, RepoBuilder},
 };
 use url::{Host, Url};
+use uuid::Uuid;
 
 use super::{place, project::Owner};
 use crate::{refusal::Refusal, text};
@@ -75,38 +77,52 @@ impl Source {
         }
     }
 
-    /// Checks a local repository: under an allowed root, and of the same user (PROJ-3).
-    pub fn check(&self, roots: &[PathBuf], owner: u32) -> Result<(), Refusal> {
-        let Self::Local(path) = self else { return Ok(()) };
+    /// Checks a local repository: under an allowed root, of the same user, whole, and no project's (PROJ-3): what lies in
+    /// a project's folder is its container's word. Gives the source with every link resolved.
+    pub fn check(self, rules: &place::Rules) -> Result<Self, Refusal> {
+        let Self::Local(path) = &self else { return Ok(self) };
         let shown = text::code(&path.to_string_lossy());
         let unreadable = |error| {
             Refusal::internal(format!("{shown} cannot be read"), error)
                 .hint("Give the path of a git repository on this host.")
         };
         let real = path.canonicalize().map_err(unreadable)?;
-        let allowed = roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| real.starts_with(root));
+        let allowed = rules.roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| real.starts_with(root));
         if !allowed {
             return Err(Refusal::usage(format!("{shown} is not below a folder where projects may lie"))
                 .hint("Add its parent to `[projects] roots` in bot.toml."));
         }
-        if real.metadata().map_err(unreadable)?.uid() != owner {
+        if let Some((name, _)) =
+            rules.taken.iter().find(|(_, taken)| real.starts_with(taken) || taken.starts_with(&real))
+        {
+            return Err(Refusal::usage(format!("{shown} belongs to project `{name}`"))
+                .hint("Clone it from its address instead."));
+        }
+        if real.metadata().map_err(unreadable)?.uid() != rules.own.uid {
             return Err(
                 Refusal::usage(format!("{shown} belongs to another user")).hint("Clone it from its address instead.")
             );
         }
         let repository = Repository::open_ext(&real, RepositoryOpenFlags::NO_SEARCH, &[] as &[&Path])
             .map_err(|error| Refusal::internal(format!("{shown} is not a git repository"), error))?;
+        let inside = |part: &Path| part.canonicalize().is_ok_and(|part| part.starts_with(&real));
+        if !inside(repository.path()) || !inside(repository.commondir()) {
+            return Err(Refusal::usage(format!("the repository of {shown} lies elsewhere"))
+                .hint("Clone the repository that it belongs to."));
+        }
         if repository.commondir().join("objects/info/alternates").exists() {
             return Err(Refusal::usage(format!("{shown} borrows its objects from another repository"))
                 .hint("Repack it first: `git repack -ad` there, then remove `objects/info/alternates`."));
         }
-        Ok(())
+        Ok(Self::Local(real))
     }
 }
 
 /// What to clone and how.
 #[derive(Debug, Clone)]
 pub struct Clone {
+    /// The project's id: the clone is made in a folder of that name and moved to its place when it is whole.
+    pub id: Uuid,
     /// From where.
     pub source: Source,
     /// Which branch; the remote's default when absent.
@@ -131,7 +147,9 @@ pub fn clone(
     });
     // Without a credentials callback, a server that wants one is an error and nothing is asked.
     let mut fetch = FetchOptions::new();
-    fetch.remote_callbacks(callbacks).follow_redirects(RemoteRedirect::Initial);
+    let mut proxy = ProxyOptions::new();
+    proxy.auto();
+    fetch.remote_callbacks(callbacks).follow_redirects(RemoteRedirect::Initial).proxy_options(proxy);
     if let Some(depth) = what.depth {
         fetch.depth(i32::try_from(depth).unwrap_or(i32::MAX));
     }
@@ -140,7 +158,9 @@ pub fn clone(
     if let Some(branch) = &what.branch {
         builder.branch(branch);
     }
-    builder.clone(&what.source.shown(), path).map(drop).map_err(|error| {
+    let stage = path.join(format!(".musher-clone-{}", what.id));
+    let cloned = builder.clone(&what.source.shown(), &stage).map(drop);
+    cloned.map_err(|error| {
         let hint = match (error.code(), &what.branch) {
             (git2::ErrorCode::Auth, _) => "It wants a credential; private repositories are not in this version.",
             (git2::ErrorCode::NotFound, Some(_)) => "Check the branch.",
@@ -151,7 +171,17 @@ pub fn clone(
             GitError(text::one_line(error.message(), 200)),
         )
         .hint(hint)
-    })
+    })?;
+    unpack(&stage, path).map_err(|error| Refusal::internal("the clone could not be put into its place", error))
+}
+
+/// Moves what is in a folder up into the folder around it.
+fn unpack(stage: &Path, path: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(stage)? {
+        let entry = entry?;
+        fs::rename(entry.path(), path.join(entry.file_name()))?;
+    }
+    fs::remove_dir(stage)
 }
 
 /// Begins an empty repository on branch `main`.
@@ -234,22 +264,51 @@ mod tests {
         let tree = repository.find_tree(tree.write().expect("it can be written")).expect("it is there");
         repository.commit(Some("HEAD"), &author, &author, "one", &tree, &[]).expect("a commit can be made");
 
+        let own = Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
+        let rules = |root: &str, taken: &str, uid: u32| place::Rules {
+            roots: vec![folder.path().join(root)],
+            home: folder.path().to_owned(),
+            state: folder.path().join("state"),
+            taken: vec![("other".into(), folder.path().join(taken))],
+            own: Owner { uid, ..own },
+            fallback: own,
+        };
+        fs::create_dir_all(folder.path().join("elsewhere")).expect("it can be made");
         let source = Source::Local(source);
-        source.check(&[folder.path().to_owned()], nix::unistd::geteuid().as_raw()).expect("it is allowed");
-        source
-            .check(&[folder.path().join("elsewhere")], nix::unistd::geteuid().as_raw())
-            .expect_err("not below a root");
-        source.check(&[folder.path().to_owned()], 4_000_000).expect_err("of another user");
+        for (refused, why) in [
+            (rules("elsewhere", "x", own.uid), "not below"),
+            (rules("", "source", own.uid), "project `other`"),
+            (rules("", "x", 4_000_000), "another user"),
+        ] {
+            let refusal = source.clone().check(&refused).expect_err(why);
+            assert!(refusal.what.contains(why), "{refusal}");
+        }
+        let source = source.check(&rules("", "x", own.uid)).expect("it is allowed");
 
         let target = folder.path().join("target");
         fs::create_dir(&target).expect("it can be made");
-        let what = Clone { source, branch: None, depth: None };
+        let what = Clone { id: Uuid::now_v7(), source, branch: None, depth: None };
         clone(&what, &target, &Arc::default(), |_, _| ()).expect("it can be cloned");
         assert_eq!(fs::read_to_string(target.join("file")).expect("it is there"), "hello");
         let linked = walk(&target)
             .into_iter()
             .find(|path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.nlink() > 1));
         assert_eq!(linked, None, "no file is shared by a hard link");
+
+        let staged = fs::read_dir(&target)
+            .expect("it is there")
+            .filter_map(Result::ok)
+            .map(|entry| entry.file_name())
+            .collect::<Vec<_>>();
+        assert_eq!(staged.len(), 2, "the repository and its one file: {staged:?}");
+
+        // An agent can write a `.git` that leads elsewhere.
+        let bent = folder.path().join("bent");
+        fs::create_dir(&bent).expect("it can be made");
+        fs::write(bent.join(".git"), format!("gitdir: {}\n", target.join(".git").display()))
+            .expect("it can be written");
+        let refusal = Source::Local(bent).check(&rules("", "x", own.uid)).expect_err("it leads out");
+        assert!(refusal.what.contains("lies elsewhere"), "{refusal}");
 
         let empty = folder.path().join("empty");
         fs::create_dir(&empty).expect("it can be made");

@@ -3,36 +3,29 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use journal::{Actor, Cause};
-use musher_docker::{BuildProgress, USER, WORKSPACE};
-use tokio::{io::AsyncBufReadExt, sync::MutexGuard};
+use tokio::{io::AsyncBufReadExt, time::Instant};
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{
-    Owner, Project, ProjectEvent, Registry, Spec, Stage, Step, keys, name,
+    Made, Owner, Project, ProjectEvent, Registry, Spec, Stage, Step, folder, keys, name,
     place::{self, Found, Place},
     repository::{self, Source},
-    ssh_config::{self, Door},
+    ssh_config::Doors,
+    steps::{Steps, describe},
 };
 use crate::{
-    chat::Person,
-    commands::grammar::NewProject,
-    containers::SharedContainers,
-    home::{Home, make_private},
-    nodes::Nodes,
-    outbox::Progress,
-    refusal::Refusal,
-    text,
+    chat::Person, commands::grammar::NewProject, containers::SharedContainers, home::Home, nodes::Nodes,
+    outbox::Progress, refusal::Refusal, text,
 };
 
 /// The first and last port of SSH doors: below Linux's ephemeral range (32768–60999), so that no outgoing connection
@@ -40,6 +33,8 @@ use crate::{
 const PORTS: std::ops::RangeInclusive<u16> = 22_200..=23_999;
 /// How long sshd may take to answer in a container that runs.
 const DOOR_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a clone may bring nothing.
+const CLONE_SILENCE: Duration = Duration::from_mins(2);
 /// Tries at a free port.
 const PORT_TRIES: usize = 50;
 
@@ -54,19 +49,19 @@ pub struct Sagas {
     pub nodes: Nodes,
     /// The state directory.
     pub home: Home,
-    /// The musher binary, for the `ProxyCommand` of the doors.
-    pub musher: PathBuf,
+    /// The generated `ssh_config`.
+    pub doors: Doors,
+    /// Held while a project is being deleted.
+    pub removing: Arc<tokio::sync::Mutex<()>>,
     /// Rules for places; `taken` is filled in here.
     pub places: place::Rules,
     /// The smallest memory that a container can do with, in bytes, and how sizes are read.
     pub read_memory: fn(&str) -> Result<u64, String>,
-    /// Whether containers have a port door.
-    pub port_doors: bool,
 }
 
 /// A project that is there now.
 #[derive(Debug)]
-pub struct Made {
+pub struct Created {
     /// Its id.
     pub id: Uuid,
     /// What it is.
@@ -77,48 +72,6 @@ pub struct Made {
     pub took: Duration,
 }
 
-/// The message that shows how far it is: finished steps with their time, and what is waited for.
-struct Steps<'a> {
-    progress: &'a Progress,
-    done: Vec<String>,
-    step: &'static str,
-    detail: String,
-    began: Instant,
-}
-
-impl<'a> Steps<'a> {
-    fn new(progress: &'a Progress) -> Self {
-        Self { progress, done: Vec::new(), step: "", detail: String::new(), began: Instant::now() }
-    }
-
-    fn next(&mut self, step: &'static str) {
-        self.finish();
-        (self.step, self.began) = (step, Instant::now());
-        self.show("…");
-    }
-
-    fn detail(&mut self, detail: String) {
-        if detail != self.detail {
-            self.show(&format!("{detail} ({})", text::span(self.began.elapsed())));
-            self.detail = detail;
-        }
-    }
-
-    fn finish(&mut self) {
-        if !self.step.is_empty() {
-            self.done.push(format!("✓ {} ({})", self.step, text::span(self.began.elapsed())));
-            self.step = "";
-            self.progress.show(self.done.join("\n"));
-        }
-    }
-
-    fn show(&self, now: &str) {
-        let mut lines = self.done.clone();
-        lines.push(format!("… {}: {now}", self.step).replace(": …", " …"));
-        self.progress.show(lines.join("\n"));
-    }
-}
-
 impl Sagas {
     /// Makes a project. On failure everything that this run made is removed again, in reverse.
     pub async fn create(
@@ -127,35 +80,59 @@ impl Sagas {
         by: &Person,
         cause: Cause,
         progress: &Progress,
-    ) -> Result<Made, Refusal> {
+    ) -> Result<Created, Refusal> {
         let began = Instant::now();
         let mut steps = Steps::new(progress);
         let (id, place, source) = self.reserve(ask, by, cause).await?;
         match self.make(id, ask, place, source, &mut steps).await {
             Ok((project, remarks)) => {
                 steps.finish();
-                Ok(Made { id, project, remarks, took: began.elapsed() })
+                Ok(Created { id, project, remarks, took: began.elapsed() })
             }
             Err(refusal) => {
                 warn!(%id, %refusal, "the project cannot come to be");
+                steps.fail();
                 steps.next("removing what was made");
                 let undone = self.abandon(id, refusal.what.clone()).await;
-                steps.finish();
+                if undone.is_ok() {
+                    steps.finish();
+                } else {
+                    steps.fail();
+                }
                 Err(match undone {
                     Ok(()) => refusal,
                     Err(left) => {
                         warn!(%id, %left, "what was made could not be removed");
                         Refusal::internal(format!("{}; what was made could not all be removed", refusal.what), left)
-                            .hint("It is tried again at the next start.")
+                            .hint(format!("`delete project {}` tries it again.", ask.name))
                     }
                 })
             }
         }
     }
 
-    /// Deletes a registered project, or what is left of one. The host's files stay.
-    pub async fn delete(&self, id: Uuid, by: &Person, cause: Cause) -> Result<(), Refusal> {
-        self.registry.append(id, &[ProjectEvent::DeletionBegun], Actor::Person(by.to_string()), cause).await?;
+    /// Deletes a registered project, or what is left of one. The host's files stay. `quiet` waits until nothing of the
+    /// project runs or waits any more.
+    pub async fn delete(
+        &self,
+        id: Uuid,
+        by: &Person,
+        cause: Cause,
+        quiet: impl Future<Output = ()>,
+    ) -> Result<(), Refusal> {
+        let busy =
+            || Refusal::usage("the project is being made or removed just now").hint("`projects` shows how far it is.");
+        let _held = self.removing.try_lock().map_err(|_| busy())?;
+        let stage = self.registry.get(id).map(|project| project.stage);
+        match stage {
+            Some(Stage::Registered) => {
+                let actor = Actor::Person(by.to_string());
+                self.registry.append(id, &[ProjectEvent::DeletionBegun], actor, cause).await?;
+            }
+            Some(Stage::Undoing | Stage::Deleting) => {}
+            _ => return Err(busy()),
+        }
+        quiet.await;
         self.remove(id).await
     }
 
@@ -173,20 +150,6 @@ impl Sagas {
         recovered
     }
 
-    /// Writes the doors of all registered projects anew.
-    pub fn write_doors(&self) -> Result<(), Refusal> {
-        let failed = |error: io::Error| Refusal::internal("the ssh_config could not be written", error);
-        let mut doors = Vec::new();
-        for (id, project) in self.registry.all() {
-            let ready = project.stage == Stage::Registered || project.begun.contains(&Step::Sled);
-            if let (true, Some(spec)) = (ready, project.spec) {
-                let host_key = keys::host_key(&self.home.project(id)).map_err(failed)?;
-                doors.push(Door { id, name: spec.name, port: self.port_doors.then_some(spec.port), host_key });
-            }
-        }
-        ssh_config::write(&self.home, &self.musher, &doors).map_err(failed)
-    }
-
     /// Checks everything that can be checked beforehand, and takes name, folder and port.
     async fn reserve(
         &self,
@@ -195,7 +158,7 @@ impl Sagas {
         cause: Cause,
     ) -> Result<(Uuid, Place, Option<Source>), Refusal> {
         name::check(&ask.name)?;
-        let _held: MutexGuard<'_, ()> = self.registry.reserving.lock().await;
+        let _held = self.registry.reserving.lock().await;
         if let Some((_, other)) = self.registry.by_name(&ask.name) {
             let hint = match other.stage {
                 Stage::Registered => format!("Talk to it with `switch {}`, or choose another name.", ask.name),
@@ -222,11 +185,9 @@ impl Sagas {
         let rules = place::Rules { taken: taken.collect(), ..self.places.clone() };
         let place = place::choose(&rules, &ask.name, ask.path.as_deref(), ask.adopt)?;
         let source = ask.git.as_deref().map(|git| Source::parse(git, &rules.home)).transpose()?;
-        if let Some(source) = &source {
-            source.check(&rules.roots, rules.own.uid)?;
-        }
+        let source = source.map(|source| source.check(&rules)).transpose()?;
         // Nothing is begun that cannot end: without an engine there is no project.
-        self.containers.engine()?.ping().await.map_err(crate::containers::refused)?;
+        self.containers.check(cpus).await?;
         let spec = Spec {
             name: ask.name.clone(),
             path: place.path.clone(),
@@ -269,7 +230,7 @@ impl Sagas {
         self.begin(id, Step::Repository).await?;
         if let Some(source) = source {
             steps.next("clone");
-            clone(source, ask, &place.path, steps).await?;
+            clone(id, source, ask, &place.path, steps).await?;
         } else if place.found != Found::Repository {
             repository::begin(&place.path)?;
         }
@@ -302,42 +263,30 @@ impl Sagas {
         )
         .await?;
         self.nodes.sled(id).await?;
-        if self.port_doors {
+        if self.doors.ports {
             let port = self.registry.get(id).and_then(|project| project.spec).map(|spec| spec.port);
             self.await_door(port.unwrap_or_default()).await?;
         }
-        self.write_doors()?;
+        self.doors.write()?;
         let project = self.tell(id, &[ProjectEvent::Registered]).await?;
         Ok((project, remarks))
     }
 
-    /// Makes the folder where there is none, and remembers which one it is.
+    /// Makes the folder where there is none, and remembers which one it is and what of it is ours.
     async fn directory(&self, id: Uuid, place: &Place) -> Result<Owner, Refusal> {
-        let failed = |error| {
-            Refusal::internal(
-                format!("the folder {} could not be made", text::code(&place.path.to_string_lossy())),
-                error,
-            )
+        let made = folder::make(place)?;
+        let root = self.places.own.uid == 0;
+        let owner = match made {
+            Made::Folder { .. } if root => self.places.fallback,
+            _ => place::owner(&self.places, &place.path, place.found)?,
         };
-        let made = place.found == Found::Nothing;
-        if made {
-            if let Some(parent) = place.path.parent() {
-                make_private(parent).map_err(failed)?;
-            }
-            // Exclusive: a folder that somebody else makes at this moment is theirs.
-            fs::create_dir(&place.path).map_err(failed)?;
-        }
-        let owner = if made && self.places.own.uid == 0 {
-            self.places.fallback
-        } else {
-            place::owner(&self.places, &place.path, place.found)?
-        };
-        if self.places.own.uid == 0 && place.found == Found::Empty {
-            // libgit2 works only in folders of its own user; the owner gets it back with the repository in it.
-            std::os::unix::fs::chown(&place.path, Some(0), Some(0)).map_err(failed)?;
-        }
         let identity = place::identity(&place.path)?;
         self.tell(id, &[ProjectEvent::DirectoryFound { identity, owner, made }]).await?;
+        if root && place.found == Found::Empty {
+            // libgit2 works only in folders of its own user; the owner gets it back with the repository in it.
+            std::os::unix::fs::chown(&place.path, Some(0), Some(0))
+                .map_err(|error| Refusal::internal("the folder could not be prepared", error))?;
+        }
         Ok(owner)
     }
 
@@ -396,55 +345,25 @@ impl Sagas {
     async fn remove(&self, id: Uuid) -> Result<(), Refusal> {
         let Some(project) = self.registry.get(id) else { return Ok(()) };
         let Some(spec) = &project.spec else { return Ok(()) };
-        self.nodes.forget(id);
         if project.begun.contains(&Step::Container) {
-            self.containers.remove(&spec.name).await?;
+            self.nodes.kill(id).await?;
         }
+        self.nodes.forget(id);
         if project.begun.contains(&Step::Keys) {
-            let failed =
-                |error| Refusal::internal("the project's part of the state directory could not be removed", error);
-            remove_tree(self.home.project(id).root()).map_err(failed)?;
+            folder::remove_tree(self.home.project(id).root()).map_err(|error| {
+                Refusal::internal("the project's part of the state directory could not be removed", error)
+            })?;
         }
-        if project.stage == Stage::Undoing && project.made_directory {
-            self.remove_folder(&project, spec)?;
+        if project.stage == Stage::Undoing {
+            folder::unmake(&project, spec)?;
         }
         self.tell(id, &[ProjectEvent::Removed]).await?;
-        self.write_doors()?;
+        self.doors.write()?;
         if let Err(refusal) = self.containers.tidy_network().await {
             // A bridge without containers does no harm; the next removal tries again.
             info!(%refusal, "the network stays");
         }
         Ok(())
-    }
-
-    /// Removes the folder that this run made, as long as it is still the same one.
-    fn remove_folder(&self, project: &Project, spec: &Spec) -> Result<(), Refusal> {
-        let failed = |error| {
-            Refusal::internal(
-                format!("the folder {} could not be removed", text::code(&spec.path.to_string_lossy())),
-                error,
-            )
-        };
-        if !spec.path.try_exists().map_err(failed)? {
-            return Ok(());
-        }
-        if project.directory.map(|(identity, _)| identity) == Some(place::identity(&spec.path)?) {
-            remove_tree(&spec.path).map_err(failed)?;
-        }
-        // The folder for projects that was made on the way is left when something else is in it.
-        match spec
-            .path
-            .parent()
-            .filter(|parent| self.places.roots.iter().any(|root| root == parent))
-            .map(fs::remove_dir)
-        {
-            Some(Err(error))
-                if ![io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::NotFound].contains(&error.kind()) =>
-            {
-                Err(failed(error))
-            }
-            _ => Ok(()),
-        }
     }
 }
 
@@ -474,22 +393,17 @@ fn check_cpus(cpus: f64) -> Result<f64, Refusal> {
     }
 }
 
-/// What a build does, for people.
-fn describe(progress: &BuildProgress) -> String {
-    let BuildProgress { layer, layer_number, layers, step, steps, instruction, .. } = progress;
-    let part = if *layers > 1 { format!("{layer}, part {layer_number} of {layers}") } else { layer.to_string() };
-    if *steps == 0 { part } else { format!("{part}, step {step}/{steps}: {}", text::one_line(instruction, 60)) }
-}
-
 /// Clones on a thread of its own; ends soon after this future is dropped.
-async fn clone(source: Source, ask: &NewProject, path: &Path, steps: &mut Steps<'_>) -> Result<(), Refusal> {
+/// Clones on a thread of its own; given up when nothing comes any more. A thread that hangs in a connection for longer
+/// works in a folder that bears the project's id, and so can disturb nobody.
+async fn clone(id: Uuid, source: Source, ask: &NewProject, path: &Path, steps: &mut Steps<'_>) -> Result<(), Refusal> {
     struct CancelOnDrop(Arc<AtomicBool>);
     impl Drop for CancelOnDrop {
         fn drop(&mut self) {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-    let what = repository::Clone { source, branch: ask.branch.clone(), depth: ask.depth };
+    let what = repository::Clone { id, source, branch: ask.branch.clone(), depth: ask.depth };
     let cancelled = CancelOnDrop(Arc::default());
     let (flag, path) = (Arc::clone(&cancelled.0), path.to_owned());
     let (sender, mut progress) = tokio::sync::watch::channel((0, 0));
@@ -507,45 +421,11 @@ async fn clone(source: Source, ask: &NewProject, path: &Path, steps: &mut Steps<
                     steps.detail(format!("{have} of {all} objects"));
                 }
             }
+            () = tokio::time::sleep(CLONE_SILENCE) => {
+                let secs = CLONE_SILENCE.as_secs();
+                return Err(Refusal::unavailable(format!("the clone is given up: nothing came for {secs} s"))
+                    .hint("Check the address, and that this host reaches it."));
+            }
         }
     }
-}
-
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// The reply to `new project` (PROJ-6).
-pub fn welcome(made: &Made, home: &Home, ssh_host: Option<&str>) -> String {
-    let Made { project, remarks, took, .. } = made;
-    let Some(spec) = &project.spec else { return String::new() };
-    let name = &spec.name;
-    let config = home.ssh_config();
-    let config = shell_words::quote(&config.to_string_lossy()).into_owned();
-    let mut lines = vec![
-        format!("**{name}** is ready ({}).", text::span(*took)),
-        String::new(),
-        format!("- files: {}", text::code(&spec.path.to_string_lossy())),
-        format!("- stack: {}", project.stack_reason),
-        format!("- ssh: `ssh -F {config} {name}.musher`"),
-        format!(
-            "- editor here: put `Include {config}` as the first line of your `~/.ssh/config`, then open the remote host `{name}.musher`, folder `{WORKSPACE}` (user `{USER}`)"
-        ),
-    ];
-    match ssh_host {
-        Some(host) => lines.push(format!(
-            "- another machine: `ssh -J {host} -p {port} {USER}@127.0.0.1`, with a copy of the key {key} (docs/editors.md)",
-            port = spec.port,
-            key = text::code(&home.project(made.id).client_key().to_string_lossy()),
-        )),
-        None => lines.push("- another machine: set `ssh_host` in bot.toml to how this host is reached (docs/editors.md)".to_owned()),
-    }
-    lines.push(format!("- talk: `switch {name}`, then write here"));
-    lines.extend(remarks.iter().map(|remark| format!("- {remark}")));
-    lines.push(String::new());
-    lines.push("⚠ The agent can write to these files: git and editors that you run on them on the host itself run the hooks and settings that are in them.".to_owned());
-    lines.join("\n")
 }

@@ -1,11 +1,60 @@
 //! The generated `ssh_config` and `known_hosts` of the state directory (SSH-2, SSH-3). Rendering is pure.
 
-use std::{fmt::Write as _, io, path::Path};
+use std::{
+    fmt::Write as _,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use musher_docker::USER;
+use tracing::warn;
 use uuid::Uuid;
 
-use crate::home::{Home, write_private};
+use super::{Registry, Stage, Step, keys};
+use crate::{
+    home::{Home, write_private},
+    refusal::Refusal,
+};
+
+/// Keeps the two files true to the projects.
+#[derive(Clone)]
+pub struct Doors {
+    /// The projects.
+    pub registry: Arc<Registry>,
+    /// The state directory.
+    pub home: Home,
+    /// The musher binary, for the `ProxyCommand` of the doors.
+    pub musher: PathBuf,
+    /// Whether containers have a port door.
+    pub ports: bool,
+}
+
+impl Doors {
+    /// Writes the doors of all projects that have one anew. A project whose keys are gone has none, and does not take
+    /// the others' away.
+    pub fn write(&self) -> Result<(), Refusal> {
+        let mut doors = Vec::new();
+        for (id, project) in self.registry.all() {
+            let open = match project.stage {
+                Stage::Registered => true,
+                Stage::Making => project.begun.contains(&Step::Sled),
+                _ => false,
+            };
+            let Some(spec) = project.spec.filter(|_| open) else { continue };
+            match keys::host_key(&self.home.project(id)) {
+                Ok(host_key) => {
+                    doors.push(Door { id, name: spec.name, port: self.ports.then_some(spec.port), host_key });
+                }
+                Err(error) => {
+                    warn!(project = spec.name, %error, "the project has no door, because its host key cannot be read");
+                }
+            }
+        }
+        write(&self.home, &self.musher, &doors)
+            .map_err(|error| Refusal::internal("the ssh_config could not be written", error))
+    }
+}
 
 /// What the two files say of a project.
 #[derive(Debug, Clone)]

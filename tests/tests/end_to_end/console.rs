@@ -19,7 +19,7 @@ async fn all_lines_at_once_are_answered_in_turn_and_then_it_ends() -> Result<()>
     let output =
         home.run(["up"], "new project batch\nswitch batch\nfirst words\nsecond words\nstatus\n").await?.success()?;
     let mut from = 0;
-    for expected in ["**batch** is ready", "You said:", "first words", "You said:", "second words"] {
+    for expected in ["batch is ready", "You said:", "first words", "You said:", "second words"] {
         let at =
             output[from..].find(expected).with_context(|| format!("no `{expected}` after byte {from} of\n{output}"))?;
         from += at + expected.len();

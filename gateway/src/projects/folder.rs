@@ -1,0 +1,182 @@
+//! A project's folder on the host: made, and taken back again as far as it was made (invariant 10).
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Made, Owner, Project, Spec,
+    place::{self, Found, Place},
+};
+use crate::{refusal::Refusal, text};
+
+/// Makes the folder at a place that the rules allow, where there is none, and says what of it is ours.
+pub fn make(place: &Place) -> Result<Made, Refusal> {
+    let failed = |error| refused("made", &place.path, error);
+    match place.found {
+        Found::Repository => Ok(Made::Nothing),
+        Found::Empty => Ok(Made::Content { before: place::owned(&place.path).map_err(failed)? }),
+        Found::Nothing => {
+            let mut parents: Vec<PathBuf> =
+                place.path.ancestors().skip(1).take_while(|parent| !parent.exists()).map(Path::to_owned).collect();
+            parents.reverse();
+            for folder in parents.iter().chain([&place.path]) {
+                // Exclusive: a folder that somebody else makes at this moment is theirs.
+                let mode = if folder == &place.path { 0o755 } else { 0o700 };
+                fs::DirBuilder::new().mode(mode).create(folder).map_err(failed)?;
+            }
+            Ok(Made::Folder { parents })
+        }
+    }
+}
+
+/// Removes what was made of a project's folder, as long as the same folder still stands there.
+pub fn unmake(project: &Project, spec: &Spec) -> Result<(), Refusal> {
+    let failed = |error| refused("removed", &spec.path, error);
+    let same = project.directory.map(|(identity, _)| identity) == place::identity(&spec.path).ok();
+    if !same {
+        return Ok(());
+    }
+    match &project.made {
+        Made::Nothing => Ok(()),
+        Made::Content { before: Owner { uid, gid } } => {
+            for entry in fs::read_dir(&spec.path).map_err(failed)? {
+                remove_tree(&entry.map_err(failed)?.path()).map_err(failed)?;
+            }
+            if nix::unistd::geteuid().is_root() {
+                chown(&spec.path, Some(*uid), Some(*gid)).map_err(failed)?;
+            }
+            Ok(())
+        }
+        Made::Folder { parents } => {
+            remove_tree(&spec.path).map_err(failed)?;
+            for parent in parents.iter().rev() {
+                // One that somebody has put something into meanwhile is theirs by now, and stays.
+                if fs::remove_dir(parent).is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Removes a file or a tree; one that is not there is fine. Links are removed, not followed. Folders that their owner
+/// has closed to himself are opened first: no program in a container may keep us from tidying up.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match remove(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_folders(path)?;
+            remove(path)
+        }
+        other => other,
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn open_folders(path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.is_dir() {
+        return Ok(());
+    }
+    fs::set_permissions(path, PermissionsExt::from_mode(0o700))?;
+    for entry in fs::read_dir(path)? {
+        open_folders(&entry?.path())?;
+    }
+    Ok(())
+}
+
+fn refused(what: &str, path: &Path, error: io::Error) -> Refusal {
+    Refusal::internal(format!("the folder {} could not be {what}", text::code(&path.to_string_lossy())), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{chat::SurfaceKind, projects::Stage};
+
+    struct Case {
+        folder: tempfile::TempDir,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            Self { folder: tempfile::tempdir().expect("a temporary folder can be made") }
+        }
+
+        fn place(&self, name: &str, found: Found) -> Place {
+            Place { path: self.folder.path().join(name), found }
+        }
+
+        /// Makes a project's folder, fills it, and takes it back.
+        fn made_and_unmade(place: &Place) {
+            let made = make(place).expect("it can be made");
+            let own = Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
+            let identity = place::identity(&place.path).expect("it is there");
+            fs::create_dir_all(place.path.join(".git/objects")).expect("it can be filled");
+            let spec = Spec {
+                name: "app".into(),
+                path: place.path.clone(),
+                stack: None,
+                git: None,
+                branch: None,
+                depth: None,
+                adopt: false,
+                cpus: None,
+                memory: None,
+                port: 1,
+                asked_by: crate::chat::Person { surface: SurfaceKind::Console, id: "you".into() },
+            };
+            let project =
+                Project { stage: Stage::Undoing, directory: Some((identity, own)), made, ..Project::default() };
+            unmake(&project, &spec).expect("it can be taken back");
+            unmake(&project, &spec).expect("it can be repeated");
+        }
+    }
+
+    #[test]
+    fn what_was_there_stays_and_what_was_made_goes() {
+        let case = Case::new();
+        fs::create_dir(case.folder.path().join("roots")).expect("it can be made");
+        Case::made_and_unmade(&case.place("roots/a", Found::Nothing));
+        assert!(case.folder.path().join("roots").exists(), "a root that was there stays, also empty");
+        assert!(!case.folder.path().join("roots/a").exists());
+
+        Case::made_and_unmade(&case.place("new/deep/a", Found::Nothing));
+        assert!(!case.folder.path().join("new").exists(), "folders that were made on the way go");
+
+        fs::create_dir(case.folder.path().join("empty")).expect("it can be made");
+        Case::made_and_unmade(&case.place("empty", Found::Empty));
+        assert_eq!(fs::read_dir(case.folder.path().join("empty")).expect("it stays").count(), 0);
+
+        fs::create_dir(case.folder.path().join("repo")).expect("it can be made");
+        Case::made_and_unmade(&case.place("repo", Found::Repository));
+        assert!(case.folder.path().join("repo/.git").exists(), "an adopted repository is not touched");
+    }
+
+    #[test]
+    fn a_closed_folder_and_a_link_are_removed() {
+        let case = Case::new();
+        let (tree, outside) = (case.folder.path().join("tree"), case.folder.path().join("outside"));
+        fs::create_dir_all(tree.join("closed/inner")).expect("it can be made");
+        fs::create_dir(&outside).expect("it can be made");
+        fs::write(outside.join("kept"), "x").expect("it can be written");
+        std::os::unix::fs::symlink(&outside, tree.join("link")).expect("a link can be made");
+        fs::set_permissions(tree.join("closed"), PermissionsExt::from_mode(0o500)).expect("it is ours");
+        remove_tree(&tree).expect("it can be removed");
+        assert!(!tree.exists() && outside.join("kept").exists());
+        remove_tree(&tree).expect("what is gone is fine");
+    }
+}

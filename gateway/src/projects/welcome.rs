@@ -1,0 +1,38 @@
+//! The reply to `new project` (PROJ-6). Pure.
+
+use musher_docker::{USER, WORKSPACE};
+
+use super::saga::Created;
+use crate::{home::Home, text};
+
+/// What people are told of a project that is there now. `ports` says whether there are port doors.
+pub fn welcome(made: &Created, home: &Home, ssh_host: Option<&str>, ports: bool) -> String {
+    let Created { project, remarks, took, .. } = made;
+    let Some(spec) = &project.spec else { return String::new() };
+    let name = &spec.name;
+    let config = home.ssh_config();
+    let config = shell_words::quote(&config.to_string_lossy()).into_owned();
+    let mut lines = vec![
+        format!("**{name}** is ready ({}).", text::span(*took)),
+        String::new(),
+        format!("- files: {}", text::code(&spec.path.to_string_lossy())),
+        format!("- stack: {}", project.stack_reason),
+        format!("- ssh: `ssh -F {config} {name}.musher`"),
+        format!(
+            "- editor here: put `Include {config}` as the first line of your `~/.ssh/config`, then open the remote host `{name}.musher`, folder `{WORKSPACE}` (user `{USER}`)"
+        ),
+    ];
+    match ssh_host.filter(|_| ports) {
+        Some(host) => lines.push(format!(
+            "- another machine: `ssh -J {host} -p {port} {USER}@127.0.0.1`, with a copy of the key {key} (docs/editors.md)",
+            port = spec.port,
+            key = text::code(&home.project(made.id).client_key().to_string_lossy()),
+        )),
+        None => lines.push("- another machine: set `ssh_host` in bot.toml to how this host is reached (docs/editors.md)".to_owned()),
+    }
+    lines.push(format!("- talk: `switch {name}`, then write here"));
+    lines.extend(remarks.iter().map(|remark| format!("- {remark}")));
+    lines.push(String::new());
+    lines.push("⚠ The agent can write to these files: git and editors that you run on them on the host itself run the hooks and settings that are in them.".to_owned());
+    lines.join("\n")
+}
