@@ -5,9 +5,13 @@
 use journal::{
     Actor, Append, AppendError, Appended, Cause, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, StreamId,
 };
-use link::requests::{Outcome, TurnEvent, TurnRecord, TurnRequest, Usage};
+use link::requests::{FailureReason, LINE_LIMIT, Outcome, TurnEvent, TurnRecord, TurnRequest, Usage};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::agent::stream_json::MAX_TEXT;
+use crate::lines::Tail;
+use crate::text::{MAX_ERROR, one_line, paragraphs};
 
 /// The kind of a turn's stream.
 pub const STREAM: &str = "turn";
@@ -17,6 +21,9 @@ const MAX_EVENTS: u64 = 10_000;
 
 /// How many bytes of text they may hold in all, its end not counted.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// What a turn's end must leave of the link's line for the rest of its record, in bytes.
+const LINE_ROOM: usize = 1024;
 
 /// What readers see in place of what a turn says beyond its bounds.
 const OVER: &str = "… this turn has said more than is kept; what else it says before its end is not shown.";
@@ -156,7 +163,13 @@ impl Recorder {
 
     /// Stores the end, whatever was stored before. May be repeated until it succeeds.
     pub async fn finish(&mut self, outcome: Outcome, usage: Option<Usage>) -> Result<(), AppendError> {
-        let events = vec![NewEvent::encode(&Journaled(TurnEvent::Finished { outcome, usage }))?];
+        let mut end = TurnEvent::Finished { outcome, usage };
+        if serde_json::to_string(&end).is_ok_and(|line| line.len() + LINE_ROOM > LINE_LIMIT)
+            && let TurnEvent::Finished { outcome, .. } = &mut end
+        {
+            cut(outcome);
+        }
+        let events = vec![NewEvent::encode(&Journaled(end))?];
         // An append before this one that seemed to fail may have taken place all the same.
         let append = Append { key: Some(self.end_key.clone()), ..self.after(Expected::Any, events) };
         self.journal.append(append).await.map(drop)
@@ -172,6 +185,26 @@ impl Recorder {
     fn after(&self, expected: Expected, events: Vec<NewEvent>) -> Append {
         let (stream, actor, cause) = (self.stream.clone(), self.actor.clone(), self.cause.clone());
         Append { stream, expected, events, key: None, actor, cause }
+    }
+}
+
+/// Cuts every text of an outcome, so that it fits the link's line: an end that no reader can be told of would be none.
+fn cut(outcome: &mut Outcome) {
+    match outcome {
+        Outcome::Answered { text } => *text = paragraphs(text, MAX_TEXT),
+        Outcome::Failed { reason, last_lines } => {
+            match reason {
+                FailureReason::NotStarted { error: text }
+                | FailureReason::Protocol { error: text }
+                | FailureReason::Reported { text } => *text = paragraphs(text, MAX_ERROR),
+                FailureReason::Exited { .. } => {}
+            }
+            last_lines.truncate(Tail::LINES);
+            for line in last_lines {
+                *line = one_line(line, Tail::CHARS);
+            }
+        }
+        Outcome::Stopped { .. } | Outcome::Interrupted => {}
     }
 }
 
@@ -224,6 +257,31 @@ mod tests {
     async fn long_texts_are_cut_too() {
         let records = stored(vec![TurnEvent::Spoke { text: "x".repeat(400 * 1024) }; 60]).await;
         assert_eq!(records.len(), 1 + 41 + 1 + 1);
+    }
+
+    #[tokio::test]
+    async fn an_end_fits_the_links_line_whatever_it_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(journal::SystemClock)).unwrap();
+        let long = || "\"\u{1}".repeat(1024 * 1024 / 2);
+        let failed = |reason| Outcome::Failed { reason, last_lines: vec![long()] };
+        let outcomes = [
+            Outcome::Answered { text: long() },
+            failed(FailureReason::NotStarted { error: long() }),
+            failed(FailureReason::Protocol { error: long() }),
+            failed(FailureReason::Reported { text: long() }),
+            failed(FailureReason::Exited { code: Some(1), signal: None }),
+        ];
+        for (outcome, id) in outcomes.into_iter().zip(1..) {
+            let (id, actor) = (Uuid::from_u128(id), Actor::Sled("p".to_owned()));
+            let mut recorder = Recorder::accept(journal.clone(), actor, id, 0, request()).await.unwrap();
+            recorder.finish(outcome.clone(), None).await.unwrap();
+            let stored = journal.read(&stream(id), 1).await.unwrap();
+            let record = for_reader(&stored[0]).unwrap().unwrap();
+            assert!(serde_json::to_string(&record).unwrap().len() < LINE_LIMIT);
+            let TurnEvent::Finished { outcome: told, .. } = record.event else { panic!("{:?}", record.event) };
+            assert_eq!(std::mem::discriminant(&told), std::mem::discriminant(&outcome));
+        }
     }
 
     #[test]

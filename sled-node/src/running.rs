@@ -19,6 +19,7 @@ use crate::lines::{BoundedLines, Line, Tail};
 use crate::record::Recorder;
 use crate::supervised::{Program, StartError, Supervised};
 use crate::supervisor::Gone;
+use crate::text::error_line;
 use crate::turns::Site;
 
 /// How long an agent has after its result to put its session away.
@@ -69,7 +70,7 @@ pub async fn run(
     let prompt = stream_json::prompt_line(&request.prompt);
     let (mut agent, session_found) = match start(request, site).await {
         Ok(started) => started,
-        Err(error) => return failed(FailureReason::NotStarted { error: error.to_string() }, Vec::new()),
+        Err(error) => return failed(FailureReason::NotStarted { error: error_line(&error) }, Vec::new()),
     };
     let stored = recorder.record(vec![TurnEvent::Started { session_found }]).await;
     let mut attempt = Attempt { recorder, listener: Listener::default(), tail: Tail::default(), end: None };
@@ -241,7 +242,7 @@ impl Attempt<'_> {
     /// What cannot be stored was not said: the turn fails.
     fn unstored(&mut self, error: &AppendError) {
         tracing::error!(error = error as &dyn std::error::Error, "a turn's output cannot be stored");
-        self.end = Some(End::Unstored(format!("its output could not be stored: {error}")));
+        self.end = Some(End::Unstored(format!("its output could not be stored: {}", error_line(error))));
     }
 
     async fn verdict(mut self, gone: Gone) -> Verdict {

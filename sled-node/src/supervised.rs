@@ -84,10 +84,11 @@ impl Supervision {
         let mark = Uuid::new_v4().to_string();
         let socket = self.run_dir.join(format!("{}.supervisor", &mark[..8]));
         let listener = UnixListener::bind(&socket)?;
+        let socket = SocketFile(socket);
         let spawned = tokio::process::Command::new(&self.sled)
             .arg("supervise")
             .arg("--control")
-            .arg(&socket)
+            .arg(&socket.0)
             .arg("--")
             .args(&program.argv)
             .env_clear()
@@ -108,7 +109,7 @@ impl Supervision {
             }
             Err(error) => Err(error),
         };
-        std::fs::remove_file(&socket)?;
+        drop(socket);
         let (mut child, stream) = called?;
         let (reports, orders) = stream.into_split();
         let mut reports = BufReader::new(reports).lines();
@@ -128,6 +129,17 @@ impl Supervision {
                 Err(StartError::Program(error))
             }
             Report::Gone(_) => Err(std::io::Error::other("the supervisor reports an end without a beginning").into()),
+        }
+    }
+}
+
+/// A socket's name in the file system, removed however the wait for the call ends.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::warn!(%error, "cannot remove the socket of a supervisor");
         }
     }
 }
@@ -210,5 +222,44 @@ impl Supervised {
             processes: u32::try_from(most).unwrap_or(u32::MAX),
             killed: true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_start_that_is_given_up_leaves_no_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_owned();
+        // In place of a supervisor: it never calls, and ends with its standard input.
+        std::fs::write(path.join("supervise"), "echo > started; read line").unwrap();
+        let sockets = || {
+            let entries = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+            entries.filter(|path| path.extension().is_some_and(|extension| extension == "supervisor")).count()
+        };
+        let started = async {
+            while !path.join("started").exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            sockets()
+        };
+        let program = Program {
+            argv: Vec::new(),
+            environment: std::iter::empty::<(&str, &str)>().collect(),
+            directory: path.clone(),
+            stdin: Stdio::piped(),
+            stdout: Stdio::null(),
+            stderr: Stdio::null(),
+        };
+        {
+            let supervision = Supervision { sled: "/bin/sh".into(), run_dir: path.clone() };
+            tokio::select! {
+                _ = supervision.start(program) => panic!("nobody called"),
+                there = started => assert_eq!(there, 1),
+            }
+        }
+        assert_eq!(sockets(), 0);
     }
 }

@@ -2,6 +2,14 @@
 //!
 //! It decides nothing from what a text says.
 
+/// Longest error that is told, in characters on one line or in bytes of several.
+pub const MAX_ERROR: usize = 2000;
+
+/// An error on one line: errors quote what they are about, however long that is.
+pub fn error_line(error: &impl std::fmt::Display) -> String {
+    one_line(&error.to_string(), MAX_ERROR)
+}
+
 /// `text` on one line of at most `max_chars` characters: white space runs become one space, control and direction-changing characters go.
 pub fn one_line(text: &str, max_chars: usize) -> String {
     let mut line = String::new();

@@ -93,53 +93,27 @@ impl Turns {
                 "the turn's words are too long; put them into a file of the project",
             ));
         }
-        let mut now = self.shared.now.lock().await;
-        let known: Loaded<Turn> = self.shared.journal.load(&record::stream(id)).await.map_err(internal)?;
-        match &known.state {
-            Turn { request: Some(before), .. } if *before == request => return Ok(Accepted { already: true }),
-            Turn { request: Some(before), outcome: Some(Outcome::Interrupted) }
-                if before.attempt.checked_add(1) == Some(request.attempt) => {}
-            Turn { request: Some(_), .. } => {
-                return Err(refusal(RefusalKind::Mismatch, "this turn was handed over before with another request"));
-            }
-            Turn { request: None, .. } => {}
-        }
-        match &*now {
-            Now::Idle => {}
-            Now::Running(running) => {
-                return Err(refusal(
-                    RefusalKind::Busy,
-                    &format!("turn {} runs in this project; one at a time", running.id),
-                ));
-            }
-            Now::ShuttingDown => return Err(refusal(RefusalKind::Busy, "the sled is shutting down")),
-        }
-        let (journal, actor) = (self.shared.journal.clone(), self.shared.actor.clone());
-        let recorder = Recorder::accept(journal, actor, id, known.version, request.clone()).await.map_err(internal)?;
-        let (stops, stopped) = mpsc::channel(4);
-        let (ended, outcome) = watch::channel(None);
-        *now = Now::Running(Running { id, since: Instant::now(), stops, outcome });
-        self.shared.tasks.spawn(self.shared.clone().run(id, request, recorder, stopped, ended));
-        Ok(Accepted { already: false })
+        // A task of its own: who asked may go away at any moment, and a turn that was stored must run all the same.
+        self.shared.tasks.spawn(self.shared.clone().begin(id, request)).await.map_err(internal)?
     }
 
     /// Ends a turn and says how it ended, when its processes are gone; one that had ended before is only told of.
     pub async fn stop(&self, id: Uuid, grace: Duration) -> Result<Outcome, Refusal> {
-        let running = match &*self.shared.now.lock().await {
-            Now::Running(running) if running.id == id => Some((running.stops.clone(), running.outcome.clone())),
-            _ => None,
-        };
-        if let Some((stops, mut outcome)) = running {
+        let now = self.shared.now.lock().await;
+        if let Now::Running(running) = &*now
+            && running.id == id
+        {
+            let (stops, mut outcome) = (running.stops.clone(), running.outcome.clone());
+            drop(now);
             // A full queue holds wishes of the same kind; a closed one means that the turn is just ending.
             stops.try_send(Stop { grace, reason: StopReason::Person }).ok();
             let ended = outcome.wait_for(Option::is_some).await.map_err(internal)?;
             return ended.clone().ok_or_else(|| internal("a turn ended without an outcome"));
         }
-        let turn: Turn = self.shared.journal.load(&record::stream(id)).await.map_err(internal)?.state;
-        match turn {
+        match self.shared.load(&now, id).await?.state {
             Turn { outcome: Some(outcome), .. } => Ok(outcome),
             Turn { request: None, .. } => Err(unknown(id)),
-            Turn { .. } => Err(internal("the turn neither runs nor has ended")),
+            Turn { .. } => Err(internal("the sled is shutting down and ends this turn itself")),
         }
     }
 
@@ -149,8 +123,10 @@ impl Turns {
         id: Uuid,
         after: u64,
     ) -> Result<impl Stream<Item = Result<TurnRecord, ReadError>> + Send + use<>, Refusal> {
-        let stream = record::stream(id);
-        let turn: Loaded<Turn> = self.shared.journal.load(&stream).await.map_err(internal)?;
+        let turn = {
+            let now = self.shared.now.lock().await;
+            self.shared.load(&now, id).await?
+        };
         if turn.version == 0 {
             return Err(unknown(id));
         }
@@ -160,7 +136,7 @@ impl Turns {
         if turn.state.outcome.is_some() && after == turn.version {
             return Ok(stream::empty().left_stream());
         }
-        let events = self.shared.journal.subscribe(&stream, after).filter_map(move |recorded| {
+        let events = self.shared.journal.subscribe(&record::stream(id), after).filter_map(move |recorded| {
             let record = match recorded {
                 Ok(recorded) => record::for_reader(&recorded)
                     .map_err(|source| ReadError::Decode { stream: recorded.stream, version: recorded.version, source })
@@ -200,6 +176,60 @@ impl Turns {
 }
 
 impl Shared {
+    /// Begins a turn, or says why not.
+    async fn begin(self: Arc<Self>, id: Uuid, request: TurnRequest) -> Result<Accepted, Refusal> {
+        let mut now = self.now.lock().await;
+        let known = self.load(&now, id).await?;
+        match &known.state {
+            Turn { request: Some(before), .. } if *before == request => return Ok(Accepted { already: true }),
+            Turn { request: Some(before), outcome: Some(Outcome::Interrupted) }
+                if before.attempt.checked_add(1) == Some(request.attempt) => {}
+            Turn { request: Some(_), .. } => {
+                return Err(refusal(RefusalKind::Mismatch, "this turn was handed over before with another request"));
+            }
+            Turn { request: None, .. } => {}
+        }
+        match &*now {
+            Now::Idle => {}
+            Now::Running(running) => {
+                return Err(refusal(
+                    RefusalKind::Busy,
+                    &format!("turn {} runs in this project; one at a time", running.id),
+                ));
+            }
+            Now::ShuttingDown => return Err(refusal(RefusalKind::Busy, "the sled is shutting down")),
+        }
+        let (journal, actor) = (self.journal.clone(), self.actor.clone());
+        let recorder = Recorder::accept(journal, actor, id, known.version, request.clone()).await.map_err(internal)?;
+        let (stops, stopped) = mpsc::channel(4);
+        let (ended, outcome) = watch::channel(None);
+        *now = Now::Running(Running { id, since: Instant::now(), stops, outcome });
+        self.tasks.spawn(self.clone().run(id, request, recorder, stopped, ended));
+        Ok(Accepted { already: false })
+    }
+
+    /// A turn as it is `now`. One that was accepted and neither runs nor has ended, such as an append leaves that took place and
+    /// yet failed, is stored as interrupted first, so that nobody waits for its end. While the sled shuts down that is left to the next one.
+    async fn load(&self, now: &Now, id: Uuid) -> Result<Loaded<Turn>, Refusal> {
+        let stream = record::stream(id);
+        let turn: Loaded<Turn> = self.journal.load(&stream).await.map_err(internal)?;
+        let lives = match now {
+            Now::Idle => false,
+            Now::Running(running) => running.id == id,
+            // The turn that is being ended is known by its task alone.
+            Now::ShuttingDown => true,
+        };
+        if lives || turn.state.request.is_none() || turn.state.outcome.is_some() {
+            return Ok(turn);
+        }
+        tracing::warn!(turn = %id, "interrupted: it was accepted and does not run");
+        Recorder::take_up(self.journal.clone(), self.actor.clone(), stream.clone(), turn.version)
+            .finish(Outcome::Interrupted, None)
+            .await
+            .map_err(internal)?;
+        self.journal.load(&stream).await.map_err(internal)
+    }
+
     async fn run(
         self: Arc<Self>,
         id: Uuid,
@@ -253,4 +283,95 @@ fn unknown(id: Uuid) -> Refusal {
 
 fn internal(error: impl std::fmt::Display) -> Refusal {
     refusal(RefusalKind::Internal, &error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    use link::requests::{Agent, AgentSession};
+
+    use super::*;
+
+    /// Turns of a sled that finds no program to supervise by, so that each fails at its start.
+    async fn turns(folder: &std::path::Path) -> Turns {
+        let journal = Journal::open(&folder.join("journal.db"), Arc::new(journal::SystemClock)).unwrap();
+        let sled = folder.join("no-such-sled");
+        let surroundings = Surroundings {
+            sled: sled.clone(),
+            home: folder.to_owned(),
+            environment: std::iter::empty::<(&str, &str)>().collect(),
+            model_port: 1,
+        };
+        let supervision = Supervision { sled, run_dir: folder.to_owned() };
+        Turns::open(journal, "p".to_owned(), Site { workspace: folder.to_owned(), surroundings, supervision })
+            .await
+            .unwrap()
+    }
+
+    fn request() -> TurnRequest {
+        let session = AgentSession { id: Uuid::nil(), resumed: false };
+        let agent = Agent::Echo { notice: None };
+        TurnRequest { session, agent, prompt: "hi".to_owned(), identity: None, attempt: 1 }
+    }
+
+    /// How a turn ended, by its events.
+    async fn end(turns: &Turns, id: Uuid) -> Outcome {
+        let events = turns.events(id, 0).await.unwrap().map(Result::unwrap).collect::<Vec<_>>();
+        let events = tokio::time::timeout(Duration::from_secs(20), events).await.expect("a turn's events do not end");
+        match &events.last().unwrap().event {
+            TurnEvent::Finished { outcome, .. } => outcome.clone(),
+            other => panic!("{other:?} is no end"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_turn_runs_though_who_asked_for_it_goes_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let turns = turns(folder.path()).await;
+        for polls in 1..10 {
+            let id = Uuid::from_u128(polls);
+            {
+                let mut left = polls;
+                let mut put = std::pin::pin!(turns.put(id, request()));
+                // It is dropped at whatever it awaits then.
+                poll_fn(|context| {
+                    left -= 1;
+                    let ended = put.as_mut().poll(context).is_ready();
+                    if ended || left == 0 { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+            }
+            assert!(turns.put(id, request()).await.unwrap().already);
+            let end = end(&turns, id).await;
+            assert!(matches!(end, Outcome::Failed { .. }), "dropped after {polls}: {end:?}");
+            assert_eq!(turns.stop(id, Duration::ZERO).await.unwrap(), end);
+            assert_eq!(turns.running().await, None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_was_accepted_and_does_not_run_is_interrupted_whoever_asks() {
+        let folder = tempfile::tempdir().unwrap();
+        let turns = turns(folder.path()).await;
+        let accepted = async |id: u128| {
+            let (journal, actor) = (turns.shared.journal.clone(), turns.shared.actor.clone());
+            Recorder::accept(journal, actor, Uuid::from_u128(id), 0, request()).await.unwrap();
+            Uuid::from_u128(id)
+        };
+        assert_eq!(end(&turns, accepted(1).await).await, Outcome::Interrupted);
+
+        assert_eq!(turns.stop(accepted(2).await, Duration::ZERO).await.unwrap(), Outcome::Interrupted);
+
+        let id = accepted(3).await;
+        assert!(turns.put(id, request()).await.unwrap().already);
+        assert_eq!(end(&turns, id).await, Outcome::Interrupted);
+
+        let id = accepted(4).await;
+        let again = TurnRequest { attempt: 2, ..request() };
+        assert!(!turns.put(id, again).await.unwrap().already);
+        assert_eq!(end(&turns, id).await, Outcome::Interrupted);
+        assert!(matches!(turns.stop(id, Duration::ZERO).await.unwrap(), Outcome::Failed { .. }));
+    }
 }

@@ -3,8 +3,9 @@
 //! Tried with 2.1.197. The container is the fence, so it may use every tool (SEC-8); the repository's own instructions count.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, Result};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Result};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use link::requests::AgentSession;
@@ -19,6 +20,12 @@ pub const SETTINGS: [(&str, &str); 5] = [
     ("DISABLE_ERROR_REPORTING", "1"),
     ("DISABLE_TELEMETRY", "1"),
 ];
+
+/// How much of a session's file is looked through for a conversation, which is at its beginning, in bytes.
+const MAX_SEARCH: u64 = 64 * 1024 * 1024;
+
+/// Longest line that is understood there, in bytes.
+const MAX_LINE: u64 = 8 * 1024 * 1024;
 
 /// The command line for one turn, and whether the session's memory is as expected.
 pub fn argv(session: &AgentSession, model: Option<&str>, home: &Path) -> Result<(Vec<OsString>, bool)> {
@@ -54,7 +61,7 @@ pub fn argv(session: &AgentSession, model: Option<&str>, home: &Path) -> Result<
 enum Memory {
     Found,
     Absent,
-    /// Files of that session without a conversation, such as a crash right after the start leaves.
+    /// Files of that session without a conversation, such as a crash right after the start leaves, and what is no file at all.
     Unusable(Vec<PathBuf>),
 }
 
@@ -68,8 +75,8 @@ fn memory(home: &Path, session: Uuid) -> Result<Memory> {
     let mut unusable = Vec::new();
     for project in projects {
         let path = project?.path().join(format!("{session}.jsonl"));
-        match File::open(&path) {
-            Ok(file) if holds_conversation(BufReader::new(&file))? => return Ok(Memory::Found),
+        match open_regular(&path) {
+            Ok(Some(file)) if holds_conversation(BufReader::new(&file))? => return Ok(Memory::Found),
             Ok(_) => unusable.push(path),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
             Err(error) => return Err(error),
@@ -78,14 +85,27 @@ fn memory(home: &Path, session: Uuid) -> Result<Memory> {
     Ok(if unusable.is_empty() { Memory::Absent } else { Memory::Unusable(unusable) })
 }
 
-fn holds_conversation(mut file: impl BufRead) -> Result<bool> {
+/// Opens a regular file; `None` if it is something else. Whoever works in the project can put anything there, such as a pipe, and may exchange it meanwhile.
+fn open_regular(path: &Path) -> Result<Option<File>> {
+    if !std::fs::symlink_metadata(path)?.is_file() {
+        return Ok(None);
+    }
+    let flags = nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW;
+    OpenOptions::new().read(true).custom_flags(flags).open(path).map(Some)
+}
+
+fn holds_conversation(file: impl BufRead) -> Result<bool> {
     /// What of a line matters here.
     #[derive(Deserialize)]
     struct Entry {
         r#type: String,
     }
+    let mut file = file.take(MAX_SEARCH);
     let mut line = Vec::new();
-    while file.read_until(b'\n', &mut line)? > 0 {
+    while file.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? > 0 {
+        if line.len() as u64 == MAX_LINE && !line.ends_with(b"\n") {
+            file.skip_until(b'\n')?;
+        }
         // A line that was not written to its end is none.
         if serde_json::from_slice::<Entry>(&line)
             .is_ok_and(|entry| matches!(entry.r#type.as_str(), "user" | "assistant"))
@@ -133,6 +153,36 @@ mod tests {
         for (file, resumed, how, found) in table {
             assert_eq!(check(file, resumed), (how.to_owned(), found), "{file:?}, resumed: {resumed}");
         }
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_set_aside_unread() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join(".claude/projects/-workspace");
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(format!("{}.jsonl", Uuid::nil()));
+        let resumed = || argv(&AgentSession { id: Uuid::nil(), resumed: true }, None, home.path()).unwrap().1;
+
+        // Opening a pipe that nobody writes to would wait for ever.
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(!resumed());
+        assert!(!path.exists());
+
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert!(!resumed());
+        assert!(path.symlink_metadata().is_err());
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_not_read_to_its_end() {
+        let endless = |beginning: &'static str| beginning.as_bytes().chain(std::io::repeat(b'x'));
+        assert!(holds_conversation(BufReader::new(endless("{\"type\":\"user\"}\n"))).unwrap());
+        assert!(!holds_conversation(BufReader::new(endless("{\"type\":\"queue-operation\"}\n"))).unwrap());
+
+        // What follows in a line that is too long is no line, and what follows that line is one.
+        let long = |rest: &str| format!("{}{rest}\n", "x".repeat(usize::try_from(MAX_LINE).unwrap()));
+        assert!(!holds_conversation(long("{\"type\":\"user\"}").as_bytes()).unwrap());
+        assert!(holds_conversation(long("\n{\"type\":\"user\"}").as_bytes()).unwrap());
     }
 
     #[test]

@@ -7,16 +7,13 @@ use link::requests::{FailureReason, Outcome, TurnEvent, Usage};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::text::{one_line, paragraphs};
+use crate::text::{MAX_ERROR, error_line, one_line, paragraphs};
 
 /// Longest line of an agent's output, in bytes; a longer one breaks the protocol.
 pub const MAX_LINE: usize = 8 * 1024 * 1024;
 
 /// Longest text of one event, in bytes: with its escapes it fits the link's line.
-const MAX_TEXT: usize = 400 * 1024;
-
-/// Longest error that an agent may report, in bytes.
-const MAX_ERROR: usize = 2000;
+pub const MAX_TEXT: usize = 400 * 1024;
 
 /// Longest summary of a tool call, in characters.
 const MAX_SUMMARY: usize = 200;
@@ -78,7 +75,7 @@ impl Listener {
             "result" => match serde_json::from_slice(line) {
                 Ok(result) => self.result(result),
                 Err(error) => {
-                    let error = format!("its result line is malformed: {error}");
+                    let error = format!("its result line is malformed: {}", error_line(&error));
                     Heard::End(self.flush(), failed(FailureReason::Protocol { error }), None)
                 }
             },

@@ -152,6 +152,17 @@ fn long_texts_still_fit_the_links_line() {
     }
 }
 
+#[test]
+fn a_malformed_result_is_not_quoted_in_full() {
+    let line = json!({"type": "result", "is_error": "\"".repeat(5 * 1024 * 1024)}).to_string();
+    let shown = Listener::default().hear(line.as_bytes(), Timestamp::UNIX_EPOCH);
+    let Heard::End(_, Outcome::Failed { reason: FailureReason::Protocol { error }, .. }, None) = shown else {
+        panic!("it is no failure")
+    };
+    assert!(error.starts_with("its result line is malformed: invalid type: string"), "{error}");
+    assert!(error.chars().count() < MAX_ERROR + 100, "{}", error.len());
+}
+
 proptest! {
     #[test]
     fn words_arrive_as_they_were_said(words: String) {

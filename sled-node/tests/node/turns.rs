@@ -68,6 +68,25 @@ async fn a_turn_is_run_once_however_often_it_is_handed_over() {
 }
 
 #[tokio::test]
+async fn a_turn_whose_request_breaks_off_runs_all_the_same() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let request = echo(None, "hi");
+    for round in 0..60_u64 {
+        let id = Uuid::now_v7();
+        let put = tokio::time::timeout(std::time::Duration::from_micros(round * 50), client.put_turn(id, &request));
+        if let Ok(answer) = put.await {
+            answer.unwrap();
+        }
+        // The gateway hands it over again, as it does after a link that broke.
+        client.put_turn(id, &request).await.unwrap();
+        let told = events(&client, id, 0).await;
+        assert_eq!(kinds(&told), ["accepted", "started", "finished"], "round {round}");
+        assert_eq!(client.stop_turn(id, 0).await.unwrap(), answered("You said: hi"));
+    }
+}
+
+#[tokio::test]
 async fn one_turn_at_a_time() {
     let node = Node::start().await;
     let client = node.client().await;
