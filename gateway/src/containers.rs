@@ -66,6 +66,8 @@ pub struct Containers {
     settings: ContainerSettings,
     stacks: Stacks,
     engine: Mutex<Option<Engine>>,
+    /// Read from the bridge's making until a container is on it; written while the bridge is removed.
+    bridge: tokio::sync::RwLock<()>,
     sled: OnceCell<SledBinary>,
     info: OnceCell<EngineInfo>,
 }
@@ -73,7 +75,16 @@ pub struct Containers {
 impl Containers {
     /// Nothing is asked of the engine yet.
     pub fn new(gateway: Uuid, home: Home, settings: ContainerSettings, stacks: Stacks) -> Self {
-        Self { gateway, home, settings, stacks, engine: Mutex::default(), sled: OnceCell::new(), info: OnceCell::new() }
+        Self {
+            gateway,
+            home,
+            settings,
+            stacks,
+            engine: Mutex::default(),
+            bridge: tokio::sync::RwLock::default(),
+            sled: OnceCell::new(),
+            info: OnceCell::new(),
+        }
     }
 
     /// The engine; refused with what to do when none answers.
@@ -183,6 +194,7 @@ impl Containers {
             }
         }
         let image = project.image.clone().ok_or_else(|| incomplete("image"))?;
+        let _bridge = self.bridge.read().await;
         let mut wanted = self.spec(&engine, id, spec, image, owner).await?;
         let name = wanted.name.clone();
         for attempt in 2..NAMES {
@@ -231,6 +243,7 @@ impl Containers {
 
     /// Removes the bridge when no container needs it any more.
     pub async fn tidy_network(&self) -> Result<(), Refusal> {
+        let _bridge = self.bridge.write().await;
         if self.list().await?.is_empty() {
             self.engine()?.remove_network(&self.gateway.to_string()).await.map_err(refused)?;
         }
@@ -328,7 +341,7 @@ pub fn refused(error: EngineError) -> Refusal {
     });
     let refusal = match error {
         EngineError::BuildFailed(failure) => {
-            let log = failure.log.join("\n");
+            let log = failure.log.iter().map(|line| text::one_line(line, 200)).collect::<Vec<_>>().join("\n");
             return Refusal::internal(format!("{failure}"), "its last lines follow").hint(text::code_block(&log));
         }
         EngineError::NotRunning { .. } | EngineError::PermissionDenied { .. } => {

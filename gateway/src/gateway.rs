@@ -3,7 +3,7 @@
 use std::{
     io::IsTerminal,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -169,7 +169,8 @@ impl Gateway {
         let sessions = Sessions::new(journal.clone());
         let ports = settings.containers.network;
         let containers = Arc::new(Containers::new(id, home.clone(), settings.containers, stacks));
-        let doors = Doors { registry: Arc::clone(&registry), home: home.clone(), musher, ports };
+        let doors =
+            Doors { registry: Arc::clone(&registry), home: home.clone(), musher, ports, writing: Arc::default() };
         let nodes = Nodes::new(
             Arc::clone(&containers),
             Arc::clone(&registry),
@@ -185,7 +186,6 @@ impl Gateway {
             doors,
             removing: Arc::default(),
             places: settings.places,
-            read_memory: settings::read_memory,
         };
         let turns = Turns::new(settings.turns, nodes.clone(), sessions.clone(), outbox.clone(), tasks.clone());
         let (dispatcher, dispatching) =
@@ -246,9 +246,7 @@ impl Gateway {
                 tasks.spawn("node", async move { drop(nodes.sled(project).await) });
             }
         }
-        let ambient = RwLock::new(config.ambient_rooms.iter().map(|room| room.as_str().to_owned()).collect());
-        let intake =
-            Intake { people: settings.people, ambient, rooms, registry, commands, dispatcher, outbox: outbox.clone() };
+        let intake = Intake { people: settings.people, rooms, registry, commands, dispatcher, outbox: outbox.clone() };
         Ok(Self {
             tasks,
             intake: Arc::new(intake),
@@ -277,7 +275,7 @@ impl Gateway {
         self.closed.because("the gateway is stopping");
         if let Err(missed) = self.tasks.shutdown(SHUTDOWN).await {
             error!(%missed, "the end came before everything had ended");
-            eprintln!("musher: {missed}; what they did is taken up at the next start");
+            eprintln!("musher: {missed}; turns go on in their containers, and answers not yet delivered are lost");
         }
         self.journal.close().await;
         talked
@@ -311,7 +309,10 @@ impl Gateway {
             let inbox = Arc::clone(&self.intake) as Arc<dyn Inbox>;
             match MatrixSurface::start(settings.clone(), inbox, self.tasks.stopping()).await {
                 Ok(started) => break started,
-                Err(unreachable @ MatrixError::Unreachable { .. }) => {
+                Err(
+                    unreachable @ (MatrixError::Unreachable { .. }
+                    | MatrixError::LoginRefused { retry_after: Some(_), .. }),
+                ) => {
                     warn!(%unreachable, "tried again in {} s", wait.as_secs());
                     self.closed.because(&unreachable.to_string());
                     tokio::time::sleep(wait).await;
@@ -323,28 +324,12 @@ impl Gateway {
                 }
             }
         };
-        for alias in self.intake.aliases() {
-            self.tasks.spawn("ambient room", find_ambient(alias, Arc::clone(&self.intake), Arc::clone(&surface)));
-        }
         self.outbox.add(surface as SharedSurface);
         // The loop ends by itself when the gateway stops, after it has taken its signs of typing back.
         self.tasks.spawn_to_end("matrix", syncing);
         self.closed.open();
         self.tasks.stopping().cancelled().await;
         Ok(())
-    }
-}
-
-/// Finds a room that bot.toml names by alias, however long the homeserver takes to know it.
-async fn find_ambient(alias: String, intake: Arc<Intake>, surface: Arc<MatrixSurface>) {
-    let mut wait = Duration::from_secs(1);
-    loop {
-        match surface.room_id(&alias).await {
-            Ok(room) => return intake.make_ambient(room),
-            Err(error) => warn!(alias, error, "an ambient room is not found yet"),
-        }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
     }
 }
 

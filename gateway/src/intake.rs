@@ -2,10 +2,7 @@
 //!
 //! Who may speak is decided before what was said (invariant 12). Commands never wait for a turn.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::sync::Arc;
 
 use futures_util::{FutureExt, future::BoxFuture};
 use tracing::debug;
@@ -30,8 +27,6 @@ use crate::{
 pub struct Intake {
     /// Who may speak.
     pub people: People,
-    /// Rooms in which every message is for us, by the surface's id or alias.
-    pub ambient: RwLock<BTreeSet<String>>,
     /// Whom they talk about.
     pub rooms: Arc<Rooms>,
     /// The projects.
@@ -51,27 +46,12 @@ impl Intake {
         self.registry.get(id).filter(|project| project.stage == Stage::Registered).map(|_| id)
     }
 
-    /// The ambient rooms that are named by an alias.
-    pub fn aliases(&self) -> Vec<String> {
-        let ambient = self.ambient.read().unwrap_or_else(PoisonError::into_inner);
-        ambient.iter().filter(|room| room.starts_with('#')).cloned().collect()
-    }
-
-    /// Takes every message in this room as meant for us from now on.
-    pub fn make_ambient(&self, room: String) {
-        self.ambient.write().unwrap_or_else(PoisonError::into_inner).insert(room);
-    }
-
-    fn is_ambient(&self, room: &Room) -> bool {
-        self.ambient.read().unwrap_or_else(PoisonError::into_inner).contains(&room.id)
-    }
-
     async fn take(&self, message: Inbound) -> Result<(), InboxError> {
         let Some(role) = self.people.role(&message.sender) else {
             debug!(sender = %message.sender, room = %message.room, "not listened to");
             return Ok(());
         };
-        if !message.addressed && !self.is_ambient(&message.room) {
+        if !message.addressed {
             return Ok(());
         }
         let to = Address {
@@ -134,7 +114,7 @@ impl Inbox for Intake {
         self.take(message).boxed()
     }
 
-    fn may_invite(&self, person: &Person) -> bool {
+    fn listens_to(&self, person: &Person) -> bool {
         self.people.role(person).is_some()
     }
 }

@@ -26,7 +26,7 @@ pub const PREFIX: &str = "/model";
 const REQUEST_MAX: usize = 32 * 1024 * 1024;
 /// Requests that one project may have under way.
 const AT_ONCE: usize = 64;
-/// How long the model may take to connect, and to say anything at all.
+/// How long connecting to the model may take.
 const CONNECT: Duration = Duration::from_secs(30);
 /// The longest silence within an answer.
 const SILENCE: Duration = Duration::from_mins(10);

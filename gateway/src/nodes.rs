@@ -106,8 +106,7 @@ impl Nodes {
                 Ok(SledClient::new(link))
             }
             Err(mut refusal) => {
-                let registered = self.inner.registry.get(project).is_some_and(|known| known.stage == Stage::Registered);
-                if registered {
+                if self.is_registered(project) {
                     warn!(%project, %refusal, "the node is unreachable");
                     refusal.what = format!("{}: {}", self.slot(project).unreachable(), refusal.what);
                 }
@@ -158,6 +157,10 @@ impl Nodes {
         self.inner.containers.remove(project).await
     }
 
+    fn is_registered(&self, project: Uuid) -> bool {
+        self.inner.registry.get(project).is_some_and(|known| known.stage == Stage::Registered)
+    }
+
     fn slot(&self, project: Uuid) -> Arc<Slot> {
         Arc::clone(self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(project).or_default())
     }
@@ -205,7 +208,8 @@ impl Nodes {
     }
 
     async fn reach(&self, project: Uuid, slot: &Slot) -> Result<Link, Refusal> {
-        let began = Instant::now();
+        let mut began = Instant::now();
+        let mut healed = false;
         loop {
             let container = self.running(project, slot).await?;
             let engine = self.inner.containers.engine()?;
@@ -224,6 +228,13 @@ impl Nodes {
                 }
                 Err(error @ link::OpenError::Version { .. }) => {
                     return Err(Refusal::internal("this sled cannot be served", error));
+                }
+                // A sled that is stuck, or that the project's code has cut off, does not come back by itself.
+                Err(error) if began.elapsed() > PATIENCE && !healed && self.is_registered(project) => {
+                    warn!(%project, %error, "the sled does not answer; its container is made anew");
+                    let _held = slot.starting.lock().await;
+                    self.inner.containers.remove(project).await?;
+                    (healed, began) = (true, Instant::now());
                 }
                 Err(error) if began.elapsed() > PATIENCE => {
                     let said = text::one_line(&process.stderr_tail(), 300);

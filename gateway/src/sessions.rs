@@ -29,6 +29,9 @@ pub struct Answered {
     pub event_id: String,
     /// Who wrote it.
     pub sender: Person,
+    /// The thread that it was asked in, where its answer goes.
+    #[serde(default)]
+    pub thread: Option<String>,
 }
 
 /// How a turn ended, as far as a fold needs it.

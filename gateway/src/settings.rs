@@ -353,12 +353,8 @@ fn matrix(config: &Config, home: &Home, user_home: &Path) -> Result<Option<Matri
         homeserver: account.homeserver.as_url().clone(),
         login,
         room_ids: config.room_ids.iter().chain(&config.ambient_rooms).map(|room| room.as_str().to_owned()).collect(),
+        ambient: config.ambient_rooms.iter().map(|room| room.as_str().to_owned()).collect(),
         store_dir: home.matrix(),
         device_name: "musher".to_owned(),
     }))
-}
-
-/// Reads a size such as `4g`, for `--memory`.
-pub fn read_memory(text: &str) -> Result<u64, String> {
-    text.parse::<bot_config::Memory>().map(bot_config::Memory::bytes).map_err(|error| error.to_string())
 }

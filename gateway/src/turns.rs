@@ -193,7 +193,11 @@ impl Turns {
         let Batch { id, session, messages } = batch;
         let answers: Vec<_> = messages
             .iter()
-            .map(|words| Answered { event_id: words.event_id.clone(), sender: words.sender.clone() })
+            .map(|words| Answered {
+                event_id: words.event_id.clone(),
+                sender: words.sender.clone(),
+                thread: words.thread.clone(),
+            })
             .collect();
         let pending = messages.iter().rev().find_map(|words| words.pending.clone());
         let to = address(&session, answers.last(), pending);
@@ -528,7 +532,7 @@ impl Carrier<Words, StopRequest> for Turns {
 fn address(session: &SessionKey, last: Option<&Answered>, pending: Option<TaskTrackerToken>) -> Address {
     Address {
         room: session.room.clone(),
-        thread: session.thread.clone(),
+        thread: last.and_then(|answered| answered.thread.clone()),
         reply_to: last.map(|answered| answered.event_id.clone()),
         mention: last.map(|answered| answered.sender.clone()),
         pending,

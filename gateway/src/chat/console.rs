@@ -198,7 +198,8 @@ impl Surface for Console {
     }
 
     fn edit_interval(&self) -> Duration {
-        Duration::ZERO
+        // Steps of a build that take no time at all would fill the screen.
+        Duration::from_millis(500)
     }
 
     fn health(&self) -> Result<(), String> {
@@ -456,7 +457,7 @@ mod tests {
             .boxed()
         }
 
-        fn may_invite(&self, _: &Person) -> bool {
+        fn listens_to(&self, _: &Person) -> bool {
             false
         }
     }

@@ -82,7 +82,7 @@ pub struct Inbound {
     pub quoted: Option<String>,
     /// Root of the thread it belongs to.
     pub thread: Option<String>,
-    /// Whether it is meant for the bot by its form: a mention, a reply to the bot, a direct room.
+    /// Whether it is meant for the bot: a mention, a reply to the bot, a direct room, an ambient room.
     pub addressed: bool,
     /// Held by everything that still works for this message; when the last clone is dropped, it has
     /// been answered in full. A surface that does not care gives `None`.
@@ -94,8 +94,9 @@ pub trait Inbox: Send + Sync + 'static {
     /// Takes a message over. Only after this has returned `Ok` may the surface's position move past it.
     fn accept(&self, message: Inbound) -> BoxFuture<'_, Result<(), InboxError>>;
 
-    /// Whether this person may invite the bot into rooms (MTX-5).
-    fn may_invite(&self, person: &Person) -> bool;
+    /// Whether this person may speak to the bot, and so invite it into rooms (MTX-4, MTX-5). A surface
+    /// does no work for anybody else.
+    fn listens_to(&self, person: &Person) -> bool;
 }
 
 /// Why the inbox could not take a message.

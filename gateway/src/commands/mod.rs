@@ -45,7 +45,9 @@ use crate::{
 const CONFIRM_WITHIN: Duration = Duration::from_mins(2);
 /// How long a turn may take to end before its project is deleted all the same.
 const QUIET_WITHIN: Duration = Duration::from_secs(30);
-/// After this a proxied command says that it is still running (CMD-5).
+/// How long a sled may take to tell its status before it counts as silent.
+const STATUS_PATIENCE: Duration = Duration::from_secs(4);
+/// After this a proxied command says that it is still under way (CMD-5).
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What of a command's output is shown, in bytes of its end.
 const OUTPUT_MAX: usize = 20_000;
@@ -149,11 +151,7 @@ impl Commands {
             Command::Ssh { project } => self.ssh(project.as_deref(), asked),
             Command::Delete(Delete::Project { name }) => self.ask_deletion(&name, asked),
             Command::Confirm(Confirm::Delete { name }) => self.delete(&name, asked).await,
-            Command::Logs { lines } => {
-                let (id, _) = self.chosen(asked)?;
-                let sled = self.inner.nodes.sled(id).await?;
-                self.proxied("logs", id, asked, async move { sled.logs(lines).await }).await
-            }
+            Command::Logs { lines } => self.logs(lines, asked).await,
             Command::Git { args } => self.git(args, asked).await,
             Command::Diff { paths } => {
                 let args = ["diff", "HEAD", "--"].map(str::to_owned).into_iter().chain(paths).collect();
@@ -225,14 +223,15 @@ impl Commands {
         }
         let containers = self.inner.containers.list().await;
         let mut lines = Vec::new();
-        for (_, project) in all {
+        for (id, project) in all {
             let Some(spec) = project.spec else { continue };
+            let id = id.to_string();
             let state = match (project.stage, &containers) {
                 (Stage::Making, _) => "being made",
                 (Stage::Undoing | Stage::Deleting, _) => "being removed",
                 (_, Err(_)) => "unknown",
                 (_, Ok(containers)) => {
-                    let found = containers.iter().find(|found| found.project.as_ref() == Some(&spec.name));
+                    let found = containers.iter().find(|found| found.project_id.as_ref() == Some(&id));
                     if found.is_some_and(|found| found.state == ContainerState::Running) {
                         "running"
                     } else {
@@ -253,15 +252,29 @@ impl Commands {
     async fn status(&self, asked: &Asked) -> Result<String, Refusal> {
         let (id, project) = self.chosen(asked)?;
         let name = project.spec.map(|spec| spec.name).unwrap_or_default();
-        let sled = self.inner.nodes.sled(id).await?.patience(PATIENCE);
-        let status = self.heard(id, sled.status().await)?;
-        Ok(describe(&name, &status))
+        let work = async {
+            let sled = self.inner.nodes.sled(id).await?.patience(STATUS_PATIENCE);
+            Ok(describe(&name, &self.heard(id, sled.status().await)?))
+        };
+        self.patiently("status", asked, work).await
+    }
+
+    async fn logs(&self, lines: u32, asked: &Asked) -> Result<String, Refusal> {
+        let (id, _) = self.chosen(asked)?;
+        let work = async {
+            let sled = self.inner.nodes.sled(id).await?;
+            Ok(show(&self.heard(id, sled.logs(lines).await)?))
+        };
+        self.patiently("logs", asked, work).await
     }
 
     async fn git(&self, args: Vec<String>, asked: &Asked) -> Result<String, Refusal> {
         let (id, _) = self.chosen(asked)?;
-        let sled = self.inner.nodes.sled(id).await?;
-        self.proxied("git", id, asked, async move { sled.git(args).await }).await
+        let work = async {
+            let sled = self.inner.nodes.sled(id).await?;
+            Ok(show(&self.heard(id, sled.git(args).await)?))
+        };
+        self.patiently("git", asked, work).await
     }
 
     /// What a sled answered; one that is silent is unreachable (CMD-4).
@@ -275,26 +288,21 @@ impl Commands {
         }
     }
 
-    /// Answers within [`PATIENCE`], or says that it is still running and posts the rest later.
-    async fn proxied(
+    /// Answers within [`PATIENCE`], or says that it is still at it and answers later (CMD-5). The container may have to
+    /// be started first.
+    async fn patiently(
         &self,
         what: &'static str,
-        project: Uuid,
         asked: &Asked,
-        call: impl Future<Output = Result<CommandOutput, CallError>> + Send,
+        work: impl Future<Output = Result<String, Refusal>> + Send,
     ) -> Result<String, Refusal> {
-        let mut call = std::pin::pin!(call);
-        let output = if let Ok(output) = tokio::time::timeout(PATIENCE, &mut call).await {
-            output
-        } else {
-            drop(self.inner.outbox.post(
-                &asked.to,
-                Weight::Notice,
-                format!("`{what}` is still running; its output follows."),
-            ));
-            call.await
-        };
-        Ok(show(&self.heard(project, output)?))
+        let mut work = std::pin::pin!(work);
+        if let Ok(answer) = tokio::time::timeout(PATIENCE, &mut work).await {
+            return answer;
+        }
+        let notice = format!("`{what}` is still under way; the answer follows.");
+        drop(self.inner.outbox.post(&asked.to, Weight::Notice, notice));
+        work.await
     }
 
     fn ssh(&self, name: Option<&str>, asked: &Asked) -> Result<String, Refusal> {
@@ -319,7 +327,7 @@ impl Commands {
     }
 
     fn ask_deletion(&self, name: &str, asked: &Asked) -> Result<String, Refusal> {
-        let (_, project) = self.deletable(name)?;
+        let (_, project) = self.deletable(name, asked)?;
         let key = (asked.to.room.clone(), asked.by.clone(), name.to_owned());
         self.inner.deletions.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
         let path = project.spec.map(|spec| spec.path).unwrap_or_default();
@@ -338,7 +346,7 @@ impl Commands {
             return Err(Refusal::usage(format!("there is nothing to confirm for {}", text::code(name)))
                 .hint(format!("Write `{first}` first; it can be confirmed in this room, by you, for two minutes.")));
         }
-        let (id, project) = self.deletable(name)?;
+        let (id, project) = self.deletable(name, asked)?;
         let path = project.spec.map(|spec| spec.path).unwrap_or_default();
         self.inner.sagas.delete(id, &asked.by, asked.cause(), self.quiet(id)).await?;
         Ok(format!("**{name}** is deleted. Its files stay in {}.", text::code(&path.to_string_lossy())))
@@ -354,11 +362,19 @@ impl Commands {
         }
     }
 
-    /// A project that can be deleted: registered, or left over from a removal that failed.
-    fn deletable(&self, name: &str) -> Result<(Uuid, Project), Refusal> {
-        match self.inner.registry.by_name(name) {
-            Some((id, project)) if matches!(project.stage, Stage::Undoing | Stage::Deleting) => Ok((id, project)),
-            _ => self.inner.registry.registered(name),
+    /// A project that this person can delete: registered, or left over from a removal that failed. Members delete what
+    /// they asked for themselves, admins everything.
+    fn deletable(&self, name: &str, asked: &Asked) -> Result<(Uuid, Project), Refusal> {
+        let (id, project) = match self.inner.registry.by_name(name) {
+            Some((id, project)) if matches!(project.stage, Stage::Undoing | Stage::Deleting) => (id, project),
+            _ => self.inner.registry.registered(name)?,
+        };
+        let own = project.spec.as_ref().is_some_and(|spec| spec.asked_by == asked.by);
+        if own || asked.role == Role::Admin {
+            Ok((id, project))
+        } else {
+            Err(Refusal::usage(format!("project {} is somebody else's", text::code(name)))
+                .hint("Ask who made it, or one of the `admins` in bot.toml, to delete it."))
         }
     }
 }

@@ -24,7 +24,8 @@ pub fn make(place: &Place) -> Result<Made, Refusal> {
             parents.reverse();
             for folder in parents.iter().chain([&place.path]) {
                 // Exclusive: a folder that somebody else makes at this moment is theirs.
-                let mode = if folder == &place.path { 0o755 } else { 0o700 };
+                let private = folder != &place.path && !nix::unistd::geteuid().is_root();
+                let mode = if private { 0o700 } else { 0o755 };
                 fs::DirBuilder::new().mode(mode).create(folder).map_err(failed)?;
             }
             Ok(Made::Folder { parents })

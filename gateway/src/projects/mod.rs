@@ -82,11 +82,11 @@ impl Registry {
     pub fn registered(&self, name: &str) -> Result<(Uuid, Project), Refusal> {
         match self.by_name(name) {
             Some((id, project)) if project.stage == Stage::Registered => Ok((id, project)),
-            Some((_, project)) => Err(Refusal::usage(match project.stage {
-                Stage::Making => format!("project `{name}` is still being made"),
-                _ => format!("project `{name}` is being removed"),
-            })
-            .hint("`projects` shows how far it is.")),
+            Some((_, project)) if project.stage == Stage::Making => {
+                Err(Refusal::usage(format!("project `{name}` is still being made")).hint("Wait for its reply."))
+            }
+            Some(_) => Err(Refusal::usage(format!("project `{name}` is being removed"))
+                .hint(format!("If that failed, `delete project {name}` tries it again."))),
             None => {
                 let shown = crate::text::code(name);
                 let all = self.all();

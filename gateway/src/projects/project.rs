@@ -123,7 +123,7 @@ pub enum ProjectEvent {
         /// Why, for people.
         reason: String,
     },
-    /// The image is there.
+    /// Which image it has; the build may still be to come.
     #[serde(rename = "project.image_chosen")]
     ImageChosen {
         /// Its tag.

@@ -2,6 +2,7 @@
 //! nothing of the project's code runs on the host.
 
 use std::{
+    cell::RefCell,
     fs,
     os::unix::fs::{MetadataExt, lchown},
     path::{Path, PathBuf},
@@ -12,9 +13,9 @@ use std::{
 };
 
 use git2::{
-    FetchOptions, ProxyOptions, RemoteCallbacks, RemoteRedirect, Repository, RepositoryInitOptions,
-    RepositoryOpenFlags,
-    build::{CloneLocal, RepoBuilder},
+    CheckoutNotificationType, FetchOptions, ProxyOptions, RemoteCallbacks, RemoteRedirect, Repository,
+    RepositoryInitOptions, RepositoryOpenFlags,
+    build::{CheckoutBuilder, CloneLocal, RepoBuilder},
 };
 use url::{Host, Url};
 use uuid::Uuid;
@@ -133,16 +134,17 @@ pub struct Clone {
 
 /// Clones into the folder at `path`, which is empty. Blocks; ends soon after `cancelled` turns true.
 ///
-/// `progress` is told how many objects have come and how many there are.
+/// `progress` is told how many objects have come, then how many files are written, and how many there are.
 pub fn clone(
     what: &Clone,
     path: &Path,
     cancelled: &Arc<AtomicBool>,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<(), Refusal> {
+    let told = RefCell::new(&mut progress);
     let mut callbacks = RemoteCallbacks::new();
     callbacks.transfer_progress(|transfer| {
-        progress(transfer.received_objects(), transfer.total_objects());
+        told.borrow_mut()(transfer.received_objects(), transfer.total_objects());
         !cancelled.load(Ordering::Relaxed)
     });
     // Without a credentials callback, a server that wants one is an error and nothing is asked.
@@ -154,7 +156,10 @@ pub fn clone(
         fetch.depth(i32::try_from(depth).unwrap_or(i32::MAX));
     }
     let mut builder = RepoBuilder::new();
-    builder.fetch_options(fetch).clone_local(CloneLocal::NoLinks);
+    let mut checkout = CheckoutBuilder::new();
+    checkout.progress(|_, done, all| told.borrow_mut()(done, all));
+    checkout.notify_on(CheckoutNotificationType::all()).notify(|_, _, _, _, _| !cancelled.load(Ordering::Relaxed));
+    builder.fetch_options(fetch).clone_local(CloneLocal::NoLinks).with_checkout(checkout);
     if let Some(branch) = &what.branch {
         builder.branch(branch);
     }
@@ -172,6 +177,9 @@ pub fn clone(
         )
         .hint(hint)
     })?;
+    if cancelled.load(Ordering::Relaxed) {
+        return Err(Refusal::unavailable("the clone was given up"));
+    }
     unpack(&stage, path).map_err(|error| Refusal::internal("the clone could not be put into its place", error))
 }
 

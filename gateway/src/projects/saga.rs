@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -35,8 +35,22 @@ const PORTS: std::ops::RangeInclusive<u16> = 22_200..=23_999;
 const DOOR_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a clone may bring nothing.
 const CLONE_SILENCE: Duration = Duration::from_mins(2);
+/// How long a clone that is given up may take to notice.
+const CLONE_END: Duration = Duration::from_secs(10);
 /// Tries at a free port.
 const PORT_TRIES: usize = 50;
+
+/// A project that is being removed.
+struct Claim {
+    id: Uuid,
+    removing: Arc<Mutex<BTreeSet<Uuid>>>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.removing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
 
 /// What sagas work with.
 #[derive(Clone)]
@@ -51,12 +65,10 @@ pub struct Sagas {
     pub home: Home,
     /// The generated `ssh_config`.
     pub doors: Doors,
-    /// Held while a project is being deleted.
-    pub removing: Arc<tokio::sync::Mutex<()>>,
+    /// The projects that are being removed just now.
+    pub removing: Arc<Mutex<BTreeSet<Uuid>>>,
     /// Rules for places; `taken` is filled in here.
     pub places: place::Rules,
-    /// The smallest memory that a container can do with, in bytes, and how sizes are read.
-    pub read_memory: fn(&str) -> Result<u64, String>,
 }
 
 /// A project that is there now.
@@ -122,7 +134,7 @@ impl Sagas {
     ) -> Result<(), Refusal> {
         let busy =
             || Refusal::usage("the project is being made or removed just now").hint("`projects` shows how far it is.");
-        let _held = self.removing.try_lock().map_err(|_| busy())?;
+        let _removing = self.claim(id).ok_or_else(busy)?;
         let stage = self.registry.get(id).map(|project| project.stage);
         match stage {
             Some(Stage::Registered) => {
@@ -162,7 +174,8 @@ impl Sagas {
         if let Some((_, other)) = self.registry.by_name(&ask.name) {
             let hint = match other.stage {
                 Stage::Registered => format!("Talk to it with `switch {}`, or choose another name.", ask.name),
-                _ => "It is being made or removed just now; `projects` shows how far it is.".to_owned(),
+                Stage::Making => "It is being made just now.".to_owned(),
+                _ => format!("It is being removed; `delete project {}` tries it again if that failed.", ask.name),
             };
             return Err(Refusal::usage(format!("there is a project `{}` already", ask.name)).hint(hint));
         }
@@ -170,13 +183,7 @@ impl Sagas {
             self.containers.stack(stack)?;
         }
         let cpus = ask.cpus.map(check_cpus).transpose()?;
-        let memory = ask.memory.as_deref().map(|memory| {
-            (self.read_memory)(memory).map_err(|error| {
-                Refusal::usage(format!("`--memory {}` {error}", text::one_line(memory, 40)))
-                    .hint("Write for example `--memory 4g`.")
-            })
-        });
-        let memory = memory.transpose()?;
+        let memory = ask.memory.as_deref().map(check_memory).transpose()?;
         let all = self.registry.all();
         let taken = all
             .iter()
@@ -235,8 +242,12 @@ impl Sagas {
             repository::begin(&place.path)?;
         }
         if place.found != Found::Repository {
-            let failed = |error| Refusal::internal("the files could not be given to their owner", error);
-            repository::give(&place.path, owner).map_err(failed)?;
+            let path = place.path.clone();
+            on_disk(move || {
+                repository::give(&path, owner)
+                    .map_err(|error| Refusal::internal("the files could not be given to their owner", error))
+            })
+            .await?;
         }
 
         let stack = self.choose_stack(id, ask, &place.path, &mut remarks).await?;
@@ -336,7 +347,14 @@ impl Sagas {
         })
     }
 
+    /// Marks a project as being removed, for as long as the claim is held; none when it is already.
+    fn claim(&self, id: Uuid) -> Option<Claim> {
+        let fresh = self.removing.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        fresh.then(|| Claim { id, removing: Arc::clone(&self.removing) })
+    }
+
     async fn abandon(&self, id: Uuid, reason: String) -> Result<(), Refusal> {
+        let _removing = self.claim(id);
         self.tell(id, &[ProjectEvent::Abandoned { reason }]).await?;
         self.remove(id).await
     }
@@ -350,12 +368,17 @@ impl Sagas {
         }
         self.nodes.forget(id);
         if project.begun.contains(&Step::Keys) {
-            folder::remove_tree(self.home.project(id).root()).map_err(|error| {
-                Refusal::internal("the project's part of the state directory could not be removed", error)
-            })?;
+            let root = self.home.project(id).root().to_owned();
+            on_disk(move || {
+                folder::remove_tree(&root).map_err(|error| {
+                    Refusal::internal("the project's part of the state directory could not be removed", error)
+                })
+            })
+            .await?;
         }
         if project.stage == Stage::Undoing {
-            folder::unmake(&project, spec)?;
+            let (project, spec) = (project.clone(), spec.clone());
+            on_disk(move || folder::unmake(&project, &spec)).await?;
         }
         self.tell(id, &[ProjectEvent::Removed]).await?;
         self.doors.write()?;
@@ -384,13 +407,25 @@ pub fn free_port(registry: &Registry, last: u16) -> Result<u16, Refusal> {
         })
 }
 
+/// The rule of `[projects] default_cpus`.
 fn check_cpus(cpus: f64) -> Result<f64, Refusal> {
-    if (0.1..=1000.0).contains(&cpus) {
-        Ok(cpus)
-    } else {
-        Err(Refusal::usage(format!("`--cpus {cpus}` is out of range"))
-            .hint("Write for example `--cpus 2`, or `--cpus 0.5`."))
-    }
+    let checked = cpus.to_string().parse::<bot_config::Cpus>().map(|_| cpus);
+    checked.map_err(|error| {
+        Refusal::usage(format!("`--cpus {cpus}` {error}")).hint("Write for example `--cpus 2`, or `--cpus 0.5`.")
+    })
+}
+
+/// The rule of `[projects] default_memory`; gives bytes.
+fn check_memory(memory: &str) -> Result<u64, Refusal> {
+    memory.parse::<bot_config::Memory>().map(bot_config::Memory::bytes).map_err(|error| {
+        Refusal::usage(format!("`--memory {}` {error}", text::one_line(memory, 40)))
+            .hint("Write for example `--memory 4g`.")
+    })
+}
+
+/// Runs work on the disk, which may take long, where it holds nobody up.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Refusal::internal("work on the disk broke off", error))?
 }
 
 /// Clones on a thread of its own; ends soon after this future is dropped.
@@ -418,11 +453,15 @@ async fn clone(id: Uuid, source: Source, ask: &NewProject, path: &Path, steps: &
             Ok(()) = progress.changed() => {
                 let (have, all) = *progress.borrow_and_update();
                 if have == all || have % 1000 == 0 {
-                    steps.detail(format!("{have} of {all} objects"));
+                    steps.detail(format!("{have} of {all}"));
                 }
             }
             () = tokio::time::sleep(CLONE_SILENCE) => {
                 let secs = CLONE_SILENCE.as_secs();
+                drop(cancelled);
+                // What it does when it notices must not meet the undo; a thread that hangs longer does nothing more.
+                let ended = tokio::time::timeout(CLONE_END, &mut cloning).await;
+                warn!(ended = ended.is_ok(), "a clone is given up");
                 return Err(Refusal::unavailable(format!("the clone is given up: nothing came for {secs} s"))
                     .hint("Check the address, and that this host reaches it."));
             }

@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use musher_docker::USER;
@@ -28,12 +28,15 @@ pub struct Doors {
     pub musher: PathBuf,
     /// Whether containers have a port door.
     pub ports: bool,
+    /// Held from the look at the projects until both files are written: the last to write knows all.
+    pub writing: Arc<Mutex<()>>,
 }
 
 impl Doors {
     /// Writes the doors of all projects that have one anew. A project whose keys are gone has none, and does not take
     /// the others' away.
     pub fn write(&self) -> Result<(), Refusal> {
+        let _held = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut doors = Vec::new();
         for (id, project) in self.registry.all() {
             let open = match project.stage {

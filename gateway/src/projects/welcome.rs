@@ -22,9 +22,10 @@ pub fn welcome(made: &Created, home: &Home, ssh_host: Option<&str>, ports: bool)
             "- editor here: put `Include {config}` as the first line of your `~/.ssh/config`, then open the remote host `{name}.musher`, folder `{WORKSPACE}` (user `{USER}`)"
         ),
     ];
-    match ssh_host.filter(|_| ports) {
+    match ssh_host {
+        _ if !ports => {}
         Some(host) => lines.push(format!(
-            "- another machine: `ssh -J {host} -p {port} {USER}@127.0.0.1`, with a copy of the key {key} (docs/editors.md)",
+            "- another machine: `ssh -i <key> -J {host} -p {port} {USER}@127.0.0.1`, with a copy of the key {key} (docs/editors.md)",
             port = spec.port,
             key = text::code(&home.project(made.id).client_key().to_string_lossy()),
         )),

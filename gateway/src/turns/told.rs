@@ -26,7 +26,7 @@ impl Told {
                 (Ending::Stopped, unasked, end.asked.then(|| stopped(*processes, *killed, end.agent_ran)))
             }
             Ok(Outcome::Interrupted) => {
-                let told = "⚠ The agent was interrupted, because its container ended.\nWrite again to go on; it remembers what came before.";
+                let told = "⚠ The agent was interrupted before it answered.\nWrite again to go on; it remembers what came before.";
                 (Ending::Interrupted, Some(told.to_owned()), None)
             }
             Err(refusal) if end.asked => (Ending::Failed, None, Some(refusal.to_markdown())),

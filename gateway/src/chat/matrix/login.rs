@@ -340,6 +340,7 @@ mod tests {
             homeserver: Url::parse("http://127.0.0.1:1").expect("a URL"),
             login: Login::Password { username: "musher".to_owned(), password: Secret::from("secret".to_owned()) },
             room_ids: Vec::new(),
+            ambient: Vec::new(),
             store_dir,
             device_name: "Musher".to_owned(),
         }

@@ -5,8 +5,10 @@
 //! stream only after the inbox has taken them. It never logs out.
 //!
 //! `login` opens or restores the session, `sync` receives, `intake` reads single events, `rooms` joins
-//! and declines, `send` and `typing` speak, `html` formats, `failure` reads errors.
+//! and declines, `ambient` knows where every message counts, `encrypted` refuses, `send` and `typing` speak, `html` formats, `failure` reads errors.
 
+mod ambient;
+mod encrypted;
 mod failure;
 mod html;
 mod intake;
@@ -34,8 +36,8 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-use self::{seen::Seen, typing::Typing};
-use super::{Inbox, Outbound, Room, SendError, Surface, SurfaceKind};
+use self::{ambient::Ambient, seen::Seen, typing::Typing};
+use super::{Inbox, Outbound, Person, Room, SendError, Surface, SurfaceKind};
 
 /// What the surface needs to know to start.
 #[derive(Debug, Clone)]
@@ -46,6 +48,8 @@ pub struct MatrixSettings {
     pub login: Login,
     /// Rooms, by id (`!…`) or alias (`#…`), that are joined at start where that is allowed.
     pub room_ids: Vec<String>,
+    /// Rooms, by id or alias, in which every message is meant for the bot.
+    pub ambient: Vec<String>,
     /// The folder for session and store. It belongs to the surface alone.
     pub store_dir: PathBuf,
     /// The name that people see for the bot's device, set when it logs in anew.
@@ -136,7 +140,7 @@ pub enum MatrixError {
         /// Where the store is.
         store_dir: PathBuf,
     },
-    /// Something in `room_ids` is not a room.
+    /// Something in `room_ids` or `ambient` is not a room.
     #[error("`{0}` is neither a room id nor a room alias")]
     NotARoom(String),
     /// Session or store cannot be read or written.
@@ -174,7 +178,7 @@ impl MatrixError {
                 "Set username and homeserver back, or move {} away to start as the other account.",
                 store_dir.display()
             ),
-            Self::NotARoom(_) => "Write room_ids like \"!abc:example.org\" or \"#name:example.org\".".to_owned(),
+            Self::NotARoom(_) => "Write room_ids and ambient_rooms like \"!abc:example.org\" or \"#name:example.org\".".to_owned(),
             Self::Store { store_dir, .. } => {
                 format!("Check that {} is readable, writable and not full; moved away, the bot logs in anew.", store_dir.display())
             }
@@ -189,7 +193,7 @@ pub struct MatrixSurface {
     settings: MatrixSettings,
     inbox: Arc<dyn Inbox>,
     shutdown: CancellationToken,
-    /// What runs beside the sync loop: joining, declining, typing.
+    /// What runs beside the sync loop: joining, declining, looking for rooms, refusing, typing.
     tasks: TaskTracker,
     /// Replaced when the bot had to log in anew.
     client: watch::Sender<Client>,
@@ -199,6 +203,9 @@ pub struct MatrixSurface {
     synced: AtomicBool,
     seen: Mutex<Seen>,
     typing: Typing,
+    ambient: Ambient,
+    /// Encrypted rooms in which people were told that nothing is taken.
+    refused: Mutex<HashSet<OwnedRoomId>>,
     /// Rooms that are being joined or declined.
     rooms_in_hand: Mutex<HashSet<OwnedRoomId>>,
 }
@@ -214,10 +221,13 @@ impl MatrixSurface {
         inbox: Arc<dyn Inbox>,
         shutdown: CancellationToken,
     ) -> Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static), MatrixError> {
-        if let Some(wrong) = settings.room_ids.iter().find(|room| RoomOrAliasId::parse(room).is_err()) {
+        if let Some(wrong) =
+            settings.room_ids.iter().chain(&settings.ambient).find(|room| RoomOrAliasId::parse(room).is_err())
+        {
             return Err(MatrixError::NotARoom(wrong.clone()));
         }
         let client = login::connect(&settings).await?;
+        let ambient = Ambient::named(&settings.ambient);
         let surface = Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
             settings,
@@ -229,10 +239,17 @@ impl MatrixSurface {
             synced: AtomicBool::new(false),
             seen: Mutex::new(Seen::default()),
             typing: Typing::default(),
+            ambient,
+            refused: Mutex::new(HashSet::new()),
             rooms_in_hand: Mutex::new(HashSet::new()),
         });
         let receiving = Arc::clone(&surface).run();
         Ok((surface, receiving))
+    }
+
+    /// Whether the inbox listens to this user.
+    fn listens_to(&self, user: &str) -> bool {
+        self.inbox.listens_to(&Person { surface: SurfaceKind::Matrix, id: user.to_owned() })
     }
 
     fn client(&self) -> Client {

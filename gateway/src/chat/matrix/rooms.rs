@@ -5,16 +5,15 @@
 
 use matrix_sdk::{
     Client, RoomState,
-    ruma::{OwnedRoomId, RoomAliasId, RoomId, RoomOrAliasId, api::client::membership::leave_room},
+    ruma::{OwnedRoomId, RoomId, RoomOrAliasId, api::client::membership::leave_room},
 };
 use tracing::{info, warn};
 
 use super::{
-    MatrixSurface, SurfaceKind,
+    MatrixSurface,
     failure::{Backoff, Failure},
     lock,
 };
-use crate::chat::Person;
 
 /// How often joining or declining is tried.
 const ATTEMPTS: usize = 6;
@@ -32,13 +31,6 @@ impl MatrixSurface {
             let shutdown = self.shutdown.clone();
             self.tasks.spawn(async move { shutdown.run_until_cancelled(join_configured(&client, &room)).await });
         }
-    }
-
-    /// The id of the room that an alias (`#…`) leads to; an error is the reason in one fragment.
-    pub async fn room_id(&self, alias: &str) -> Result<String, String> {
-        let alias = RoomAliasId::parse(alias).map_err(|error| error.to_string())?;
-        let found = self.client().resolve_room_alias(&alias).await.map_err(|error| error.to_string())?;
-        Ok(found.room_id.to_string())
     }
 
     /// Joins or declines a room that the bot is invited to.
@@ -78,8 +70,7 @@ impl MatrixSurface {
     }
 
     fn welcomes(&self, room: &RoomId, inviter: &str) -> bool {
-        let inviter = Person { surface: SurfaceKind::Matrix, id: inviter.to_owned() };
-        self.settings.room_ids.iter().any(|id| id == room.as_str()) || self.inbox.may_invite(&inviter)
+        self.settings.room_ids.iter().any(|id| id == room.as_str()) || self.listens_to(inviter)
     }
 }
 

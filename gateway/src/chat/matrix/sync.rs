@@ -4,6 +4,7 @@
 //! apart, and written after the inbox has taken everything up to it.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -12,10 +13,10 @@ use jiff::Timestamp;
 use matrix_sdk::{
     Client, Room as SdkRoom, RoomMemberships,
     config::{RequestConfig, SyncSettings, SyncToken},
-    deserialized_responses::{TimelineEvent, TimelineEventKind},
+    deserialized_responses::TimelineEvent,
     room::{Messages, MessagesOptions},
     ruma::{
-        OwnedEventId, UInt,
+        EventId, OwnedEventId, OwnedRoomId, UInt,
         api::client::{
             filter::{Filter as PresenceFilter, FilterDefinition, RoomEventFilter},
             sync::sync_events::v3::Filter,
@@ -27,7 +28,7 @@ use matrix_sdk::{
 use tracing::{debug, error, warn};
 
 use super::{
-    MatrixSurface, SurfaceKind,
+    MatrixSurface, SurfaceKind, encrypted,
     failure::{Backoff, Failure},
     intake::{self, Own, Reading, Said},
     lock,
@@ -38,14 +39,16 @@ use crate::chat::{Inbound, InboxError, Person, Room};
 
 /// How long the homeserver may hold a sync back when nothing happens.
 const LONG_POLL: Duration = Duration::from_secs(30);
-/// How long is waited for a message that somebody replied to.
-const LOOK_UP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long is waited for a message that somebody replied to, or for the room of an alias.
+pub(super) const LOOK_UP_PATIENCE: Duration = Duration::from_secs(5);
 /// How many events a room gives in one sync; what is missing before them is walked back to.
 const TIMELINE_LIMIT: u32 = 50;
 /// How many events a page of a walk has.
 const PAGE: u32 = 100;
 /// How many pages a walk has at most, per room.
 const MAX_PAGES: usize = 50;
+/// How many events are remembered as handed over before the position is stored past them.
+const MAX_HANDED: usize = 50_000;
 /// What a walk looks at.
 const WALKED_TYPES: [&str; 3] = ["m.room.message", "m.room.encrypted", "m.room.member"];
 
@@ -55,6 +58,15 @@ enum Halt {
     Stopping,
     /// Something failed; what to do about it.
     Failed(Failure),
+}
+
+/// What receiving knows beyond one client.
+struct Receiving {
+    backoff: Backoff,
+    /// What the inbox took after the stored position: it must not get it again when a sync is repeated.
+    handed: HashSet<(OwnedRoomId, OwnedEventId)>,
+    /// Whether the ambient rooms were looked for.
+    ambient_sought: bool,
 }
 
 impl MatrixSurface {
@@ -67,16 +79,23 @@ impl MatrixSurface {
     }
 
     async fn receive(&self) {
-        let mut backoff = Backoff::new();
+        let mut receiving = Receiving { backoff: Backoff::new(), handed: HashSet::new(), ambient_sought: false };
         loop {
             let client = self.client();
-            let failure = match self.receive_from(&client, &mut backoff).await {
+            let failure = match self.receive_from(&client, &mut receiving).await {
                 Halt::Stopping => return,
                 Halt::Failed(failure) => failure,
             };
             self.report(&failure);
+            let backoff = &mut receiving.backoff;
             let reopened = match failure {
-                Failure::UnknownToken { soft } => login::renew(&self.settings, soft).await,
+                Failure::UnknownToken { soft } => {
+                    // A homeserver that forgets fresh sessions must not be given a device per round.
+                    if !self.synced.load(Ordering::Acquire) {
+                        backoff.wait(None).await;
+                    }
+                    login::renew(&self.settings, soft).await
+                }
                 // Its store may be further than what was seen of it; a fresh start puts it back.
                 Failure::Local { .. } => {
                     backoff.wait(None).await;
@@ -102,7 +121,7 @@ impl MatrixSurface {
     }
 
     /// Syncs as long as it works.
-    async fn receive_from(&self, client: &Client, backoff: &mut Backoff) -> Halt {
+    async fn receive_from(&self, client: &Client, receiving: &mut Receiving) -> Halt {
         let mut position = match login::position(client).await {
             Ok(position) => position,
             Err(failure) => return Halt::Failed(failure),
@@ -120,17 +139,22 @@ impl MatrixSurface {
             };
             // From here on nothing may lead to a second sync from the same position: the SDK would drop
             // an answer that it has seen. What fails is tried again in place.
-            if let Err(halt) = self.take(client, position.as_ref(), &response).await {
+            if !receiving.ambient_sought {
+                if let Err(failure) = self.find_ambient(client).await {
+                    return Halt::Failed(failure);
+                }
+                receiving.ambient_sought = true;
+            }
+            if let Err(halt) = self.take(client, position.as_ref(), &response, &mut receiving.handed).await {
                 return halt;
             }
             let reached = Position { token: response.next_batch, store_is_new: false };
             if position.as_ref() != Some(&reached) {
-                if let Err(failure) = login::set_position(client, &reached).await {
-                    return Halt::Failed(failure);
-                }
+                self.store_position(client, &reached).await;
                 position = Some(reached);
             }
-            *backoff = Backoff::new();
+            receiving.handed.clear();
+            receiving.backoff = Backoff::new();
             self.trouble.send_replace(None);
             self.synced.store(true, Ordering::Release);
             if first {
@@ -141,8 +165,23 @@ impl MatrixSurface {
         }
     }
 
-    /// Hands everything that was said since `since` to the inbox.
-    async fn take(&self, client: &Client, since: Option<&Position>, response: &SyncResponse) -> Result<(), Halt> {
+    /// Stores the position, however long that takes: a sync from the old one would give everything again.
+    async fn store_position(&self, client: &Client, reached: &Position) {
+        let mut backoff = Backoff::new();
+        while let Err(failure) = login::set_position(client, reached).await {
+            self.report(&failure);
+            backoff.wait(None).await;
+        }
+    }
+
+    /// Hands everything that was said since `since` to the inbox, except what is in `handed` already.
+    async fn take(
+        &self,
+        client: &Client,
+        since: Option<&Position>,
+        response: &SyncResponse,
+        handed: &mut HashSet<(OwnedRoomId, OwnedEventId)>,
+    ) -> Result<(), Halt> {
         for (room_id, update) in &response.rooms.joined {
             let Some(room) = client.get_room(room_id) else { continue };
             let names = own_names(&room).await;
@@ -155,9 +194,24 @@ impl MatrixSurface {
                 continue;
             };
             for event in self.events_since(&room, since, update, &response.next_batch, &own).await? {
-                if let Some((event_id, said)) = self.understand(&room, &event, &own) {
-                    let message = self.inbound(&room, event_id, said).await;
-                    self.hand_over(message).await?;
+                if encrypted::concerns(&room, &event) {
+                    self.refuse_encrypted(&room, &event, &own);
+                    continue;
+                }
+                let Some((event_id, said)) = self.understand(&room, &event, &own) else { continue };
+                // Before anything is fetched for it: nobody holds up people who may speak (invariant 12).
+                if !self.listens_to(said.sender.as_str()) {
+                    debug!(room = %room_id, event = %event_id, sender = %said.sender, "not listened to");
+                    continue;
+                }
+                let key = (room_id.clone(), event_id);
+                if handed.contains(&key) {
+                    continue;
+                }
+                let message = self.inbound(&room, &key.1, said).await;
+                self.hand_over(message).await?;
+                if handed.len() < MAX_HANDED {
+                    handed.insert(key);
                 }
             }
         }
@@ -231,27 +285,16 @@ impl MatrixSurface {
 
     /// Reads an event, remembers it, and gives what was said to us by it.
     fn understand(&self, room: &SdkRoom, event: &TimelineEvent, own: &Own<'_>) -> Option<(OwnedEventId, Said)> {
-        let id = event.event_id();
-        if event.kind.is_utd() {
-            if event.sender().is_some_and(|sender| sender == own.user) {
-                return None;
-            }
-            warn!(room = %room.room_id(), event = ?id, "ignoring a message that cannot be decrypted");
+        if encrypted::concerns(room, event) {
             return None;
         }
+        let id = event.event_id();
         let parsed = event
             .raw()
             .deserialize()
             .inspect_err(|error| debug!(room = %room.room_id(), event = ?id, %error, "ignoring a malformed event"))
             .ok()?;
         match intake::read(parsed, own) {
-            Reading::Message { .. }
-                if matches!(event.kind, TimelineEventKind::PlainText { .. })
-                    && room.encryption_state().is_encrypted() =>
-            {
-                warn!(room = %room.room_id(), event = ?id, "ignoring a message that was sent unencrypted into an encrypted room");
-                None
-            }
             Reading::Message { event_id, known, said } => {
                 lock(&self.seen).insert(room.room_id().to_owned(), event_id.clone(), Memory::Said(known));
                 Some((event_id, said?))
@@ -264,13 +307,15 @@ impl MatrixSurface {
         }
     }
 
-    async fn inbound(&self, room: &SdkRoom, event_id: OwnedEventId, said: Said) -> Inbound {
+    async fn inbound(&self, room: &SdkRoom, event_id: &EventId, said: Said) -> Inbound {
         let replied = match said.replies_to {
             Some(id) => self.look_up(room, id).await,
             None => None,
         };
-        let addressed =
-            said.mentions_us || replied.as_ref().is_some_and(|replied| replied.ours) || is_direct(room).await;
+        let addressed = said.mentions_us
+            || replied.as_ref().is_some_and(|replied| replied.ours)
+            || self.ambient.contains(room.room_id())
+            || is_direct(room).await;
         Inbound {
             room: Room { surface: SurfaceKind::Matrix, id: room.room_id().to_string() },
             event_id: event_id.to_string(),

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::{
     Json, Router,
-    extract::{Query, State},
-    routing::{get, post},
+    body::Bytes,
+    extract::State,
+    http::{StatusCode, Uri},
 };
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -15,12 +15,12 @@ use tokio::{
 };
 
 use super::*;
-use crate::chat::{Inbound, InboxError, Person};
+use crate::chat::{Inbound, InboxError};
 
 /// How long is waited for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An inbox that tells what it is given, and takes it or never answers.
+/// An inbox that tells what it is given, and takes it or never answers. It listens to Ann alone.
 struct TestInbox {
     given: mpsc::UnboundedSender<Inbound>,
     takes: bool,
@@ -32,14 +32,9 @@ impl Inbox for TestInbox {
         if self.takes { std::future::ready(Ok(())).boxed() } else { std::future::pending().boxed() }
     }
 
-    fn may_invite(&self, _: &Person) -> bool {
-        false
+    fn listens_to(&self, person: &Person) -> bool {
+        person.id == "@ann:example.org"
     }
-}
-
-#[derive(Deserialize)]
-struct Sync {
-    since: Option<String>,
 }
 
 fn message(id: &str, body: &str) -> Value {
@@ -49,91 +44,317 @@ fn message(id: &str, body: &str) -> Value {
     })
 }
 
-/// The stream: history at first, then one message, then nothing.
-async fn sync(Query(query): Query<Sync>) -> Json<Value> {
-    let (next, events) = match query.since.as_deref() {
-        None => ("s1", [message("$history", "history")]),
-        Some("s1") => ("s2", [message("$new", "new")]),
-        _ => return std::future::pending().await,
-    };
+/// A sync's answer with these events in one room of three members.
+fn answer(next: &str, events: &[Value]) -> Value {
     let room = json!({"timeline": {"events": events, "limited": false}, "summary": {"m.joined_member_count": 3}});
-    Json(json!({"next_batch": next, "rooms": {"join": {"!room:example.org": room}}}))
+    json!({"next_batch": next, "rooms": {"join": {"!room:example.org": room}}})
 }
 
-async fn homeserver() -> (Url, Arc<AtomicUsize>) {
-    let logins = Arc::new(AtomicUsize::new(0));
-    let who = json!({"user_id": "@musher:example.org", "device_id": "DEVICE"});
-    let log_in = |State(logins): State<Arc<AtomicUsize>>| async move {
-        logins.fetch_add(1, Ordering::Relaxed);
-        Json(json!({"user_id": "@musher:example.org", "device_id": "DEVICE", "access_token": "token"}))
-    };
-    let router = Router::new()
-        .route("/_matrix/client/versions", get(async || Json(json!({"versions": ["v1.11"]}))))
-        .route("/_matrix/client/v3/login", post(log_in))
-        .route("/_matrix/client/v3/account/whoami", get(async || Json(who)))
-        .route("/_matrix/client/v3/sync", get(sync))
-        .with_state(Arc::clone(&logins));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
-    (Url::parse(&url).expect("a URL"), logins)
+/// What a test's homeserver answers to a request, by its number among those to the same path, from 1, its path
+/// without prefix, and the sync token: `Null` is no answer at all.
+type Answers = fn(usize, &str, Option<&str>) -> Option<(u16, Value)>;
+
+/// The stream: history at first, then one message, then nothing.
+fn one_message(_: usize, path: &str, since: Option<&str>) -> Option<(u16, Value)> {
+    (path == "sync").then(|| match since {
+        None => (200, answer("s1", &[message("$history", "history")])),
+        Some("s1") => (200, answer("s2", &[message("$new", "new")])),
+        _ => (200, Value::Null),
+    })
 }
 
-#[tokio::test]
-async fn a_message_that_the_inbox_has_not_taken_comes_again_after_a_restart() {
-    let (homeserver, logins) = homeserver().await;
-    let dir = tempfile::tempdir().expect("a directory");
-    let settings = MatrixSettings {
-        homeserver,
-        login: Login::Password { username: "musher".to_owned(), password: Secret::from("secret".to_owned()) },
-        room_ids: Vec::new(),
-        store_dir: dir.path().to_owned(),
-        device_name: "Musher".to_owned(),
+struct Homeserver {
+    url: Url,
+    logins: Arc<AtomicUsize>,
+    /// Paths and bodies, in their order.
+    requests: Arc<Mutex<Vec<(String, Value)>>>,
+    arrived: watch::Receiver<usize>,
+}
+
+#[derive(Clone)]
+struct Stub {
+    answers: Answers,
+    logins: Arc<AtomicUsize>,
+    requests: Arc<Mutex<Vec<(String, Value)>>>,
+    arrived: watch::Sender<usize>,
+}
+
+async fn serve(State(stub): State<Stub>, uri: Uri, body: Bytes) -> (StatusCode, Json<Value>) {
+    let mut path = uri.path().rsplit_once("/v3/").map_or(uri.path(), |(_, path)| path).to_owned();
+    for (code, sign) in [("%21", "!"), ("%23", "#"), ("%24", "$"), ("%3A", ":"), ("%40", "@")] {
+        path = path.replace(code, sign);
+    }
+    let number = {
+        let mut requests = lock(&stub.requests);
+        requests.push((path.clone(), serde_json::from_slice(&body).unwrap_or_default()));
+        requests.iter().filter(|(earlier, _)| *earlier == path).count()
     };
-    // The first life ends while the inbox still has the message in hand; the SDK has stored its token.
-    let mut lives = Vec::new();
-    for takes in [false, true] {
-        let (given, mut messages) = mpsc::unbounded_channel();
+    stub.arrived.send_modify(|arrived| *arrived += 1);
+    let query = Url::parse(&format!("http://stub/?{}", uri.query().unwrap_or_default())).expect("a query");
+    let since = query.query_pairs().find(|(key, _)| key == "since").map(|(_, value)| value.into_owned());
+    let (status, body) = (stub.answers)(number, &path, since.as_deref()).unwrap_or_else(|| {
+        let body = match path.as_str() {
+            "/_matrix/client/versions" => json!({"versions": ["v1.11"]}),
+            "login" => {
+                stub.logins.fetch_add(1, Ordering::Relaxed);
+                json!({"user_id": "@musher:example.org", "device_id": "DEVICE", "access_token": "token"})
+            }
+            "account/whoami" => json!({"user_id": "@musher:example.org", "device_id": "DEVICE"}),
+            "keys/upload" => json!({"one_time_key_counts": {"signed_curve25519": 50}}),
+            "keys/query" => json!({"device_keys": {}}),
+            path if path.ends_with("/members") => json!({"chunk": []}),
+            path if path.contains("/send/") => json!({"event_id": "$sent"}),
+            _ => json!({}),
+        };
+        (200, body)
+    });
+    if body.is_null() {
+        std::future::pending::<()>().await;
+    }
+    (StatusCode::from_u16(status).expect("a status"), Json(body))
+}
+
+impl Homeserver {
+    async fn start(answers: Answers) -> Self {
+        let (logins, requests) = (Arc::default(), Arc::default());
+        let (sender, arrived) = watch::channel(0);
+        let stub = Stub { answers, logins: Arc::clone(&logins), requests: Arc::clone(&requests), arrived: sender };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let router = Router::new().fallback(serve).with_state(stub);
+        tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+        Self { url: Url::parse(&url).expect("a URL"), logins, requests, arrived }
+    }
+
+    fn settings(&self, store_dir: &std::path::Path) -> MatrixSettings {
+        MatrixSettings {
+            homeserver: self.url.clone(),
+            login: Login::Password { username: "musher".to_owned(), password: Secret::from("secret".to_owned()) },
+            room_ids: Vec::new(),
+            ambient: Vec::new(),
+            store_dir: store_dir.to_owned(),
+            device_name: "Musher".to_owned(),
+        }
+    }
+
+    /// The requests whose path contains this, once there are so many.
+    async fn requests(&self, what: &str, count: usize) -> Vec<(String, Value)> {
+        let found = || lock(&self.requests).iter().filter(|(path, _)| path.contains(what)).cloned().collect::<Vec<_>>();
+        let mut arrived = self.arrived.clone();
+        let waited = timeout(PATIENCE, arrived.wait_for(|_| found().len() >= count)).await;
+        drop(waited.expect("they come in time").expect("the homeserver lives"));
+        found()
+    }
+}
+
+/// A surface at work.
+struct Running {
+    surface: Arc<MatrixSurface>,
+    messages: mpsc::UnboundedReceiver<Inbound>,
+    stop: CancellationToken,
+    end: oneshot::Receiver<()>,
+}
+
+impl Running {
+    async fn start(settings: MatrixSettings, takes: bool) -> Self {
+        let (given, messages) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
-        let (surface, receiving) =
-            MatrixSurface::start(settings.clone(), Arc::new(TestInbox { given, takes }), stop.clone())
-                .await
-                .expect("it starts");
+        let (surface, receiving) = MatrixSurface::start(settings, Arc::new(TestInbox { given, takes }), stop.clone())
+            .await
+            .expect("it starts");
         let (ended, end) = oneshot::channel();
         tokio::spawn(async move {
             receiving.await;
             ended.send(()).expect("the test waits");
         });
-        let message = timeout(PATIENCE, messages.recv()).await.expect("it comes in time").expect("a message comes");
+        Self { surface, messages, stop, end }
+    }
+
+    async fn message(&mut self) -> Inbound {
+        timeout(PATIENCE, self.messages.recv()).await.expect("it comes in time").expect("a message comes")
+    }
+
+    async fn trouble(&self, wanted: impl FnMut(&Option<String>) -> bool) {
+        let mut trouble = self.surface.trouble.subscribe();
+        drop(timeout(PATIENCE, trouble.wait_for(wanted)).await.expect("in time").expect("the surface lives"));
+    }
+
+    /// Ends it; gives the messages that nobody has read.
+    async fn end(mut self) -> Vec<String> {
+        self.stop.cancel();
+        self.end.await.expect("the loop ends");
+        assert!(self.surface.health().is_err());
+        std::iter::from_fn(|| self.messages.try_recv().ok()).map(|message| message.event_id).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_the_inbox_has_not_taken_comes_again_after_a_restart() {
+    let homeserver = Homeserver::start(one_message).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    // The first life ends while the inbox still has the message in hand; the SDK has stored its token.
+    let mut lives = Vec::new();
+    for takes in [false, true] {
+        let mut running = Running::start(homeserver.settings(dir.path()), takes).await;
+        let message = running.message().await;
         lives.push((message.event_id, message.text, message.addressed));
         if takes {
-            surface.trouble.subscribe().wait_for(Option::is_none).await.expect("the surface lives");
+            running.trouble(Option::is_none).await;
         }
-        stop.cancel();
-        end.await.expect("the loop ends");
-        assert!(surface.health().is_err());
         // History never comes, and nothing comes twice in one life.
-        assert!(messages.try_recv().is_err());
+        assert_eq!(running.end().await, Vec::<String>::new());
     }
     let new = ("$new".to_owned(), "new".to_owned(), false);
     assert_eq!(lives, [new.clone(), new]);
-    assert_eq!(logins.load(Ordering::Relaxed), 1);
+    assert_eq!(homeserver.logins.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_position_that_cannot_be_stored_is_stored_later_and_nothing_comes_twice() {
+    // The first life makes the store and leaves the message; then the store refuses the next position.
+    let homeserver = Homeserver::start(one_message).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut running = Running::start(homeserver.settings(dir.path()), false).await;
+    assert_eq!(running.message().await.event_id, "$new");
+    running.end().await;
+
+    let store = dir.path().read_dir().expect("it is there").flatten().find(|entry| entry.path().is_dir());
+    let path = store.expect("there is a store").path().join("matrix-sdk-state.sqlite3");
+    let database = rusqlite::Connection::open(path).expect("it opens");
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON kv_blob WHEN instr(NEW.value, '\"s2\"') BEGIN SELECT RAISE(ABORT, 'full'); END";
+    database.execute_batch(refuse).expect("it can be changed");
+    let mut running = Running::start(homeserver.settings(dir.path()), true).await;
+    assert_eq!(running.message().await.event_id, "$new");
+    running.trouble(|trouble| trouble.as_ref().is_some_and(|why| why.starts_with("the Matrix store failed"))).await;
+    database.execute_batch("DROP TRIGGER refuse").expect("it can be changed");
+    running.trouble(Option::is_none).await;
+    assert_eq!(running.end().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_was_handed_over_does_not_come_again_when_the_session_ends_in_the_next_rooms_walk() {
+    fn two_rooms(number: usize, path: &str, since: Option<&str>) -> Option<(u16, Value)> {
+        let room = |id: &str| {
+            json!({
+                "timeline": {"events": [message(id, "new")], "limited": true, "prev_batch": "gap"},
+                "summary": {"m.joined_member_count": 3},
+            })
+        };
+        match path {
+            "sync" if since == Some("s1") => Some((
+                200,
+                json!({"next_batch": "s2", "rooms": {"join": {"!a:example.org": room("$a"), "!b:example.org": room("$b")}}}),
+            )),
+            "rooms/!b:example.org/messages" if number == 1 => {
+                Some((401, json!({"errcode": "M_UNKNOWN_TOKEN", "error": "gone"})))
+            }
+            path if path.ends_with("/messages") => Some((200, json!({"start": "gap", "chunk": []}))),
+            path => one_message(number, path, since),
+        }
+    }
+    let homeserver = Homeserver::start(two_rooms).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut running = Running::start(homeserver.settings(dir.path()), true).await;
+    assert_eq!(running.message().await.event_id, "$a");
+    assert_eq!(running.message().await.event_id, "$b");
+    running.trouble(Option::is_none).await;
+    assert_eq!(running.end().await, Vec::<String>::new());
+    assert_eq!(homeserver.logins.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn ambient_rooms_are_known_before_the_first_message_and_strangers_cost_nothing() {
+    fn with_alias(number: usize, path: &str, since: Option<&str>) -> Option<(u16, Value)> {
+        match path {
+            "directory/room/#team:example.org" if number == 1 => Some((502, json!({}))),
+            "directory/room/#team:example.org" => Some((200, json!({"room_id": "!room:example.org", "servers": []}))),
+            "sync" if since == Some("s1") => {
+                let mut stranger = message("$eve", "hi");
+                stranger["sender"] = json!("@eve:example.org");
+                stranger["content"]["m.relates_to"] = json!({"m.in_reply_to": {"event_id": "$old"}});
+                Some((200, answer("s2", &[stranger, message("$new", "new")])))
+            }
+            path => one_message(number, path, since),
+        }
+    }
+    let homeserver = Homeserver::start(with_alias).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let ambient = vec!["#team:example.org".to_owned(), "!other:example.org".to_owned()];
+    let mut running = Running::start(MatrixSettings { ambient, ..homeserver.settings(dir.path()) }, true).await;
+    let message = running.message().await;
+    assert_eq!((message.event_id.as_str(), message.addressed), ("$new", true));
+    running.trouble(Option::is_none).await;
+    assert_eq!(running.end().await, Vec::<String>::new());
+    assert_eq!(homeserver.requests("directory/", 2).await.len(), 2);
+    for asked in ["/event/", "/members", "/context/"] {
+        assert_eq!(homeserver.requests(asked, 0).await, [], "{asked}");
+    }
+}
+
+#[tokio::test]
+async fn encrypted_rooms_are_refused_once_and_never_in_clear() {
+    fn encrypted(number: usize, path: &str, since: Option<&str>) -> Option<(u16, Value)> {
+        if path != "sync" || since != Some("s1") {
+            return one_message(number, path, since);
+        }
+        let encryption = json!({
+            "type": "m.room.encryption", "state_key": "", "event_id": "$e", "sender": "@ann:example.org",
+            "origin_server_ts": 1, "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+        });
+        let said = ["$1", "$2"].map(|id| message(id, "!help")).to_vec();
+        let mut sync = answer("s2", &said);
+        sync["rooms"]["join"]["!room:example.org"]["state"] = json!({"events": [encryption]});
+        Some((200, sync))
+    }
+    let homeserver = Homeserver::start(encrypted).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let running = Running::start(homeserver.settings(dir.path()), true).await;
+    let sent = homeserver.requests("/send/", 1).await;
+    assert_eq!(running.end().await, Vec::<String>::new());
+    assert_eq!(sent.len(), 1);
+    assert!(sent[0].0.contains("/send/m.room.encrypted/"), "{sent:?}");
+    assert_eq!((sent[0].1.get("body"), sent[0].1.get("msgtype")), (None, None));
+    assert_eq!(homeserver.requests("/send/", 1).await, sent);
+}
+
+#[tokio::test]
+async fn typing_ends_with_the_last_that_writes_in_the_room() {
+    let homeserver = Homeserver::start(one_message).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let running = Running::start(homeserver.settings(dir.path()), true).await;
+    let room = Room { surface: SurfaceKind::Matrix, id: "!room:example.org".to_owned() };
+    for on in [true, true, false] {
+        running.surface.typing(&room, on).await;
+    }
+    let shown = homeserver.requests("/typing/", 1).await;
+    assert!(shown.iter().all(|(_, body)| body["typing"] == json!(true)), "{shown:?}");
+    // The other goes on: the sign is renewed.
+    let renewed = homeserver.requests("/typing/", shown.len() + 1).await;
+    assert!(renewed.iter().all(|(_, body)| body["typing"] == json!(true)), "{renewed:?}");
+    running.surface.typing(&room, false).await;
+    let ended = homeserver.requests("/typing/", renewed.len() + 1).await;
+    assert_eq!(ended.last().map(|(_, body)| &body["typing"]), Some(&json!(false)));
+    running.end().await;
 }
 
 #[tokio::test]
 async fn settings_that_name_no_room_are_refused_with_a_hint() {
-    let settings = MatrixSettings {
-        homeserver: Url::parse("http://127.0.0.1:1").expect("a URL"),
-        login: Login::Token { access_token: Secret::from("hidden".to_owned()) },
-        room_ids: vec!["!fine:example.org".to_owned(), "#fine:example.org".to_owned(), "general".to_owned()],
-        store_dir: PathBuf::from("/nonexistent"),
-        device_name: "Musher".to_owned(),
-    };
-    assert!(!format!("{settings:?}").contains("hidden"));
-    let (given, _messages) = mpsc::unbounded_channel();
-    let started =
-        MatrixSurface::start(settings, Arc::new(TestInbox { given, takes: true }), CancellationToken::new()).await;
-    let Err(error) = started else { panic!("it started") };
-    assert_eq!(error.to_string(), "`general` is neither a room id nor a room alias");
-    assert!(error.hint().contains("room_ids"));
+    let rooms = |wrong: &str| vec!["!fine:example.org".to_owned(), "#fine:example.org".to_owned(), wrong.to_owned()];
+    for (room_ids, ambient) in [(rooms("general"), Vec::new()), (Vec::new(), rooms("general"))] {
+        let settings = MatrixSettings {
+            homeserver: Url::parse("http://127.0.0.1:1").expect("a URL"),
+            login: Login::Token { access_token: Secret::from("hidden".to_owned()) },
+            room_ids,
+            ambient,
+            store_dir: PathBuf::from("/nonexistent"),
+            device_name: "Musher".to_owned(),
+        };
+        assert!(!format!("{settings:?}").contains("hidden"));
+        let (given, _messages) = mpsc::unbounded_channel();
+        let started =
+            MatrixSurface::start(settings, Arc::new(TestInbox { given, takes: true }), CancellationToken::new()).await;
+        let Err(error) = started else { panic!("it started") };
+        assert_eq!(error.to_string(), "`general` is neither a room id nor a room alias");
+        assert!(error.hint().contains("room_ids"));
+    }
 }

@@ -25,19 +25,23 @@ const SHOWN: Duration = Duration::from_secs(8);
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The rooms that show it, each with whether it still should.
+/// The rooms that show it, each with how many still write in it: projects may share a room.
 #[derive(Debug, Default)]
-pub(super) struct Typing(Mutex<HashMap<OwnedRoomId, watch::Sender<bool>>>);
+pub(super) struct Typing(Mutex<HashMap<OwnedRoomId, watch::Sender<usize>>>);
 
 impl MatrixSurface {
-    /// Shows or ends the sign. Returns at once.
+    /// Shows the sign for one more, or for one less; with the last it ends. Returns at once.
     pub(super) fn show_typing(&self, room: &Room, on: bool) {
         let Ok(room_id) = RoomId::parse(&room.id) else { return };
         let mut rooms = lock(&self.typing.0);
         if let Some(wanted) = rooms.get(&room_id) {
-            wanted.send_replace(on);
+            wanted.send_if_modified(|writing| {
+                let before = *writing > 0;
+                *writing = if on { writing.saturating_add(1) } else { writing.saturating_sub(1) };
+                before != (*writing > 0)
+            });
         } else if on && !self.shutdown.is_cancelled() {
-            let (sender, wanted) = watch::channel(true);
+            let (sender, wanted) = watch::channel(1);
             rooms.insert(room_id.clone(), sender);
             drop(rooms);
             if let Some(surface) = self.this.upgrade() {
@@ -46,9 +50,9 @@ impl MatrixSurface {
         }
     }
 
-    async fn keep_typing(&self, room: OwnedRoomId, mut wanted: watch::Receiver<bool>) {
+    async fn keep_typing(&self, room: OwnedRoomId, mut wanted: watch::Receiver<usize>) {
         loop {
-            if *wanted.borrow_and_update() && !self.shutdown.is_cancelled() {
+            if *wanted.borrow_and_update() > 0 && !self.shutdown.is_cancelled() {
                 say(&self.client(), &room, true).await;
                 tokio::select! {
                     _changed = wanted.changed() => {}
@@ -59,7 +63,7 @@ impl MatrixSurface {
                 say(&self.client(), &room, false).await;
                 let mut rooms = lock(&self.typing.0);
                 // Wanted again meanwhile? Senders change it under this lock.
-                if !*wanted.borrow() || self.shutdown.is_cancelled() {
+                if *wanted.borrow() == 0 || self.shutdown.is_cancelled() {
                     rooms.remove(&room);
                     return;
                 }
