@@ -26,10 +26,10 @@ use tokio::process::Command;
 const SAMPLES: usize = 7;
 /// A warm `new project` may take this many times the floor.
 const RATIO: f64 = 1.5;
-/// Resident memory of the idle gateway, in MiB.
-const GATEWAY_MIB: f64 = 40.0;
-/// Resident memory of the idle sled, in MiB.
-const SLED_MIB: f64 = 10.0;
+/// Resident memory of the idle gateway, in megabytes (10⁶ bytes).
+const GATEWAY_MB: f64 = 40.0;
+/// Resident memory of the idle sled, in megabytes.
+const SLED_MB: f64 = 10.0;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -159,9 +159,9 @@ async fn memory(home: &Home, gateway: &Gateway) -> Result<()> {
         .find_map(|line| line.trim().split_once(' ').filter(|(_, args)| args.trim() == "/usr/local/bin/sled serve"));
     let of_sled = resident(sled.with_context(|| format!("no sled runs:\n{list}"))?.0.parse()?)?;
     println!(
-        "resident, idle, one project, MiB: gateway {of_gateway:.1} (bound {GATEWAY_MIB}), sled {of_sled:.1} (bound {SLED_MIB})"
+        "resident, idle, one project, MB: gateway {of_gateway:.1} (bound {GATEWAY_MB}), sled {of_sled:.1} (bound {SLED_MB})"
     );
-    ensure!(of_gateway <= GATEWAY_MIB && of_sled <= SLED_MIB, "more memory than the bound");
+    ensure!(of_gateway <= GATEWAY_MB && of_sled <= SLED_MB, "more memory than the bound");
     Ok(())
 }
 
@@ -169,5 +169,5 @@ fn resident(pid: i32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
     let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
-    Ok(kib / 1024.0)
+    Ok(kib * 1024.0 / 1e6)
 }
