@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, warn};
 use uuid::Uuid;
@@ -29,6 +29,9 @@ const LONGEST_WAIT: Duration = Duration::from_mins(1);
 const TRIES: u32 = 20;
 /// How much of a message that was refused its room is shown, in characters.
 const REFUSED_CHARS: usize = 300;
+
+/// How often the time in a progress message is brought up to date when nothing else happens.
+const TICK: Duration = Duration::from_secs(15);
 
 /// Where an answer goes, and on whose behalf.
 #[derive(Debug, Clone)]
@@ -241,21 +244,46 @@ fn not_sent(message: &Outbound, reason: &str) -> Outbound {
 
 /// One message that is edited while something goes on (PROJ-5). The newest text wins; the surface's pace is kept.
 pub struct Progress {
-    text: tokio::sync::watch::Sender<String>,
+    text: tokio::sync::watch::Sender<Shown>,
     over: oneshot::Receiver<()>,
+}
+
+/// What a progress message says, and since when that has been so, where it is to be told.
+#[derive(Debug, Default)]
+struct Shown {
+    text: String,
+    since: Option<Instant>,
+}
+
+impl Shown {
+    fn render(&self) -> String {
+        match self.since.map(|since| since.elapsed()) {
+            Some(elapsed) if elapsed >= Duration::from_secs(1) => format!("{} ({})", self.text, text::span(elapsed)),
+            _ => self.text.clone(),
+        }
+    }
 }
 
 impl Progress {
     /// Nothing is sent until there is a first text.
     pub fn new(outbox: &Outbox, to: Address) -> Self {
-        let (text, mut texts) = tokio::sync::watch::channel(String::new());
+        let (text, mut texts) = tokio::sync::watch::channel(Shown::default());
         let (ending, over) = oneshot::channel();
         let outbox = outbox.clone();
         let tasks = outbox.inner.tasks.clone();
         tasks.spawn_to_end("progress", async move {
             let mut event: Option<String> = None;
-            while texts.changed().await.is_ok() {
-                let newest = texts.borrow_and_update().clone();
+            loop {
+                let told_since = event.is_some() && texts.borrow().since.is_some();
+                let changed = match tokio::time::timeout(TICK, texts.changed()).await {
+                    Ok(changed) => changed.is_ok(),
+                    Err(_) if told_since => true,
+                    Err(_) => continue,
+                };
+                if !changed {
+                    break;
+                }
+                let newest = texts.borrow_and_update().render();
                 match &event {
                     None => event = outbox.post(&to, Weight::Notice, newest).await.ok(),
                     Some(event) => drop(outbox.edit(&to, event, Weight::Notice, newest).await),
@@ -273,7 +301,12 @@ impl Progress {
 
     /// Shows a new text in the place of the one before.
     pub fn show(&self, text: impl Into<String>) {
-        self.text.send_replace(text.into());
+        self.text.send_replace(Shown { text: text.into(), since: None });
+    }
+
+    /// Shows a new text that ends with the time since `since`, which goes on by itself.
+    pub fn show_since(&self, text: impl Into<String>, since: Instant) {
+        self.text.send_replace(Shown { text: text.into(), since: Some(since) });
     }
 
     /// Waits until the last text is shown.
@@ -285,7 +318,7 @@ impl Progress {
 }
 
 /// Returns when no newer text can come any more.
-async fn ended(texts: &tokio::sync::watch::Receiver<String>) {
+async fn ended(texts: &tokio::sync::watch::Receiver<Shown>) {
     let mut texts = texts.clone();
     while texts.changed().await.is_ok() {}
 }
@@ -378,6 +411,21 @@ mod tests {
         progress.show("d");
         progress.close().await;
         assert_eq!(*surface.seen.lock().expect("no test panics holding it"), ["b", "event of b: d"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_in_a_progress_message_goes_on_by_itself() {
+        let (surface, outbox, to) = setting();
+        let progress = Progress::new(&outbox, to);
+        progress.show_since("building", Instant::now());
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        progress.show("built");
+        progress.close().await;
+        let seen = surface.seen.lock().expect("no test panics holding it").clone();
+        assert_eq!(seen.first().map(String::as_str), Some("building"));
+        assert_eq!(seen.last().map(String::as_str), Some("event of building: built"));
+        let ticks = seen.iter().filter(|text| text.starts_with("event of building: building (")).count();
+        assert!((2..=4).contains(&ticks), "every 15 s, and the pace: {seen:?}");
     }
 
     /// Refuses what begins with "bad", and panics at what begins with "panic".

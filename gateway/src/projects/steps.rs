@@ -33,7 +33,7 @@ impl<'a> Steps<'a> {
     /// What the step does now.
     pub fn detail(&mut self, detail: String) {
         if detail != self.detail {
-            self.show(&format!("… {}: {detail} ({})", self.step, text::span(self.began.elapsed())));
+            self.show(&format!("… {}: {detail}", self.step));
             self.detail = detail;
         }
     }
@@ -63,7 +63,7 @@ impl<'a> Steps<'a> {
 
     fn show(&self, now: &str) {
         let lines: Vec<_> = self.done.iter().map(String::as_str).chain([now]).collect();
-        self.progress.show(lines.join("\n"));
+        self.progress.show_since(lines.join("\n"), self.began);
     }
 }
 
