@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -103,8 +102,6 @@ pub struct Settings {
     pub practice: bool,
     /// The Matrix account, where that is the transport.
     pub matrix: Option<MatrixSettings>,
-    /// How long stopping a turn may take.
-    pub stop_grace: Duration,
 }
 
 /// Translates the settings of one gateway.
@@ -136,7 +133,6 @@ pub fn resolve(config: &Config, environment: &Environment<'_>, home: &Home) -> R
         known,
         practice,
         matrix: matrix(config, home, &user_home)?,
-        stop_grace: config.stop_grace(),
     })
 }
 

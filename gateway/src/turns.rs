@@ -141,8 +141,8 @@ impl Turns {
         Self { inner: Arc::new(inner) }
     }
 
-    /// How many turns run.
-    pub fn running(&self) -> usize {
+    #[cfg(test)]
+    fn running(&self) -> usize {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 

@@ -31,7 +31,7 @@ use crate::{
     nodes::Nodes,
     outbox::{Address, Outbox, Progress},
     people::Role,
-    projects::{Project, Registry, Stage, saga::Sagas, welcome},
+    projects::{Project, Registry, Spec, Stage, saga::Sagas, welcome},
     prompt::Words,
     refusal::Refusal,
     rooms::Rooms,
@@ -362,21 +362,24 @@ impl Commands {
         }
     }
 
-    /// A project that this person can delete: registered, or left over from a removal that failed. Members delete what
-    /// they asked for themselves, admins everything.
+    /// A project that this person can delete: registered, or left over from a removal that failed.
     fn deletable(&self, name: &str, asked: &Asked) -> Result<(Uuid, Project), Refusal> {
         let (id, project) = match self.inner.registry.by_name(name) {
             Some((id, project)) if matches!(project.stage, Stage::Undoing | Stage::Deleting) => (id, project),
             _ => self.inner.registry.registered(name)?,
         };
-        let own = project.spec.as_ref().is_some_and(|spec| spec.asked_by == asked.by);
-        if own || asked.role == Role::Admin {
+        if project.spec.as_ref().is_some_and(|spec| may_delete(spec, &asked.by, asked.role)) {
             Ok((id, project))
         } else {
             Err(Refusal::usage(format!("project {} is somebody else's", text::code(name)))
                 .hint("Ask who made it, or one of the `admins` in bot.toml, to delete it."))
         }
     }
+}
+
+/// Members delete what they asked for themselves, admins everything.
+fn may_delete(spec: &Spec, by: &Person, role: Role) -> bool {
+    role == Role::Admin || spec.asked_by == *by
 }
 
 /// `status`, for people.
@@ -427,4 +430,19 @@ fn show(output: &CommandOutput) -> String {
         None => said.push_str("\nended by a signal"),
     }
     said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::{SurfaceKind, console};
+
+    #[test]
+    fn members_delete_their_own_projects_and_admins_all() {
+        let spec = Spec::example("/srv/app");
+        let ann = Person { surface: SurfaceKind::Matrix, id: console::person().id };
+        assert!(may_delete(&spec, &console::person(), Role::Member));
+        assert!(!may_delete(&spec, &ann, Role::Member), "the same id on another surface is somebody else");
+        assert!(may_delete(&spec, &ann, Role::Admin));
+    }
 }

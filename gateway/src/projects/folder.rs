@@ -106,7 +106,7 @@ fn refused(what: &str, path: &Path, error: io::Error) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{chat::SurfaceKind, projects::Stage};
+    use crate::projects::Stage;
 
     struct Case {
         folder: tempfile::TempDir,
@@ -127,19 +127,7 @@ mod tests {
             let own = Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
             let identity = place::identity(&place.path).expect("it is there");
             fs::create_dir_all(place.path.join(".git/objects")).expect("it can be filled");
-            let spec = Spec {
-                name: "app".into(),
-                path: place.path.clone(),
-                stack: None,
-                git: None,
-                branch: None,
-                depth: None,
-                adopt: false,
-                cpus: None,
-                memory: None,
-                port: 1,
-                asked_by: crate::chat::Person { surface: SurfaceKind::Console, id: "you".into() },
-            };
+            let spec = Spec::example(&place.path);
             let project =
                 Project { stage: Stage::Undoing, directory: Some((identity, own)), made, ..Project::default() };
             unmake(&project, &spec).expect("it can be taken back");

@@ -285,20 +285,12 @@ impl Fold for Project {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use journal::{Actor, Append, Cause, Expected, Journal, Loaded, NewEvent, StreamId, SystemClock};
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::chat::SurfaceKind;
-
-    fn event() -> impl Strategy<Value = ProjectEvent> {
-        let by = Person { surface: SurfaceKind::Console, id: "you".into() };
-        let spec = Spec {
+impl Spec {
+    /// A project called `app` at `path`, asked for on the console, with nothing else said.
+    pub(crate) fn example(path: impl Into<PathBuf>) -> Self {
+        Self {
             name: "app".into(),
-            path: "/srv/app".into(),
+            path: path.into(),
             stack: None,
             git: None,
             branch: None,
@@ -307,8 +299,22 @@ mod tests {
             cpus: None,
             memory: None,
             port: 22_200,
-            asked_by: by,
-        };
+            asked_by: crate::chat::console::person(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use journal::{Actor, Append, Cause, Expected, Journal, Loaded, NewEvent, StreamId, SystemClock};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn event() -> impl Strategy<Value = ProjectEvent> {
+        let spec = Spec::example("/srv/app");
         let found = ProjectEvent::DirectoryFound {
             identity: Identity { device: 1, inode: 2 },
             owner: Owner { uid: 1000, gid: 1000 },

@@ -1,7 +1,5 @@
 //! How far a saga is, for people: finished steps with their time, and what is waited for (PROJ-5).
 
-use std::time::Duration;
-
 use musher_docker::BuildProgress;
 use tokio::time::Instant;
 
@@ -48,14 +46,9 @@ impl<'a> Steps<'a> {
         self.end('✗');
     }
 
-    /// How long the step takes so far.
-    pub fn elapsed(&self) -> Duration {
-        self.began.elapsed()
-    }
-
     fn end(&mut self, mark: char) {
         if !self.step.is_empty() {
-            self.done.push(format!("{mark} {} ({})", self.step, text::span(self.elapsed())));
+            self.done.push(format!("{mark} {} ({})", self.step, text::span(self.began.elapsed())));
             self.step = "";
             self.progress.show(self.done.join("\n"));
         }
