@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::{DecodeError, EncodeError, NewEvent, Recorded};
+use crate::{DecodeError, EncodeError, NewEvent, Recorded, tagged};
 
 /// Why an older event could not be lifted to the next version.
 pub type UpcastError = Box<dyn std::error::Error + Send + Sync>;
@@ -104,7 +104,7 @@ impl NewEvent {
         if !is_kind(&kind) {
             return Err(EncodeError::KindName { kind });
         }
-        Ok(Self { kind, kind_version, skippable, data })
+        Ok(Self { kind, kind_version, skippable, data, texts: Vec::new() })
     }
 
     /// Whether this is the event that `recorded` tells of. Bytes decide first; data that differs
@@ -140,9 +140,9 @@ impl Recorded {
             let upcast = E::upcast(kind, version, data);
             lifted = Some(upcast.map_err(|source| DecodeError::Upcast { kind: kind.clone(), version, source })?);
         }
-        let data = lifted.map_or_else(|| self.data.get().to_owned(), |data| data.to_string());
-        let tagged = format!(r#"{{"kind":{},"data":{data}}}"#, Value::from(kind.as_str()));
-        serde_json::from_str(&tagged).map(Decoded::Known).map_err(malformed)
+        let lifted = lifted.map(|data| data.to_string());
+        let data = lifted.as_deref().unwrap_or_else(|| self.data.get());
+        E::deserialize(tagged::Tagged { kind, data }).map(Decoded::Known).map_err(malformed)
     }
 }
 

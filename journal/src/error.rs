@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::{Expected, StreamId, UpcastError};
 
 /// An error of `SQLite`. Cheap to clone: all members of a group commit get the same one.
@@ -43,6 +45,33 @@ pub enum OpenError {
         path: PathBuf,
         /// The journal mode that `SQLite` chose instead.
         mode: String,
+    },
+    /// The file is older than this program and the program may not change it: it was opened to be
+    /// read only. The owner brings it up to date when it opens it.
+    #[error("journal {path} has schema version {found}, this program reads version {supported}", path = path.display())]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// The schema version that it has.
+        found: i64,
+        /// The schema version that this program reads.
+        supported: i64,
+    },
+    /// The file is older than this program, and the backup that must precede its migration failed.
+    #[error(
+        "journal {path} of schema version {found} was not migrated, its backup {backup} could not be made",
+        path = path.display(),
+        backup = backup.display()
+    )]
+    Backup {
+        /// The file.
+        path: PathBuf,
+        /// The schema version that it has and keeps.
+        found: i64,
+        /// Where the backup was to stand.
+        backup: PathBuf,
+        /// Why it could not be made.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The file could not be made or given its mode, or the writer's thread not be started.
     #[error("journal {path} cannot be opened", path = path.display())]
@@ -85,6 +114,14 @@ pub enum AppendError {
         stream: StreamId,
         /// Position of the first event of the transaction that the key stands for.
         position: u64,
+    },
+    /// A text was given an id that another text has or had.
+    #[error("text {id} for stream {stream} exists already or was erased")]
+    TextExists {
+        /// The text's id.
+        id: Uuid,
+        /// The stream of the append that was refused.
+        stream: StreamId,
     },
     /// An append without events.
     #[error("append to stream {stream} has no events")]
@@ -135,6 +172,14 @@ pub enum ReadError {
         column: &'static str,
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A position is missing between two events.
+    #[error("journal goes on at position {found}, expected position {expected}")]
+    PositionGap {
+        /// The position that should have come.
+        expected: u64,
+        /// The position that came.
+        found: u64,
     },
     /// A version is missing between two events.
     #[error("stream {stream} goes on at version {found}, expected version {expected}")]

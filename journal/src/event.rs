@@ -95,6 +95,20 @@ pub struct NewEvent {
     pub(crate) kind_version: u32,
     pub(crate) skippable: bool,
     pub(crate) data: Box<RawValue>,
+    pub(crate) texts: Vec<(Uuid, String)>,
+}
+
+impl NewEvent {
+    /// Stores a text with the event, in the same transaction: words of a person or an agent that
+    /// must be erasable. The event's data names the text by `id`, which is new; the text itself
+    /// belongs nowhere else, neither in an event nor in a [`crate::Snapshot`].
+    ///
+    /// Texts are not part of what an idempotency key stands for: a repeated append stores none.
+    #[must_use]
+    pub fn with_text(mut self, id: Uuid, body: impl Into<String>) -> Self {
+        self.texts.push((id, body.into()));
+        self
+    }
 }
 
 /// Events for one stream, added together or not at all.

@@ -1,17 +1,20 @@
 //! The handle that the rest of the program holds: appends go to the writer's thread, reads to the
 //! readers.
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::{fmt, thread};
 
+use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::readers::Readers;
-use crate::writer::{Message, Writer};
-use crate::{Append, AppendError, Appended, Clock, Fold, Loaded, OpenError, ReadError, Recorded, StreamId, store};
+use crate::snapshot::Encoded;
+use crate::writer::{Erasure, Message, Reply, Request, Writer};
+use crate::{
+    Append, AppendError, Appended, Clock, Fold, Loaded, OpenError, ReadError, Reader, Recorded, StreamId, store,
+};
 
 /// So many appends may wait for the writer; the next ones wait to wait.
 const QUEUE: usize = 1024;
@@ -81,11 +84,7 @@ impl Journal {
         if appends.is_empty() {
             return Ok(Vec::new());
         }
-        let writer = self.inner.writer.as_ref().ok_or(AppendError::Closed)?;
-        let (reply, outcome) = oneshot::channel();
-        let message = Message::Append { appends, reply };
-        writer.send(message).await.map_err(|_| AppendError::Closed)?;
-        outcome.await.map_err(|_| AppendError::Closed)?
+        self.ask(|reply| Request::Append { appends, reply }).await
     }
 
     /// The events of a stream after a version, in order; none when the stream does not exist.
@@ -94,17 +93,15 @@ impl Journal {
     /// When the file cannot be read or the journal is closed.
     pub async fn read(&self, stream: &StreamId, after_version: u64) -> Result<Vec<Recorded>, ReadError> {
         let stream = stream.clone();
-        self.inner
-            .readers
-            .run(move |connection| {
-                let mut events = Vec::new();
-                store::visit_stream(connection, &stream, after_version, |event| {
-                    events.push(event);
-                    Ok(ControlFlow::Continue(()))
-                })?;
-                Ok(events)
-            })
-            .await
+        self.run(move |connection| {
+            let mut events = Vec::new();
+            store::visit_stream(connection, &stream, after_version, |event| {
+                events.push(event);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(events)
+        })
+        .await
     }
 
     /// The state that a stream's events make, and its version; the default state at version 0 when
@@ -114,17 +111,15 @@ impl Journal {
     /// When the file cannot be read, the journal is closed, or an event cannot be folded.
     pub async fn load<F: Fold>(&self, stream: &StreamId) -> Result<Loaded<F>, ReadError> {
         let stream = stream.clone();
-        self.inner
-            .readers
-            .run(move |connection| {
-                let mut loaded = Loaded::default();
-                store::visit_stream(connection, &stream, 0, |event| {
-                    loaded.advance(&event)?;
-                    Ok(ControlFlow::Continue(()))
-                })?;
-                Ok(loaded)
-            })
-            .await
+        self.run(move |connection| {
+            let mut loaded = Loaded::default();
+            store::visit_stream(connection, &stream, 0, |event| {
+                loaded.advance(&event)?;
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(loaded)
+        })
+        .await
     }
 
     /// The states of all streams of a kind, as of one moment, sorted by the streams' ids: what a
@@ -134,22 +129,39 @@ impl Journal {
     /// As [`Journal::load`], for any of the streams.
     pub async fn load_all<F: Fold>(&self, kind: &str) -> Result<Vec<(StreamId, Loaded<F>)>, ReadError> {
         let kind = kind.to_owned();
-        self.inner
-            .readers
-            .run(move |connection| {
-                let mut all: Vec<(StreamId, Loaded<F>)> = Vec::new();
-                store::visit_kind(connection, &kind, |event| {
-                    if all.last().is_none_or(|(stream, _)| *stream != event.stream) {
-                        all.push((event.stream.clone(), Loaded::default()));
-                    }
-                    if let Some((_, loaded)) = all.last_mut() {
-                        loaded.advance(&event)?;
-                    }
-                    Ok(ControlFlow::Continue(()))
-                })?;
-                Ok(all)
-            })
-            .await
+        self.run(move |connection| {
+            let mut all: Vec<(StreamId, Loaded<F>)> = Vec::new();
+            store::visit_kind(connection, &kind, |event| {
+                if all.last().is_none_or(|(stream, _)| *stream != event.stream) {
+                    all.push((event.stream.clone(), Loaded::default()));
+                }
+                if let Some((_, loaded)) = all.last_mut() {
+                    loaded.advance(&event)?;
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(all)
+        })
+        .await
+    }
+
+    /// The last event of each stream of a kind, sorted by the streams' ids. Costs the same however
+    /// long the streams are.
+    ///
+    /// # Errors
+    /// As [`Journal::read`].
+    pub async fn last_events(&self, kind: &str) -> Result<Vec<Recorded>, ReadError> {
+        let kind = kind.to_owned();
+        self.run(move |connection| store::last_events(connection, &kind)).await
+    }
+
+    /// Opens a journal that may belong to another process which is running: to look at it, never
+    /// to change it.
+    ///
+    /// # Errors
+    /// When there is no file, it is not a journal, or it is of another schema version.
+    pub fn open_read_only(path: &Path) -> Result<Reader, OpenError> {
+        Reader::open(path)
     }
 
     /// Closes the journal for all handles: what already waits is still written, later appends and
@@ -166,34 +178,35 @@ impl Journal {
         while position.changed().await.is_ok() {}
     }
 
+    /// Reads from the file.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        self.inner.readers.run(read).await
+    }
+
+    /// Has some texts erased; returns how many.
+    pub(crate) async fn erase_some(&self, which: Erasure) -> Result<u64, AppendError> {
+        self.ask(|reply| Request::Erase { which, reply }).await
+    }
+
+    /// Has a snapshot stored.
+    pub(crate) async fn keep(&self, snapshot: Encoded) -> Result<(), AppendError> {
+        self.ask(|reply| Request::Keep { snapshot, reply }).await
+    }
+
+    /// Gives the writer something to do and waits until it is on the disk.
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, AppendError> {
+        let writer = self.inner.writer.as_ref().ok_or(AppendError::Closed)?;
+        let (reply, outcome) = oneshot::channel();
+        writer.send(Message::Request(request(reply))).await.map_err(|_| AppendError::Closed)?;
+        outcome.await.map_err(|_| AppendError::Closed)?
+    }
+
     /// To be woken by each commit.
     pub(crate) fn position(&self) -> watch::Receiver<u64> {
         self.inner.position.clone()
-    }
-
-    /// As [`Journal::read`], but at most `max_events`, and no further one once they are
-    /// `max_bytes` of data; and whether these are all that there are.
-    pub(crate) async fn read_batch(
-        &self,
-        stream: &StreamId,
-        after_version: u64,
-        max_events: usize,
-        max_bytes: usize,
-    ) -> Result<(VecDeque<Recorded>, bool), ReadError> {
-        let stream = stream.clone();
-        self.inner
-            .readers
-            .run(move |connection| {
-                let (mut events, mut bytes, mut all) = (VecDeque::new(), 0, true);
-                store::visit_stream(connection, &stream, after_version, |event| {
-                    bytes += event.data.get().len();
-                    events.push_back(event);
-                    all = events.len() < max_events && bytes < max_bytes;
-                    Ok(if all { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-                })?;
-                Ok((events, all))
-            })
-            .await
     }
 }
 

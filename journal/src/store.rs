@@ -1,7 +1,7 @@
-//! The file: its schema, the connections to it, and the statements that read it.
-//! The statements that write it are the writer's.
+//! The connections to the file and the statements that read events. The statements that write
+//! are the writer's.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -14,13 +14,8 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::schema::{self, SCHEMA_VERSION};
 use crate::{OpenError, ReadError, Recorded, StreamId};
-
-/// "Musj", in the file's header: that the file is one of ours.
-const APPLICATION_ID: i64 = 0x4d75_736a;
-
-/// The version of [`SCHEMA`], in the file's header.
-const SCHEMA_VERSION: i64 = 1;
 
 /// How long a connection waits for another process, such as a backup, to let go of the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,59 +23,56 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// To what the write-ahead log is cut after a checkpoint, in bytes.
 const LOG_SIZE_LIMIT: i64 = 64 * 1024 * 1024;
 
-const SCHEMA: &str = "
-    CREATE TABLE streams (
-        stream INTEGER PRIMARY KEY,
-        kind   TEXT NOT NULL,
-        id     TEXT NOT NULL,
-        UNIQUE (kind, id)
-    ) STRICT;
+/// At how many pages, of 4 KiB, `SQLite` moves the log into the file. A page that was written often
+/// since then is moved once, and the disk is waited for less often than with `SQLite`'s own 1000.
+const LOG_PAGES: i64 = 4096;
 
-    CREATE TABLE events (
-        position     INTEGER PRIMARY KEY,
-        stream       INTEGER NOT NULL REFERENCES streams,
-        version      INTEGER NOT NULL,
-        event_id     BLOB NOT NULL,
-        time_us      INTEGER NOT NULL, -- microseconds since 1970
-        actor        TEXT NOT NULL,    -- JSON
-        cause        TEXT NOT NULL,    -- JSON
-        kind         TEXT NOT NULL,
-        kind_version INTEGER NOT NULL,
-        skippable    INTEGER NOT NULL,
-        data         TEXT NOT NULL,    -- JSON, byte for byte
-        UNIQUE (stream, version)
-    ) STRICT;
+/// How many prepared statements a connection keeps: all that there are.
+const STATEMENTS: usize = 32;
 
-    CREATE TRIGGER events_stay BEFORE DELETE ON events
-        BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END;
-    CREATE TRIGGER events_stand BEFORE UPDATE ON events
-        BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
-
-    -- The transaction that a key was used in, by the positions of its events.
-    CREATE TABLE keys (
-        key            TEXT PRIMARY KEY,
-        first_position INTEGER NOT NULL REFERENCES events,
-        last_position  INTEGER NOT NULL REFERENCES events
-    ) STRICT, WITHOUT ROWID;
-";
-
-/// Opens the one connection that writes. Makes the file when there is none.
+/// Opens the one connection that writes. Makes the file when there is none; brings it up to date
+/// when it is older, after a backup.
 pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
     let storage = |source: rusqlite::Error| OpenError::Storage { path: path.to_owned(), source: source.into() };
     create(path).map_err(io)?;
     let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(storage)?;
-    let empty = is_empty(&connection).map_err(storage)?;
-    if !empty {
-        check_identity(&connection, path, storage)?;
+    let found = schema::version(&connection, path)?;
+    if let Some(found) = found.filter(|found| *found < SCHEMA_VERSION) {
+        schema::back_up(&connection, path, found)?;
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(io)?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(storage)?;
     if mode != "wal" {
         return Err(OpenError::NoWriteAheadLog { path: path.to_owned(), mode });
     }
-    configure(&mut connection, empty).map_err(storage)?;
+    configure(&connection).map_err(storage)?;
+    if found != Some(SCHEMA_VERSION) {
+        schema::migrate(&mut connection, found.unwrap_or(0)).map_err(storage)?;
+    }
+    // What was erased before a crash may still stand in the log.
+    empty_log(&connection, Duration::ZERO).map_err(storage)?;
     Ok(connection)
+}
+
+/// Opens a file that another process may own, to read it and nothing else.
+pub(crate) fn open_foreign(path: &Path) -> Result<Connection, OpenError> {
+    let storage = |source: rusqlite::Error| OpenError::Storage { path: path.to_owned(), source: source.into() };
+    let connection = open_reader(path).map_err(storage)?;
+    match schema::version(&connection, path)? {
+        Some(SCHEMA_VERSION) => Ok(connection),
+        Some(found) => Err(OpenError::Older { path: path.to_owned(), found, supported: SCHEMA_VERSION }),
+        None => Err(OpenError::NotAJournal { path: path.to_owned() }),
+    }
+}
+
+/// Moves the log into the file and cuts it to nothing, waiting so long at most for readers that
+/// still need it. Returns whether it is empty.
+pub(crate) fn empty_log(connection: &Connection, patience: Duration) -> Result<bool, rusqlite::Error> {
+    connection.busy_timeout(patience)?;
+    let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, bool>(0));
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(!busy?)
 }
 
 /// Opens a connection that cannot write.
@@ -92,10 +84,7 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, rusqlite::Error> {
 /// takes over the mode. A new name is made durable in its folder.
 fn create(path: &Path) -> io::Result<()> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(_) => match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
-            _ => File::open(".")?.sync_all(),
-        },
+        Ok(_) => schema::sync_folder_of(path),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
@@ -105,43 +94,19 @@ fn create(path: &Path) -> io::Result<()> {
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(connection)
 }
 
-fn is_empty(connection: &Connection) -> Result<bool, rusqlite::Error> {
-    connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)", (), |row| row.get(0))
-}
-
-/// Refuses what is not ours and what is newer, before anything in the file is touched.
-fn check_identity(
-    connection: &Connection,
-    path: &Path,
-    storage: impl Fn(rusqlite::Error) -> OpenError,
-) -> Result<(), OpenError> {
-    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    if pragma("application_id").map_err(&storage)? != APPLICATION_ID {
-        return Err(OpenError::NotAJournal { path: path.to_owned() });
-    }
-    let found = pragma("user_version").map_err(&storage)?;
-    if found > SCHEMA_VERSION {
-        let (path, supported) = (path.to_owned(), SCHEMA_VERSION);
-        return Err(OpenError::Newer { path, found, supported });
-    }
-    Ok(())
-}
-
-fn configure(connection: &mut Connection, empty: bool) -> Result<(), rusqlite::Error> {
+fn configure(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    connection.pragma_update_and_check(None, "journal_size_limit", LOG_SIZE_LIMIT, |_| Ok(()))?;
-    if empty {
-        let transaction = connection.transaction()?;
-        transaction.execute_batch(SCHEMA)?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-        transaction.commit()?;
-    }
-    Ok(())
+    // Erased bytes are overwritten with zeros, in pages that stay and in pages that become free.
+    connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
+    // What a statement that is undone half way needs, old pages with texts in them, stays in memory.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", LOG_SIZE_LIMIT, |_| Ok(()))
 }
 
 /// Position of the last event; 0 when there is none.
@@ -171,6 +136,17 @@ macro_rules! select_events {
     };
 }
 
+const STREAM_EVENTS: &str = select_events!("WHERE s.kind = ?1 AND s.id = ?2 AND e.version > ?3 ORDER BY e.version");
+
+const TAIL_EVENTS: &str = select_events!("WHERE s.stream = ?1 AND e.version > ?2 ORDER BY e.version");
+
+const LAST_EVENTS: &str = select_events!(
+    "AND e.version = (SELECT max(version) FROM events l WHERE l.stream = s.stream)
+     WHERE s.kind = ?1 ORDER BY s.id"
+);
+
+const ALL_EVENTS: &str = select_events!("WHERE e.position > ?1 ORDER BY e.position");
+
 /// Shows `visit` the events of one stream after a version, in order, until it breaks off.
 pub(crate) fn visit_stream(
     connection: &Connection,
@@ -180,8 +156,18 @@ pub(crate) fn visit_stream(
 ) -> Result<(), ReadError> {
     // No event has a version beyond what SQLite can hold.
     let after_version = i64::try_from(after_version).unwrap_or(i64::MAX);
-    let sql = select_events!("WHERE s.kind = ?1 AND s.id = ?2 AND e.version > ?3 ORDER BY e.version");
-    visit_events(connection, sql, (&stream.kind, &stream.id, after_version), visit)
+    visit_events(connection, STREAM_EVENTS, (&stream.kind, &stream.id, after_version), visit)
+}
+
+/// As [`visit_stream`], for a stream whose row is known.
+pub(crate) fn visit_tail(
+    connection: &Connection,
+    row: i64,
+    after_version: u64,
+    visit: impl FnMut(Recorded) -> Result<ControlFlow<()>, ReadError>,
+) -> Result<(), ReadError> {
+    let after_version = i64::try_from(after_version).unwrap_or(i64::MAX);
+    visit_events(connection, TAIL_EVENTS, (row, after_version), visit)
 }
 
 /// Shows `visit` the events of all streams of a kind: by the stream's id, then in order.
@@ -191,6 +177,26 @@ pub(crate) fn visit_kind(
     visit: impl FnMut(Recorded) -> Result<ControlFlow<()>, ReadError>,
 ) -> Result<(), ReadError> {
     visit_events(connection, select_events!("WHERE s.kind = ?1 ORDER BY s.id, e.version"), (kind,), visit)
+}
+
+/// The last event of each stream of a kind, sorted by the streams' ids.
+pub(crate) fn last_events(connection: &Connection, kind: &str) -> Result<Vec<Recorded>, ReadError> {
+    let mut events = Vec::new();
+    visit_events(connection, LAST_EVENTS, (kind,), |event| {
+        events.push(event);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(events)
+}
+
+/// Shows `visit` the events of all streams after a position, in order, until it breaks off.
+pub(crate) fn visit_all(
+    connection: &Connection,
+    after_position: u64,
+    visit: impl FnMut(Recorded) -> Result<ControlFlow<()>, ReadError>,
+) -> Result<(), ReadError> {
+    let after_position = i64::try_from(after_position).unwrap_or(i64::MAX);
+    visit_events(connection, ALL_EVENTS, (after_position,), visit)
 }
 
 /// The events of a transaction, by their positions.
@@ -224,27 +230,53 @@ fn visit_events(
     Ok(())
 }
 
+/// Shows `visit` stream, version and position of every event there is, in order, and what is wrong
+/// with its other columns.
+pub(crate) fn visit_numbered(
+    connection: &Connection,
+    mut visit: impl FnMut(StreamId, u64, u64, Option<ReadError>),
+) -> Result<(), rusqlite::Error> {
+    let mut statement = connection.prepare(select_events!("ORDER BY e.position"))?;
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        let stream = StreamId { kind: row.get(0)?, id: row.get(1)? };
+        visit(stream, row.get(2)?, row.get(3)?, recorded(row).err());
+    }
+    Ok(())
+}
+
+/// All streams, sorted by kind and id.
+pub(crate) fn streams(connection: &Connection) -> Result<Vec<StreamId>, rusqlite::Error> {
+    let mut statement = connection.prepare("SELECT kind, id FROM streams ORDER BY kind, id")?;
+    let streams = statement.query_map((), |row| Ok(StreamId { kind: row.get(0)?, id: row.get(1)? }))?;
+    streams.collect()
+}
+
 /// An event from a row of [`select_events`].
 fn recorded(row: &Row<'_>) -> Result<Recorded, ReadError> {
-    let position = row.get("position")?;
-    let time = Timestamp::from_microsecond(row.get("time_us")?).map_err(|error| corrupt(position, "time_us", error))?;
+    let position = row.get(3)?;
+    let time = Timestamp::from_microsecond(row.get(5)?).map_err(|error| corrupt(position, "time_us", error))?;
     Ok(Recorded {
         stream: StreamId { kind: row.get(0)?, id: row.get(1)? },
-        version: row.get("version")?,
+        version: row.get(2)?,
         position,
-        id: Uuid::from_bytes(row.get("event_id")?),
+        id: Uuid::from_bytes(row.get(4)?),
         time,
-        actor: json(row, position, "actor")?,
-        cause: json(row, position, "cause")?,
+        actor: json(row, position, (6, "actor"))?,
+        cause: json(row, position, (7, "cause"))?,
         kind: row.get(8)?,
-        kind_version: row.get("kind_version")?,
-        skippable: row.get("skippable")?,
-        data: RawValue::from_string(row.get("data")?).map_err(|error| corrupt(position, "data", error))?,
+        kind_version: row.get(9)?,
+        skippable: row.get(10)?,
+        data: RawValue::from_string(row.get(11)?).map_err(|error| corrupt(position, "data", error))?,
     })
 }
 
-fn json<T: DeserializeOwned>(row: &Row<'_>, position: u64, column: &'static str) -> Result<T, ReadError> {
-    serde_json::from_str(row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?)
+fn json<T: DeserializeOwned>(
+    row: &Row<'_>,
+    position: u64,
+    (index, column): (usize, &'static str),
+) -> Result<T, ReadError> {
+    serde_json::from_str(row.get_ref(index)?.as_str().map_err(rusqlite::Error::from)?)
         .map_err(|error| corrupt(position, column, error))
 }
 
@@ -264,6 +296,8 @@ mod tests {
         let pragma = |name| writer.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         assert_eq!(pragma("synchronous").unwrap(), 2, "FULL");
         assert_eq!(pragma("foreign_keys").unwrap(), 1);
+        assert_eq!(pragma("secure_delete").unwrap(), 1, "ON, not FAST");
+        assert_eq!(pragma("temp_store").unwrap(), 2, "MEMORY");
         let mode = writer.pragma_query_value(None, "journal_mode", |row| row.get::<_, String>(0));
         assert_eq!(mode.unwrap(), "wal");
         let reader = open_reader(&path).unwrap();
@@ -271,5 +305,39 @@ mod tests {
         let refused = reader.execute("INSERT INTO streams (kind, id) VALUES ('a', 'b')", ());
         let code = refused.unwrap_err().sqlite_error_code();
         assert_eq!(code, Some(rusqlite::ErrorCode::ReadOnly));
+    }
+
+    /// How `SQLite` means to find what a statement asks for.
+    fn plan(connection: &Connection, sql: &str) -> String {
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let (unbound, mut steps) = (statement.parameter_count(), Vec::new());
+        (1..=unbound).for_each(|index| statement.raw_bind_parameter(index, 1).unwrap());
+        let mut rows = statement.raw_query();
+        while let Some(row) = rows.next().unwrap() {
+            steps.push(row.get::<_, String>(3).unwrap());
+        }
+        steps.join("\n")
+    }
+
+    #[test]
+    fn events_are_found_by_an_index_and_come_in_its_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = open_writer(&folder.path().join("journal.db")).unwrap();
+        let plans = [LAST_EVENTS, ALL_EVENTS, STREAM_EVENTS, TAIL_EVENTS].map(|sql| plan(&writer, sql));
+        insta::assert_snapshot!(plans.join("\n\n"), @"
+        SEARCH s USING COVERING INDEX sqlite_autoindex_streams_1 (kind=?)
+        SEARCH e USING INDEX sqlite_autoindex_events_1 (stream=? AND version=?)
+        CORRELATED SCALAR SUBQUERY 1
+        SEARCH l USING COVERING INDEX sqlite_autoindex_events_1 (stream=?)
+
+        SEARCH e USING INTEGER PRIMARY KEY (rowid>?)
+        SEARCH s USING INTEGER PRIMARY KEY (rowid=?)
+
+        SEARCH s USING COVERING INDEX sqlite_autoindex_streams_1 (kind=? AND id=?)
+        SEARCH e USING INDEX sqlite_autoindex_events_1 (stream=? AND version>?)
+
+        SEARCH s USING INTEGER PRIMARY KEY (rowid=?)
+        SEARCH e USING INDEX sqlite_autoindex_events_1 (stream=? AND version>?)
+        ");
     }
 }

@@ -1,13 +1,15 @@
-//! Following a stream. A subscriber is only told that something was committed and reads it from
+//! Following a stream, or all of them. A subscriber is only told that something was committed and reads it from
 //! the file when it is ready for it: nothing is buffered for it that could be lost, and nobody
 //! waits for it.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 
 use futures_util::stream::{self, Stream};
+use rusqlite::Connection;
 use tokio::sync::watch;
 
-use crate::{Journal, ReadError, Recorded, StreamId};
+use crate::{Journal, ReadError, Recorded, StreamId, store};
 
 /// How many events a subscription reads ahead at most.
 const BATCH_EVENTS: usize = 256;
@@ -24,11 +26,23 @@ impl Journal {
         stream: &StreamId,
         after_version: u64,
     ) -> impl Stream<Item = Result<Recorded, ReadError>> + Send + Unpin + use<> {
+        self.follow(Cursor::Stream { stream: stream.clone(), after_version })
+    }
+
+    /// As [`Journal::subscribe`], for the events of all streams after a position, in the order of
+    /// their positions.
+    pub fn subscribe_all(
+        &self,
+        after_position: u64,
+    ) -> impl Stream<Item = Result<Recorded, ReadError>> + Send + Unpin + use<> {
+        self.follow(Cursor::All { after_position })
+    }
+
+    fn follow(&self, cursor: Cursor) -> impl Stream<Item = Result<Recorded, ReadError>> + Send + Unpin + use<> {
         let subscription = Subscription {
             journal: self.clone(),
             committed: self.position(),
-            stream: stream.clone(),
-            after_version,
+            cursor,
             ahead: VecDeque::new(),
             caught_up: false,
         };
@@ -36,14 +50,54 @@ impl Journal {
     }
 }
 
+/// What is followed, and up to where it was handed out.
+#[derive(Clone)]
+enum Cursor {
+    Stream { stream: StreamId, after_version: u64 },
+    All { after_position: u64 },
+}
+
+impl Cursor {
+    /// Moves on to the next event, which must follow without a gap.
+    fn pass(&mut self, event: &Recorded) -> Result<(), ReadError> {
+        let (last, found) = match self {
+            Self::Stream { after_version, .. } => (after_version, event.version),
+            Self::All { after_position } => (after_position, event.position),
+        };
+        let expected = *last + 1;
+        if found == expected {
+            *last = found;
+            return Ok(());
+        }
+        Err(match self {
+            Self::Stream { stream, .. } => ReadError::Gap { stream: stream.clone(), expected, found },
+            Self::All { .. } => ReadError::PositionGap { expected, found },
+        })
+    }
+
+    /// The next events, as many as a subscription reads ahead, and whether these are all.
+    fn read(&self, connection: &Connection) -> Result<(VecDeque<Recorded>, bool), ReadError> {
+        let (mut events, mut bytes, mut all) = (VecDeque::new(), 0, true);
+        let visit = |event: Recorded| {
+            bytes += event.data.get().len();
+            events.push_back(event);
+            all = events.len() < BATCH_EVENTS && bytes < BATCH_BYTES;
+            Ok(if all { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        };
+        match self {
+            Self::Stream { stream, after_version } => store::visit_stream(connection, stream, *after_version, visit)?,
+            Self::All { after_position } => store::visit_all(connection, *after_position, visit)?,
+        }
+        Ok((events, all))
+    }
+}
+
 struct Subscription {
     journal: Journal,
     committed: watch::Receiver<u64>,
-    stream: StreamId,
-    /// The version of the event that was handed out last.
-    after_version: u64,
+    cursor: Cursor,
     ahead: VecDeque<Recorded>,
-    /// The last read found the stream's end.
+    /// The last read found the end.
     caught_up: bool,
 }
 
@@ -51,11 +105,7 @@ impl Subscription {
     async fn next(mut self) -> Result<Option<(Recorded, Self)>, ReadError> {
         loop {
             if let Some(event) = self.ahead.pop_front() {
-                let (expected, found) = (self.after_version + 1, event.version);
-                if found != expected {
-                    return Err(ReadError::Gap { stream: self.stream, expected, found });
-                }
-                self.after_version = found;
+                self.cursor.pass(&event)?;
                 return Ok(Some((event, self)));
             }
             if self.caught_up {
@@ -63,8 +113,8 @@ impl Subscription {
             }
             // Before the read: a commit that it does not see wakes the next wait.
             self.committed.mark_unchanged();
-            (self.ahead, self.caught_up) =
-                self.journal.read_batch(&self.stream, self.after_version, BATCH_EVENTS, BATCH_BYTES).await?;
+            let cursor = self.cursor.clone();
+            (self.ahead, self.caught_up) = self.journal.run(move |connection| cursor.read(connection)).await?;
         }
     }
 }

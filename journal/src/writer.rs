@@ -1,28 +1,119 @@
-//! The one thread that writes. Everything that waits goes into one transaction, each request under
-//! a savepoint of its own, and nothing is acknowledged before COMMIT has come back: one wait for
-//! the disk serves them all.
+//! The one thread that writes. Everything that waits goes into one transaction, and nothing is
+//! acknowledged before COMMIT has come back: one wait for the disk serves them all. A request is
+//! checked in full before it writes anything, so that one that is refused leaves no trace in the
+//! transaction and the others alone.
 
 use std::sync::Arc;
-use std::{io, mem, thread};
+use std::time::{Duration, Instant};
+use std::{io, thread};
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::{ContextV7, Uuid};
 
-use crate::{Append, AppendError, Appended, Clock, Recorded, StorageError, StreamId, store};
+use crate::append::Stamped;
+use crate::snapshot::{self, Encoded};
+use crate::{Append, AppendError, Appended, Clock, StorageError, store, texts};
 
 /// At most so many requests in one transaction.
 const GROUP_LIMIT: usize = 256;
 
-/// What one request came to: an outcome for each of its appends, or nothing done.
-type Outcome = Result<Vec<Appended>, AppendError>;
+/// How long an erasure waits for those who read from the log, before it leaves them alone.
+const LOG_PATIENCE: Duration = Duration::from_millis(200);
+
+/// However slow the disk, a request is kept waiting for others no more than a fourth of this.
+const SLOWEST_COMMIT: Duration = Duration::from_millis(8);
+
+/// Where a request's outcome goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
 
 pub(crate) enum Message {
-    /// Appends that succeed or fail together. None of them is without events.
-    Append { appends: Vec<Append>, reply: oneshot::Sender<Outcome> },
+    Request(Request),
     /// Take no more; what is already waiting is still written.
     Close,
+}
+
+pub(crate) enum Request {
+    /// Appends that succeed or fail together. None of them is without events.
+    Append { appends: Vec<Append>, reply: Reply<Vec<Appended>> },
+    /// Erase texts and say how many there were.
+    Erase { which: Erasure, reply: Reply<u64> },
+    /// Keep a snapshot, unless a later one is there.
+    Keep { snapshot: Encoded, reply: Reply<()> },
+}
+
+/// Which texts to erase.
+pub(crate) enum Erasure {
+    Ids(Vec<Uuid>),
+    Before { time: Timestamp, at_most: usize },
+}
+
+/// A request that was carried out or refused, to be answered when the transaction has ended.
+enum Settled {
+    Append { reply: Reply<Vec<Appended>>, outcome: Result<Vec<Appended>, AppendError> },
+    Erase { reply: Reply<u64>, outcome: Result<u64, AppendError> },
+    Keep { reply: Reply<()>, outcome: Result<(), AppendError> },
+}
+
+impl Settled {
+    /// Carries a request out in the transaction that is open; without one it has failed already.
+    fn by(request: Request, open: Result<&Stamped<'_>, &StorageError>) -> Self {
+        let open = open.map_err(|error| AppendError::Storage(error.clone()));
+        match request {
+            Request::Append { appends, reply } => {
+                Self::Append { reply, outcome: open.and_then(|open| open.append_all(appends)) }
+            }
+            Request::Erase { which, reply } => {
+                Self::Erase { reply, outcome: open.and_then(|open| Ok(texts::erase(open.connection, &which)?)) }
+            }
+            Request::Keep { snapshot, reply } => {
+                Self::Keep { reply, outcome: open.and_then(|open| snapshot::keep(open.connection, &snapshot)) }
+            }
+        }
+    }
+
+    /// What the request makes the whole transaction fail of.
+    fn failure(&self) -> Option<&StorageError> {
+        let error = match self {
+            Self::Append { outcome, .. } => outcome.as_ref().err(),
+            Self::Erase { outcome, .. } => outcome.as_ref().err(),
+            Self::Keep { outcome, .. } => outcome.as_ref().err(),
+        };
+        match error {
+            Some(AppendError::Storage(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Position of the last event that the request has added.
+    fn position(&self) -> Option<u64> {
+        match self {
+            Self::Append { outcome: Ok(new), .. } => new.last().filter(|new| !new.repeated).map(|new| new.position),
+            _ => None,
+        }
+    }
+
+    /// The same request, failed: its transaction is not in the file.
+    fn failed(mut self, error: &StorageError) -> Self {
+        let error = AppendError::Storage(error.clone());
+        match &mut self {
+            Self::Append { outcome, .. } => *outcome = Err(error),
+            Self::Erase { outcome, .. } => *outcome = Err(error),
+            Self::Keep { outcome, .. } => *outcome = Err(error),
+        }
+        self
+    }
+
+    /// A caller that no longer waits has given up hearing of it, nothing else.
+    fn answer(self) {
+        match self {
+            Self::Append { reply, outcome } => drop(reply.send(outcome)),
+            Self::Erase { reply, outcome } => drop(reply.send(outcome)),
+            Self::Keep { reply, outcome } => drop(reply.send(outcome)),
+        }
+    }
 }
 
 /// Dropped field by field: when `position` goes, and with it its receivers learn of the end, the
@@ -31,12 +122,20 @@ pub(crate) struct Writer {
     connection: Connection,
     clock: Arc<dyn Clock>,
     ids: ContextV7,
+    /// The log holds bytes that were erased.
+    log_remembers: bool,
+    /// How many requests the next group is likely to have: those that waited and those that were
+    /// answered when the last one was written.
+    expected: usize,
+    /// How long a group waits for them: a fraction of what it took to write the last one.
+    patience: Duration,
     position: watch::Sender<u64>,
 }
 
 impl Writer {
     pub(crate) fn new(connection: Connection, clock: Arc<dyn Clock>, position: watch::Sender<u64>) -> Self {
-        Self { connection, clock, ids: ContextV7::new(), position }
+        let (expected, patience) = (0, Duration::ZERO);
+        Self { connection, clock, ids: ContextV7::new(), log_remembers: false, expected, patience, position }
     }
 
     pub(crate) fn spawn(self, messages: mpsc::Receiver<Message>) -> io::Result<thread::JoinHandle<()>> {
@@ -44,202 +143,95 @@ impl Writer {
     }
 
     fn run(mut self, mut messages: mpsc::Receiver<Message>) {
-        let mut group = Vec::new();
-        let mut replies = Vec::new();
         while let Some(first) = messages.blocking_recv() {
-            let mut next = Some(first);
-            while let Some(message) = next {
-                match message {
-                    Message::Append { appends, reply } => {
-                        group.push(appends);
-                        replies.push(reply);
-                    }
-                    Message::Close => messages.close(),
-                }
-                next = if group.len() < GROUP_LIMIT { messages.try_recv().ok() } else { None };
-            }
-            let outcomes = self.commit(mem::take(&mut group));
-            for (reply, outcome) in replies.drain(..).zip(outcomes) {
-                // A caller that no longer waits has given up hearing of it, nothing else.
-                drop(reply.send(outcome));
-            }
+            let group = self.gather(first, &mut messages);
+            let (asked, began) = (group.len(), Instant::now());
+            let settled = self.commit(group);
+            self.patience = began.elapsed().min(SLOWEST_COMMIT) / 4;
+            self.expected = asked + messages.len();
+            settled.into_iter().for_each(Settled::answer);
         }
     }
 
-    /// Writes a group and wakes the subscribers. There is an outcome for each request, in order.
-    fn commit(&mut self, group: Vec<Vec<Append>>) -> Vec<Outcome> {
-        if group.is_empty() {
-            return Vec::new();
+    /// Takes what waits, and waits a moment for those who were answered last, since they are likely
+    /// to ask again at once: otherwise they and those who ask now would take turns, and each would
+    /// wait for the disk twice. One who asks alone is not kept waiting.
+    fn gather(&self, first: Message, messages: &mut mpsc::Receiver<Message>) -> Vec<Request> {
+        let mut group = Vec::new();
+        let mut next = Ok(first);
+        let mut until = None;
+        while group.len() < GROUP_LIMIT {
+            match next {
+                Ok(Message::Request(request)) => group.push(request),
+                Ok(Message::Close) => messages.close(),
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => {
+                    let now = Instant::now();
+                    if group.len() >= self.expected || now >= *until.get_or_insert(now + self.patience) {
+                        break;
+                    }
+                    thread::yield_now();
+                }
+            }
+            next = messages.try_recv();
         }
+        group
+    }
+
+    /// Writes a group and wakes the subscribers. What comes back is on the disk and can be answered.
+    fn commit(&mut self, group: Vec<Request>) -> Vec<Settled> {
         let requests = group.len();
-        match self.write(group) {
-            Ok(outcomes) => {
-                let appended = outcomes.iter().flatten().flatten().filter(|new| !new.repeated);
-                if let Some(position) = appended.map(|new| new.position).max() {
+        let erases = group.iter().any(|request| matches!(request, Request::Erase { .. }));
+        let mut settled = Vec::with_capacity(requests);
+        let mut group = group.into_iter();
+        match self.write(&mut group, &mut settled) {
+            Ok(()) => {
+                if let Some(position) = settled.iter().filter_map(Settled::position).max() {
                     self.position.send_replace(position);
                 }
-                outcomes
             }
             Err(error) => {
-                tracing::error!(%error, requests, "appends failed and were rolled back");
-                (0..requests).map(|_| Err(AppendError::Storage(error.clone()))).collect()
+                tracing::error!(%error, requests, "a transaction failed and was rolled back");
+                settled = settled.into_iter().map(|done| done.failed(&error)).collect();
+                settled.extend(group.map(|request| Settled::by(request, Err(&error))));
             }
         }
+        self.log_remembers |= erases;
+        self.forget(if erases { LOG_PATIENCE } else { Duration::ZERO });
+        settled
     }
 
-    /// One transaction. A request that is refused leaves the others alone; an error of `SQLite`
-    /// fails them all, since it does not always say how much of the transaction it took with it.
-    fn write(&mut self, group: Vec<Vec<Append>>) -> Result<Vec<Outcome>, StorageError> {
-        let mut outcomes = Vec::with_capacity(group.len());
-        let mut transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for appends in group {
-            let savepoint = transaction.savepoint()?;
-            let outcome = append_all(&savepoint, appends, self.clock.now(), &self.ids);
-            match outcome {
-                Ok(_) => savepoint.commit()?,
-                Err(AppendError::Storage(error)) => return Err(error),
-                Err(_) => savepoint.finish()?,
+    /// Empties the log of what was erased, if need be and nobody just reads from it.
+    fn forget(&mut self, patience: Duration) {
+        if !self.log_remembers {
+            return;
+        }
+        match store::empty_log(&self.connection, patience) {
+            Ok(true) => self.log_remembers = false,
+            Ok(false) => tracing::debug!("the log is being read and cannot be emptied yet"),
+            Err(error) => tracing::warn!(%error, "the log could not be emptied of what was erased"),
+        }
+    }
+
+    /// One transaction with all requests in order. An error of `SQLite` fails them all, since it
+    /// does not always say how much of the transaction it took with it.
+    fn write(
+        &mut self,
+        group: &mut impl Iterator<Item = Request>,
+        settled: &mut Vec<Settled>,
+    ) -> Result<(), StorageError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for request in group {
+            let open = Stamped { connection: &transaction, now: self.clock.now(), ids: &self.ids };
+            let done = Settled::by(request, Ok(&open));
+            let failed = done.failure().cloned();
+            settled.push(done);
+            if let Some(error) = failed {
+                return Err(error);
             }
-            outcomes.push(outcome);
         }
-        transaction.commit()?;
-        Ok(outcomes)
+        Ok(transaction.commit()?)
     }
-}
-
-fn append_all(connection: &Connection, appends: Vec<Append>, now: Timestamp, ids: &ContextV7) -> Outcome {
-    if let Some(first_outcome) = repeated(connection, &appends)? {
-        return Ok(first_outcome);
-    }
-    let mut keys = Vec::new();
-    let mut outcomes = Vec::with_capacity(appends.len());
-    for mut append in appends {
-        if let Some(key) = append.key.take() {
-            keys.push((key, append.stream.clone()));
-        }
-        outcomes.push(append_one(connection, append, now, ids)?);
-    }
-    let positions = || outcomes.iter().flat_map(|new| &new.events).map(|event| event.position);
-    let (Some(first), Some(last)) = (positions().min(), positions().max()) else {
-        return Ok(outcomes);
-    };
-    let mut insert = connection.prepare_cached("INSERT INTO keys VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?;
-    for (key, stream) in keys {
-        // No key of these was there before: it stands twice in this very request.
-        if insert.execute((&key, first, last))? == 0 {
-            return Err(AppendError::KeyReused { key, stream, position: first });
-        }
-    }
-    Ok(outcomes)
-}
-
-/// The first outcome, if one of the keys was used before.
-fn repeated(connection: &Connection, appends: &[Append]) -> Result<Option<Vec<Appended>>, AppendError> {
-    for append in appends {
-        let Some(key) = &append.key else { continue };
-        let used: Option<(u64, u64)> = connection
-            .prepare_cached("SELECT first_position, last_position FROM keys WHERE key = ?1")?
-            .query_row((key,), |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
-        let Some((first, last)) = used else { continue };
-        let stored = store::events_between(connection, first, last)?;
-        return match split_as(appends, stored) {
-            Some(outcomes) => Ok(Some(outcomes)),
-            None => Err(AppendError::KeyReused { key: key.clone(), stream: append.stream.clone(), position: first }),
-        };
-    }
-    Ok(None)
-}
-
-/// The outcomes of `appends`, if `stored` are their events.
-fn split_as(appends: &[Append], stored: Vec<Recorded>) -> Option<Vec<Appended>> {
-    let asked = || appends.iter().flat_map(|append| append.events.iter().map(|event| (&append.stream, event)));
-    let same = asked().count() == stored.len()
-        && asked().zip(&stored).all(|((stream, new), old)| *stream == old.stream && new.is(old));
-    if !same {
-        return None;
-    }
-    let mut stored = stored.into_iter();
-    let mut take = |count| Appended::new(stored.by_ref().take(count).collect(), true);
-    Some(appends.iter().map(|append| take(append.events.len())).collect())
-}
-
-fn append_one(
-    connection: &Connection,
-    append: Append,
-    now: Timestamp,
-    ids: &ContextV7,
-) -> Result<Appended, AppendError> {
-    let Append { stream, expected, events, key: _, actor, cause } = append;
-    let head = store::head(connection, &stream)?;
-    let actual = head.map_or(0, |(_, version)| version);
-    if !expected.admits(actual) {
-        return Err(AppendError::Conflict { stream, expected, actual });
-    }
-    let row = match head {
-        Some((row, _)) => row,
-        None => insert_stream(connection, &stream)?,
-    };
-    // What is handed back is what a reader will find.
-    let time_us = now.as_microsecond();
-    let time = Timestamp::from_microsecond(time_us).map_err(unstorable)?;
-    let (actor_text, cause_text) = (json(&actor)?, json(&cause)?);
-    let mut insert = connection.prepare_cached(
-        "INSERT INTO events (stream, version, event_id, time_us, actor, cause, kind, kind_version, skippable, data)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-    )?;
-    let mut recorded = Vec::with_capacity(events.len());
-    for (version, event) in (actual + 1..).zip(events) {
-        let id = event_id(ids, now);
-        let position = insert.insert((
-            row,
-            version,
-            id.as_bytes(),
-            time_us,
-            &actor_text,
-            &cause_text,
-            &event.kind,
-            event.kind_version,
-            event.skippable,
-            event.data.get(),
-        ))?;
-        recorded.push(Recorded {
-            stream: stream.clone(),
-            version,
-            position: position.unsigned_abs(),
-            id,
-            time,
-            actor: actor.clone(),
-            cause: cause.clone(),
-            kind: event.kind,
-            kind_version: event.kind_version,
-            skippable: event.skippable,
-            data: event.data,
-        });
-    }
-    Ok(Appended::new(recorded, false))
-}
-
-fn insert_stream(connection: &Connection, stream: &StreamId) -> Result<i64, rusqlite::Error> {
-    connection.prepare_cached("INSERT INTO streams (kind, id) VALUES (?1, ?2)")?.insert((&stream.kind, &stream.id))
-}
-
-/// Ids of one writer ascend, also within a millisecond. A `UUIDv7` cannot tell of a time before 1970.
-fn event_id(ids: &ContextV7, now: Timestamp) -> Uuid {
-    let since_1970 = now.max(Timestamp::UNIX_EPOCH);
-    Uuid::new_v7(uuid::Timestamp::from_unix(
-        ids,
-        since_1970.as_second().unsigned_abs(),
-        since_1970.subsec_nanosecond().unsigned_abs(),
-    ))
-}
-
-fn json(value: &impl serde::Serialize) -> Result<String, rusqlite::Error> {
-    serde_json::to_string(value).map_err(unstorable)
-}
-
-fn unstorable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
-    rusqlite::Error::ToSqlConversionFailure(Box::new(error))
 }
 
 #[cfg(test)]
@@ -248,7 +240,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{Actor, Cause, Expected, NewEvent};
+    use crate::{Actor, Cause, Expected, NewEvent, StreamId};
 
     fn writer() -> (TempDir, Writer, watch::Receiver<u64>) {
         let folder = tempfile::tempdir().unwrap();
@@ -256,6 +248,19 @@ mod tests {
         let (committed, position) = watch::channel(0);
         let writer = Writer::new(connection, Arc::new(Timestamp::UNIX_EPOCH), committed);
         (folder, writer, position)
+    }
+
+    /// Commits appends as one group; the outcome of each.
+    fn commit(writer: &mut Writer, group: Vec<Vec<Append>>) -> Vec<Result<Vec<Appended>, AppendError>> {
+        let (group, outcomes): (Vec<_>, Vec<_>) = group
+            .into_iter()
+            .map(|appends| {
+                let (reply, outcome) = oneshot::channel();
+                (Request::Append { appends, reply }, outcome)
+            })
+            .unzip();
+        writer.commit(group).into_iter().for_each(Settled::answer);
+        outcomes.into_iter().map(|mut outcome| outcome.try_recv().unwrap()).collect()
     }
 
     fn one(stream: &str, expected: Expected, key: Option<&str>, data: &str) -> Vec<Append> {
@@ -275,16 +280,19 @@ mod tests {
         let (_folder, mut writer, position) = writer();
         let mut half_refused = one("d", Expected::Any, Some("free"), "4");
         half_refused.extend(one("a", Expected::NoStream, None, "4"));
-        let outcomes = writer.commit(vec![
-            one("a", Expected::NoStream, None, "1"),
-            one("a", Expected::NoStream, None, "2"),
-            one("b", Expected::Any, Some("k"), "3"),
-            one("b", Expected::Any, Some("k"), "3"),
-            one("b", Expected::Any, Some("k"), "9"),
-            half_refused,
-            one("d", Expected::NoStream, Some("free"), "5"),
-            one("a", Expected::Version(1), None, "6"),
-        ]);
+        let outcomes = commit(
+            &mut writer,
+            vec![
+                one("a", Expected::NoStream, None, "1"),
+                one("a", Expected::NoStream, None, "2"),
+                one("b", Expected::Any, Some("k"), "3"),
+                one("b", Expected::Any, Some("k"), "3"),
+                one("b", Expected::Any, Some("k"), "9"),
+                half_refused,
+                one("d", Expected::NoStream, Some("free"), "5"),
+                one("a", Expected::Version(1), None, "6"),
+            ],
+        );
         let seen: Vec<_> = outcomes
             .iter()
             .map(|outcome| match outcome.as_deref() {
@@ -309,7 +317,7 @@ mod tests {
     #[test]
     fn an_error_in_the_commit_fails_the_whole_group() {
         let (_folder, mut writer, position) = writer();
-        writer.commit(vec![one("a", Expected::NoStream, None, "1")]);
+        commit(&mut writer, vec![one("a", Expected::NoStream, None, "1")]);
         // A violation that SQLite looks for at COMMIT and not before.
         writer
             .connection
@@ -320,20 +328,25 @@ mod tests {
                     BEGIN INSERT INTO child VALUES (1); END;",
             )
             .unwrap();
-        let outcomes = writer.commit(vec![
-            one("b", Expected::NoStream, None, "2"),
-            one("b", Expected::NoStream, None, "3"),
-            one("c", Expected::NoStream, Some("k"), "\"bad\""),
-            one("d", Expected::NoStream, None, "4"),
-        ]);
+        let outcomes = commit(
+            &mut writer,
+            vec![
+                one("b", Expected::NoStream, None, "2"),
+                one("b", Expected::NoStream, None, "3"),
+                one("c", Expected::NoStream, Some("k"), "\"bad\""),
+                one("d", Expected::NoStream, None, "4"),
+            ],
+        );
         assert_eq!(outcomes.len(), 4);
         for outcome in outcomes {
             assert!(matches!(outcome, Err(AppendError::Storage(_))));
         }
         assert_eq!((store::position(&writer.connection).unwrap(), *position.borrow()), (1, 1));
         // The writer goes on, and nothing of the failed group is left.
-        let outcomes =
-            writer.commit(vec![one("c", Expected::NoStream, Some("k"), "5"), one("b", Expected::NoStream, None, "6")]);
+        let outcomes = commit(
+            &mut writer,
+            vec![one("c", Expected::NoStream, Some("k"), "5"), one("b", Expected::NoStream, None, "6")],
+        );
         let positions: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap()[0].position).collect();
         assert_eq!((positions, *position.borrow()), (vec![2, 3], 3));
     }
@@ -354,10 +367,10 @@ mod tests {
                 one("c", Expected::NoStream, None, "3"),
             ]
         };
-        assert!(writer.commit(group()).iter().all(|o| matches!(o, Err(AppendError::Storage(_)))));
+        assert!(commit(&mut writer, group()).iter().all(|o| matches!(o, Err(AppendError::Storage(_)))));
         assert_eq!((store::position(&writer.connection).unwrap(), *position.borrow()), (0, 0));
         limit(&writer, 1_000_000);
-        assert!(writer.commit(group()).iter().all(Result::is_ok));
+        assert!(commit(&mut writer, group()).iter().all(Result::is_ok));
         assert_eq!(*position.borrow(), 3);
     }
 }

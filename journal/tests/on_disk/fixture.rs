@@ -1,13 +1,18 @@
 //! What the tests write: a counter that is added to, labelled and reset.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use journal::{Actor, Append, Cause, Clock, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, StreamId};
+use journal::{
+    Actor, Append, Cause, Clock, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, Snapshot, StreamId,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "data")]
@@ -25,11 +30,11 @@ impl DomainEvent for CounterEvent {
 }
 
 /// It also keeps what only the journal knows of an event, to see that a live state has it too.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counter {
     pub total: u64,
     pub label: Option<String>,
-    pub last_event: Option<uuid::Uuid>,
+    pub last_event: Option<Uuid>,
 }
 
 impl Fold for Counter {
@@ -45,6 +50,10 @@ impl Fold for Counter {
         self.last_event = Some(recorded.id);
         Ok(())
     }
+}
+
+impl Snapshot for Counter {
+    const VERSION: u32 = 3;
 }
 
 /// A journal in a folder of its own.
@@ -72,6 +81,19 @@ impl OnDisk {
     pub fn stranger(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.path()).unwrap()
     }
+}
+
+/// A text that is made of its own id, so that no piece of it goes unnoticed.
+pub fn marked(id: Uuid, times: usize) -> String {
+    format!("[{id}]").repeat(times)
+}
+
+/// The ids of all [`marked`] texts of which a piece is in the file or in its log.
+pub fn marks_on_disk(path: &Path) -> BTreeSet<Uuid> {
+    let log = PathBuf::from(format!("{}-wal", path.display()));
+    let bytes = [fs::read(path).unwrap(), fs::read(log).unwrap_or_default()].concat();
+    let pieces = bytes.split(|byte| *byte == b'[').filter_map(|piece| Uuid::try_parse_ascii(piece.get(..36)?).ok());
+    pieces.collect()
 }
 
 pub fn noon() -> jiff::Timestamp {

@@ -4,7 +4,11 @@
 mod appending;
 mod fixture;
 mod folding;
+mod forgetting;
 mod killing;
+mod looking;
+mod migrating;
 mod opening;
 mod reading;
+mod remembering;
 mod subscribing;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use journal::{AppendError, Expected, Journal, OpenError, ReadError};
 
-use crate::fixture::{Counter, OnDisk, added, append, counter, noon};
+use crate::fixture::{Counter, CounterEvent, OnDisk, added, append, counter, noon};
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -49,12 +49,12 @@ async fn a_newer_schema_is_refused_untouched() {
     let disk = OnDisk::new();
     disk.journal.append(append(&counter("a"), Expected::Any, &[added(1)])).await.unwrap();
     disk.journal.close().await;
-    disk.stranger().pragma_update(None, "user_version", 2).unwrap();
+    disk.stranger().pragma_update(None, "user_version", 3).unwrap();
     fs::set_permissions(disk.path(), fs::Permissions::from_mode(0o640)).unwrap();
     let before = fs::read(disk.path()).unwrap();
     let refused = open(&disk.path()).unwrap_err();
-    assert!(matches!(refused, OpenError::Newer { found: 2, supported: 1, .. }));
-    insta::assert_snapshot!(story(&refused, disk.folder.path()), @"journal FOLDER/journal.db has schema version 2, this program reads up to version 1");
+    assert!(matches!(refused, OpenError::Newer { found: 3, supported: 2, .. }));
+    insta::assert_snapshot!(story(&refused, disk.folder.path()), @"journal FOLDER/journal.db has schema version 3, this program reads up to version 2");
     assert_eq!(fs::read(disk.path()).unwrap(), before);
     assert_eq!(mode(&disk.path()), 0o640);
 }
@@ -129,4 +129,19 @@ async fn the_last_handle_closes_the_file() {
     assert!(!log.exists());
     let reopened = open(&path).unwrap();
     assert_eq!(reopened.load::<Counter>(&stream).await.unwrap().version, 1);
+}
+
+#[tokio::test]
+async fn the_log_does_not_grow_with_the_journal() {
+    let disk = OnDisk::new();
+    let megabyte = CounterEvent::Labelled("x".repeat(1024 * 1024));
+    let size = |name: &str| fs::metadata(disk.folder.path().join(name)).unwrap().len();
+    for n in 0..64 {
+        disk.journal
+            .append(append(&counter("a"), Expected::Version(n), std::slice::from_ref(&megabyte)))
+            .await
+            .unwrap();
+        assert!(size("journal.db-wal") < 24 * 1024 * 1024, "after {n} MiB: {}", size("journal.db-wal"));
+    }
+    assert!(size("journal.db") > 48 * 1024 * 1024);
 }

@@ -112,3 +112,45 @@ async fn closing_ends_a_subscription_with_an_error() {
     assert!(matches!(end, Some(Err(ReadError::Closed))));
     assert!(waiting.next().await.is_none());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn all_streams_are_followed_in_the_order_of_their_positions() {
+    const TASKS: u64 = 16;
+    const EACH: u64 = 40;
+    let disk = OnDisk::new();
+    let mut readers = JoinSet::new();
+    for after in [0, 1, 300, TASKS * EACH - 1] {
+        let events = disk.journal.subscribe_all(after);
+        readers.spawn(async move {
+            let wanted = usize::try_from(TASKS * EACH - after).unwrap();
+            let seen: Vec<_> = events.take(wanted).try_collect().await.unwrap();
+            let positions: Vec<_> = seen.iter().map(|event| event.position).collect();
+            assert_eq!(positions, (after + 1..=TASKS * EACH).collect::<Vec<_>>());
+            seen
+        });
+    }
+    let mut writers = JoinSet::new();
+    for task in 0..TASKS {
+        let journal = disk.journal.clone();
+        writers.spawn(async move {
+            let stream = counter(&task.to_string());
+            for n in 0..EACH {
+                journal.append(append(&stream, Expected::Version(n), &[added(n)])).await.unwrap();
+            }
+        });
+    }
+    writers.join_all().await;
+    for seen in readers.join_all().await {
+        // Each stream's own order is kept in the whole.
+        for task in 0..TASKS {
+            let own: Vec<_> = seen.iter().filter(|event| event.stream == counter(&task.to_string())).collect();
+            assert!(own.is_sorted_by(|one, next| one.version + 1 == next.version));
+        }
+    }
+    // One that begins late is woken by what comes next.
+    let mut late = disk.journal.subscribe_all(TASKS * EACH);
+    disk.journal.append(append(&counter("late"), Expected::Any, &[added(1)])).await.unwrap();
+    assert_eq!(late.next().await.unwrap().unwrap().stream, counter("late"));
+    let (end, ()) = tokio::join!(late.next(), disk.journal.close());
+    assert!(matches!(end, Some(Err(ReadError::Closed))));
+}

@@ -1,0 +1,178 @@
+//! DUR-10: what an older version has written is brought up to date, after a backup or not at all.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use journal::{Expected, Journal, NewEvent, OpenError};
+use rusqlite::Connection;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::fixture::{Counter, added, append, append_raw, counter, keyed, noon};
+
+/// The schema as version 1 made it.
+const VERSION_1: &str = "
+    PRAGMA journal_mode = WAL;
+    BEGIN;
+    CREATE TABLE streams (
+        stream INTEGER PRIMARY KEY,
+        kind   TEXT NOT NULL,
+        id     TEXT NOT NULL,
+        UNIQUE (kind, id)
+    ) STRICT;
+    CREATE TABLE events (
+        position     INTEGER PRIMARY KEY,
+        stream       INTEGER NOT NULL REFERENCES streams,
+        version      INTEGER NOT NULL,
+        event_id     BLOB NOT NULL,
+        time_us      INTEGER NOT NULL,
+        actor        TEXT NOT NULL,
+        cause        TEXT NOT NULL,
+        kind         TEXT NOT NULL,
+        kind_version INTEGER NOT NULL,
+        skippable    INTEGER NOT NULL,
+        data         TEXT NOT NULL,
+        UNIQUE (stream, version)
+    ) STRICT;
+    CREATE TRIGGER events_stay BEFORE DELETE ON events
+        BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END;
+    CREATE TRIGGER events_stand BEFORE UPDATE ON events
+        BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
+    CREATE TABLE keys (
+        key            TEXT PRIMARY KEY,
+        first_position INTEGER NOT NULL REFERENCES events,
+        last_position  INTEGER NOT NULL REFERENCES events
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO streams VALUES (1, 'counter', 'a');
+    INSERT INTO events VALUES (1, 1, 1, x'0102030405060708090a0b0c0d0e0f10', 0, '{\"type\":\"gateway\"}',
+        '{\"type\":\"none\"}', 'counter.added', 1, 0, '{\"amount\":40}');
+    INSERT INTO events VALUES (2, 1, 2, x'0102030405060708090a0b0c0d0e0f11', 0, '{\"type\":\"gateway\"}',
+        '{\"type\":\"none\"}', 'counter.added', 1, 0, '{\"amount\":2}');
+    INSERT INTO keys VALUES ('k', 1, 2);
+    PRAGMA application_id = 1299542890;
+    PRAGMA user_version = 1;
+    COMMIT;
+";
+
+/// A folder with a journal of version 1, which was closed.
+fn old() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.db");
+    Connection::open(&path).unwrap().execute_batch(VERSION_1).unwrap();
+    (folder, path)
+}
+
+fn version(path: &Path) -> i64 {
+    Connection::open(path).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+}
+
+fn names(folder: &TempDir) -> Vec<String> {
+    let entries = fs::read_dir(folder.path()).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn an_older_file_is_backed_up_and_brought_up_to_date() {
+    let (folder, path) = old();
+    let backup = folder.path().join("journal.db.backup-v1");
+    // Cut off in the middle of a backup, long ago.
+    fs::write(folder.path().join("journal.db.backup-v1.partial"), "half of it").unwrap();
+    let journal = Journal::open(&path, Arc::new(noon())).unwrap();
+
+    assert_eq!(journal.load::<Counter>(&counter("a")).await.unwrap().state.total, 42);
+    let again = keyed("k", append(&counter("a"), Expected::NoStream, &[added(40), added(2)]));
+    assert!(journal.append(again).await.unwrap().repeated);
+    let id = Uuid::from_u128(1);
+    let event = NewEvent::encode(&added(1)).unwrap().with_text(id, "new");
+    let done = journal.append(append_raw(&counter("a"), Expected::Version(2), vec![event])).await.unwrap();
+    assert_eq!(done.position, 3);
+    assert_eq!(journal.texts(vec![id]).await.unwrap().len(), 1);
+    let loaded = journal.load::<Counter>(&counter("a")).await.unwrap();
+    journal.snapshot(&counter("a"), &loaded).await.unwrap();
+    journal.close().await;
+    assert_eq!(version(&path), 2);
+
+    assert_eq!(names(&folder), ["journal.db", "journal.db.backup-v1"]);
+    assert_eq!(fs::metadata(&backup).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(version(&backup), 1);
+    let kept = Connection::open(&backup).unwrap();
+    let sum = "SELECT sum(json_extract(data, '$.amount')) FROM events";
+    assert_eq!(kept.query_row(sum, (), |row| row.get::<_, i64>(0)).unwrap(), 42);
+
+    // The backup is a journal that can be gone back to, and the next opening makes no other.
+    let bytes = fs::read(&backup).unwrap();
+    drop(Journal::open(&path, Arc::new(noon())).unwrap());
+    assert_eq!(fs::read(&backup).unwrap(), bytes);
+    let restored = Journal::open(&backup, Arc::new(noon())).unwrap();
+    assert_eq!(restored.load::<Counter>(&counter("a")).await.unwrap().state.total, 42);
+}
+
+#[tokio::test]
+async fn what_still_stands_in_the_log_is_backed_up_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.db");
+    // Not closed when the journal opens it: nothing of it is in the file yet.
+    let killed = Connection::open(&path).unwrap();
+    killed.execute_batch(VERSION_1).unwrap();
+    let journal = Journal::open(&path, Arc::new(noon())).unwrap();
+    assert_eq!(journal.load::<Counter>(&counter("a")).await.unwrap().state.total, 42);
+    let backup = Connection::open(folder.path().join("journal.db.backup-v1")).unwrap();
+    let count: i64 = backup.query_row("SELECT count(*) FROM events", (), |row| row.get(0)).unwrap();
+    assert_eq!(count, 2);
+    drop(killed);
+}
+
+#[test]
+fn without_a_backup_nothing_is_migrated() {
+    let (folder, path) = old();
+    let backup = folder.path().join("journal.db.backup-v1");
+    let before = fs::read(&path).unwrap();
+    for in_the_way in ["journal.db.backup-v1", "journal.db.backup-v1.partial"].map(|name| folder.path().join(name)) {
+        fs::create_dir(&in_the_way).unwrap();
+        fs::write(in_the_way.join("something"), "of somebody's").unwrap();
+        let refused = Journal::open(&path, Arc::new(noon())).unwrap_err();
+        assert!(matches!(&refused, OpenError::Backup { found: 1, backup: at, .. } if *at == backup), "{refused:?}");
+        let text = refused.to_string().replace(folder.path().to_str().unwrap(), "FOLDER");
+        insta::allow_duplicates!(
+            insta::assert_snapshot!(text, @"journal FOLDER/journal.db of schema version 1 was not migrated, its backup FOLDER/journal.db.backup-v1 could not be made")
+        );
+        assert_eq!(fs::read(&path).unwrap(), before);
+        assert_eq!(version(&path), 1);
+        fs::remove_dir_all(in_the_way).unwrap();
+        assert_eq!(names(&folder), ["journal.db"]);
+    }
+    drop(Journal::open(&path, Arc::new(noon())).unwrap());
+    assert_eq!(version(&path), 2);
+}
+
+#[test]
+fn a_damaged_file_is_not_migrated() {
+    let (folder, path) = old();
+    let before = {
+        // A page in the middle that is not what it says it is.
+        let mut bytes = fs::read(&path).unwrap();
+        let page = 4096 * 3;
+        bytes[page..page + 4096].fill(0x5a);
+        fs::write(&path, &bytes).unwrap();
+        bytes
+    };
+    let refused = Journal::open(&path, Arc::new(noon())).unwrap_err();
+    assert!(matches!(&refused, OpenError::Backup { .. }), "{refused:?}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+    assert_eq!(names(&folder), ["journal.db"]);
+}
+
+#[test]
+fn who_only_looks_does_not_migrate() {
+    let (folder, path) = old();
+    let before = fs::read(&path).unwrap();
+    let refused = Journal::open_read_only(&path).unwrap_err();
+    assert!(matches!(refused, OpenError::Older { found: 1, supported: 2, .. }));
+    let text = refused.to_string().replace(folder.path().to_str().unwrap(), "FOLDER");
+    insta::assert_snapshot!(text, @"journal FOLDER/journal.db has schema version 1, this program reads version 2");
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
