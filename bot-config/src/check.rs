@@ -57,6 +57,22 @@ pub(crate) fn contradictions(config: &Config, seen: &Seen, problems: &mut Proble
         );
     }
 
+    if let Some(usd) = seen.get("budget.daily_usd")
+        && config.budget.daily_usd.is_some_and(|usd| usd.micros() == 0)
+    {
+        problems.push(usd.offset, "`budget.daily_usd` must be more than 0; take it out for no limit");
+    }
+    if let Some(usd) = seen.get("budget.daily_usd")
+        && config.budget.prices.is_empty()
+        && valid("budget.prices")
+    {
+        problems.push(
+            usd.offset,
+            "`budget.daily_usd` needs a price to count with; add one such as `prices = { \"claude\" = { input = 3.00, \
+             output = 15.00, cache_read = 0.30, cache_write = 3.75 } }`, or set `daily_tokens` instead",
+        );
+    }
+
     if let Some(roots) = seen.get("projects.roots")
         && roots.valid
         && config.projects.roots.is_empty()

@@ -98,8 +98,17 @@ choices! {
     pub enum Permissions {
         /// It may do everything inside its container: the container is the fence.
         AllowInContainer = "allow-in-container",
-    };
-    later { "ask" => "use \"allow-in-container\", where the container is the fence", }
+        /// It asks in the room, and waits for an answer.
+        Ask = "ask",
+    }
+
+    /// What a message does that comes while a turn runs (CHAT-7).
+    pub enum RoomMode {
+        /// It waits for the turn's end.
+        Queue = "queue",
+        /// It ends the turn, and a new one answers what was not answered.
+        Interrupt = "interrupt",
+    }
 
     /// How the model key is shown to the model's endpoint.
     pub enum Auth {

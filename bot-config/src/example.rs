@@ -94,7 +94,11 @@ mod tests {
     fn every_key_is_read() {
         for (section, setting) in settings() {
             let Setting { key, default, sample, .. } = setting;
-            let companion = if key == "command" { "runtime = \"command\"\n" } else { "" };
+            let companion = match key {
+                "command" => "runtime = \"command\"\n",
+                "daily_usd" => "prices = { \"x\" = { input = 1, output = 1, cache_read = 1, cache_write = 1 } }\n",
+                _ => "",
+            };
             if let Some(sample) = sample {
                 let set = parse(&(assign(section, key, sample) + companion));
                 assert_ne!(set, Config::default(), "{key}");

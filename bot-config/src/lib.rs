@@ -13,6 +13,7 @@ mod check;
 mod choice;
 mod error;
 mod example;
+mod money;
 mod names;
 mod quantity;
 mod read;
@@ -20,12 +21,13 @@ mod settings;
 mod value;
 
 pub use address::{EngineHost, MirrorUrl, ServerUrl};
-pub use choice::{Auth, Network, Permissions, Toolchains};
+pub use choice::{Auth, Network, Permissions, RoomMode, Toolchains};
 pub use error::{ConfigError, Problem, ValueError};
 pub use example::example;
+pub use money::{Price, Prices, Usd};
 pub use names::{ConfigPath, Headers, ImageRef, RoomRef, Secret, SecretName, SshHost, UserId};
 pub use quantity::{Cpus, Memory};
 pub use settings::{
-    Agent, Config, Engine, Http, Images, KeySource, MatrixAccount, MatrixLogin, Model, PasswordSource, Projects,
-    Runtime, Surface,
+    Agent, Budget, Config, Engine, Http, Images, KeySource, MatrixAccount, MatrixLogin, Model, PasswordSource,
+    Projects, Runtime, Surface,
 };

@@ -1,7 +1,7 @@
 //! Numbers with a unit: time, memory, processors.
 
 use std::fmt;
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -22,6 +22,10 @@ pub(crate) struct Millis(pub(crate) u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Secs(pub(crate) u32);
 
+/// A time in seconds, at most a week; zero stands for "not at all".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SecsOrZero(pub(crate) u32);
+
 impl Millis {
     pub(crate) fn duration(self) -> Duration {
         Duration::from_millis(self.0.into())
@@ -29,6 +33,12 @@ impl Millis {
 }
 
 impl Secs {
+    pub(crate) fn duration(self) -> Duration {
+        Duration::from_secs(self.0.into())
+    }
+}
+
+impl SecsOrZero {
     pub(crate) fn duration(self) -> Duration {
         Duration::from_secs(self.0.into())
     }
@@ -45,8 +55,8 @@ macro_rules! whole_numbers {
                 let DeValue::Integer(integer) = value.get_ref() else {
                     return wrong_type(name, value, problems);
                 };
-                let accept: fn(u32) -> Option<Self> = $accept;
-                let number = u32::from_str_radix(integer.as_str(), integer.radix()).ok();
+                let accept: fn(u64) -> Option<Self> = $accept;
+                let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok();
                 let accepted = number.and_then(accept);
                 if accepted.is_none() {
                     problems.push(value.span().start, format!("{name} must be {}", $kind));
@@ -55,7 +65,7 @@ macro_rules! whole_numbers {
             }
 
             fn to_toml(&self) -> Option<String> {
-                let show: fn(Self) -> u32 = $show;
+                let show: fn(Self) -> u64 = $show;
                 Some(show(*self).to_string())
             }
         }
@@ -67,11 +77,15 @@ whole_numbers! {
         |n| Self::new(u16::try_from(n).ok()?), |n| n.get().into();
     // The kernel takes the last one for "no user".
     NonZeroU32: format!("a whole number, 1 to {}", u32::MAX - 1),
-        |n| Self::new(n).filter(|_| n < u32::MAX), Self::get;
+        |n| Self::new(u32::try_from(n).ok()?).filter(|n| n.get() < u32::MAX), |n| n.get().into();
+    NonZeroU64: format!("a whole number, 1 to {}", i64::MAX),
+        |n| Self::new(n).filter(|_| i64::try_from(n).is_ok()), Self::get;
     Millis: format!("a number of milliseconds, 0 to {}", WEEK_SECS * 1000),
-        |n| (n <= WEEK_SECS * 1000).then_some(Self(n)), |millis| millis.0;
+        |n| u32::try_from(n).ok().filter(|&n| n <= WEEK_SECS * 1000).map(Self), |millis| millis.0.into();
     Secs: format!("a number of seconds, 1 to {WEEK_SECS}"),
-        |n| (1..=WEEK_SECS).contains(&n).then_some(Self(n)), |secs| secs.0;
+        |n| u32::try_from(n).ok().filter(|n| (1..=WEEK_SECS).contains(n)).map(Self), |secs| secs.0.into();
+    SecsOrZero: format!("a number of seconds, 0 to {WEEK_SECS}"),
+        |n| u32::try_from(n).ok().filter(|&n| n <= WEEK_SECS).map(Self), |secs| secs.0.into();
 }
 
 /// Memory for a container: at least 256 MiB. Written as the engine writes it, `512m`, `4g`, `2GiB`: units are powers of

@@ -1,16 +1,17 @@
 //! The one table of settings. Each entry is a field, its default, its documentation and its line in the example.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::DeValue;
 
 use crate::address::{EngineHost, MirrorUrl, ServerUrl};
-use crate::choice::{Auth, Network, Permissions, RuntimeKind, Toolchains, Transport};
+use crate::choice::{Auth, Network, Permissions, RoomMode, RuntimeKind, Toolchains, Transport};
+use crate::money::{Prices, Usd};
 use crate::names::{ConfigPath, Headers, ImageRef, RoomRef, Secret, SecretName, SshHost, UserId};
-use crate::quantity::{Cpus, Memory, Millis, Secs};
+use crate::quantity::{Cpus, Memory, Millis, Secs, SecsOrZero};
 use crate::value::{Problems, Value};
 
 /// What the example and the search for the nearest key know of a setting.
@@ -141,8 +142,17 @@ sections! {
         pub max_queue: NonZeroU16 = const { NonZeroU16::new(100).unwrap() };
         /// How many turns run at once, over all sessions. The rest wait in order.
         pub max_concurrent_turns: NonZeroU16 = const { NonZeroU16::new(4).unwrap() };
+        /// What a message does that comes while a turn runs: "queue" lets it wait for the turn's end, "interrupt" ends
+        /// the turn and answers anew. Each room can change it for itself with `mode`.
+        pub mode: RoomMode = RoomMode::Queue;
         /// How long an agent's question for permission waits before it counts as denied.
         pub(crate) permission_timeout_secs: Secs = Secs(300);
+        /// Whether a reaction to such a question answers it in encrypted rooms too. Reactions travel unencrypted, so the
+        /// homeserver could forge one. In unencrypted rooms they always count; `!approve` and `!deny` do everywhere.
+        pub reaction_approvals: bool = false;
+        /// For how many days the texts of messages and answers are kept. After that they are erased for good from the
+        /// gateway's journal; what happened, and when, stays. The homeserver and agents keep theirs. Not set: for ever.
+        pub retention_days: Option<NonZeroU16> = None, eg "90";
         /// The name that commits made by agents carry.
         pub git_user_name: Option<String> = None, eg r#""Ann Other""#;
         /// The mail address that commits made by agents carry.
@@ -157,6 +167,8 @@ sections! {
         pub agent: Agent;
         /// `[model]`
         pub model: Model;
+        /// `[budget]`
+        pub budget: Budget;
         /// `[projects]`
         pub projects: Projects;
         /// `[images]`
@@ -176,9 +188,12 @@ sections! {
         pub(crate) command: Vec<String> = Vec::new(), eg r#"["my-agent", "--stream-json"]"#, instead_of "runtime = \"claude\"";
         /// The model that the agent is told to use. Not set: the agent's own choice.
         pub model: Option<String> = None, eg r#""claude-sonnet-4-5""#;
-        /// Whether the agent asks people before it uses a tool. In this version it does not: the container is
-        /// the fence.
+        /// Whether the agent asks people in the room before it uses a tool that changes something, and waits up to
+        /// `permission_timeout_secs`. This helps people to keep an eye on it; it is no fence. The container is.
         pub permissions: Permissions = Permissions::AllowInContainer;
+        /// How long an agent's process stays up after a turn, so that the session's next turn begins at once. Takes
+        /// memory meanwhile. 0: it ends with the turn.
+        pub(crate) keep_warm_secs: SecsOrZero = SecsOrZero(120);
     }
 
     /// The model's endpoint. Its key stays with the gateway and never enters a container.
@@ -193,6 +208,21 @@ sections! {
         pub(crate) api_key_secret: Option<SecretName> = None, eg r#""model-key""#;
         /// The model key: a file that holds it.
         pub(crate) api_key_file: Option<ConfigPath> = None, eg r#""~/.musher/secrets/model-key""#, instead_of "api_key_secret";
+    }
+
+    /// What a project may use of the model in a day, by UTC. Counted by the gateway from the model's own answers. Once it
+    /// is used up the turn that runs goes on to its end, messages wait, the room is told, and at 00:00 UTC they go on.
+    pub struct Budget in "budget" {
+        /// Tokens per project and day, of all kinds together: input, output, cache reads and cache writes.
+        /// Not set: no limit.
+        pub daily_tokens: Option<NonZeroU64> = None, eg "20000000";
+        /// US dollars per project and day. Needs `prices`; a model that has none there counts at the highest of them.
+        /// Not set: no limit.
+        pub daily_usd: Option<Usd> = None, eg "25.00";
+        /// What models cost, in US dollars per million tokens of each kind: for `daily_usd`, and for what `cost` says.
+        /// A name stands for all models whose names begin with it; the longest one that fits counts.
+        pub prices: Prices = Prices::default(),
+            eg "{ \"claude-sonnet\" = { input = 3.00, output = 15.00, cache_read = 0.30, cache_write = 3.75 } }";
     }
 
     /// Projects and the limits of their containers.
@@ -233,7 +263,7 @@ sections! {
         pub host: Option<EngineHost> = None, eg r#""unix:///run/docker.sock""#;
     }
 
-    /// The gateway's own HTTP door: health.
+    /// The gateway's own HTTP door: `/healthz` and `/metrics`.
     pub struct Http in "http" {
         /// Where it listens.
         pub listen: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7717);
@@ -326,8 +356,16 @@ impl Config {
     }
 
     /// The tables below the top level, in the order of the example.
-    pub(crate) fn sections(&mut self) -> [&mut dyn Section; 6] {
-        [&mut self.agent, &mut self.model, &mut self.projects, &mut self.images, &mut self.engine, &mut self.http]
+    pub(crate) fn sections(&mut self) -> [&mut dyn Section; 7] {
+        [
+            &mut self.agent,
+            &mut self.model,
+            &mut self.budget,
+            &mut self.projects,
+            &mut self.images,
+            &mut self.engine,
+            &mut self.http,
+        ]
     }
 }
 
@@ -339,6 +377,11 @@ impl Agent {
             RuntimeKind::Echo => Runtime::Echo,
             RuntimeKind::Command => Runtime::Command(&self.command),
         })
+    }
+
+    /// How long an agent's process stays up after a turn; zero: not at all.
+    pub fn keep_warm(&self) -> Duration {
+        self.keep_warm_secs.duration()
     }
 }
 

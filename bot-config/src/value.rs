@@ -163,6 +163,20 @@ impl Value for String {
     }
 }
 
+impl Value for bool {
+    fn kind() -> String {
+        "true or false".to_owned()
+    }
+
+    fn read(name: &str, value: &Spanned<DeValue<'_>>, problems: &mut Problems<'_>) -> Option<Self> {
+        value.get_ref().as_bool().or_else(|| wrong_type(name, value, problems))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
 impl Value for SocketAddr {
     fn kind() -> String {
         "an IP address and a port such as \"127.0.0.1:7717\"".to_owned()

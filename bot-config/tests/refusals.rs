@@ -81,7 +81,8 @@ fn wrong_values() {
     insta::assert_snapshot!(refusals(&[
         "transport = \"matrx\"",
         "[agent]\nruntime = \"shell\"",
-        "[agent]\npermissions = \"ask\"",
+        "[agent]\npermissions = \"never\"\nkeep_warm_secs = 700000",
+        "mode = \"que\"\nreaction_approvals = \"yes\"\nretention_days = 0",
         "[projects]\nnetwork = \"allowlist\"",
         "max_queue = 0",
         "max_queue = \"5\"",
@@ -124,8 +125,17 @@ fn wrong_values() {
     => bot.toml:2: `agent.runtime` must be "claude", "echo" or "command"
 
     [agent]
-    permissions = "ask"
-    => bot.toml:2: `agent.permissions` cannot be "ask": this version does not have it yet; use "allow-in-container", where the container is the fence
+    permissions = "never"
+    keep_warm_secs = 700000
+    => bot.toml:2: `agent.permissions` must be "allow-in-container" or "ask"
+    bot.toml:3: `agent.keep_warm_secs` must be a number of seconds, 0 to 604800
+
+    mode = "que"
+    reaction_approvals = "yes"
+    retention_days = 0
+    => bot.toml:1: `mode` must be "queue" or "interrupt"
+    bot.toml:2: `reaction_approvals` must be true or false, not text
+    bot.toml:3: `retention_days` must be a whole number, 1 to 65535
 
     [projects]
     network = "allowlist"
@@ -340,6 +350,77 @@ fn contradictions() {
     api_key_secret = "k"
     api_key_file = "/k"
     => bot.toml:3: `model.api_key_file` and `model.api_key_secret` both say where the model key is; keep one of them
+    "##);
+}
+
+#[test]
+fn budgets() {
+    insta::assert_snapshot!(refusals(&[
+        "[budget]\ndaily_tokens = 0\ndaily_usd = -1",
+        "[budget]\ndaily_usd = 5",
+        "[budget]\ndaily_usd = 0.0\nprices = {}",
+        "[budget]\ndaily_usd = 1000000.01\nprices = 3",
+        "[budget]\ndaily_tokens = 9223372036854775808",
+        "[budget.prices.claude]\ninput = 3\noutput = 15.1234567\ncache_read = \"0.3\"\ncache_wrte = 3.75",
+        "[budget.prices]\n\"\" = {}\n\"a b\" = {}\nclaude = 3\nok = { input = nan, output = 1e3, cache_read = 0x1, cache_write = 0 }",
+        "[budget.price]\ninput = 3",
+        "daily_tokens = 7",
+    ]), @r##"
+    [budget]
+    daily_tokens = 0
+    daily_usd = -1
+    => bot.toml:2: `budget.daily_tokens` must be a whole number, 1 to 9223372036854775807
+    bot.toml:3: `budget.daily_usd` must be an amount of US dollars such as 2.50, at most 1000000, with at most 6 places after the point
+    bot.toml:3: `budget.daily_usd` needs a price to count with; add one such as `prices = { "claude" = { input = 3.00, output = 15.00, cache_read = 0.30, cache_write = 3.75 } }`, or set `daily_tokens` instead
+
+    [budget]
+    daily_usd = 5
+    => bot.toml:2: `budget.daily_usd` needs a price to count with; add one such as `prices = { "claude" = { input = 3.00, output = 15.00, cache_read = 0.30, cache_write = 3.75 } }`, or set `daily_tokens` instead
+
+    [budget]
+    daily_usd = 0.0
+    prices = {}
+    => bot.toml:2: `budget.daily_usd` must be more than 0; take it out for no limit
+    bot.toml:2: `budget.daily_usd` needs a price to count with; add one such as `prices = { "claude" = { input = 3.00, output = 15.00, cache_read = 0.30, cache_write = 3.75 } }`, or set `daily_tokens` instead
+
+    [budget]
+    daily_usd = 1000000.01
+    prices = 3
+    => bot.toml:2: `budget.daily_usd` must be an amount of US dollars such as 2.50, at most 1000000, with at most 6 places after the point
+    bot.toml:3: `budget.prices` must be a table of the beginnings of models' names and their prices, not a whole number
+
+    [budget]
+    daily_tokens = 9223372036854775808
+    => bot.toml:2: `budget.daily_tokens` must be a whole number, 1 to 9223372036854775807
+
+    [budget.prices.claude]
+    input = 3
+    output = 15.1234567
+    cache_read = "0.3"
+    cache_wrte = 3.75
+    => bot.toml:1: `claude` in `budget.prices` lacks cache_write; name all four, 0 where it costs nothing
+    bot.toml:3: `output` of `claude` in `budget.prices` must be an amount of US dollars such as 2.50, at most 1000000, with at most 6 places after the point
+    bot.toml:4: `cache_read` of `claude` in `budget.prices` must be an amount of US dollars such as 2.50, at most 1000000, with at most 6 places after the point, not text
+    bot.toml:5: `cache_wrte` of `claude` in `budget.prices` is no price; did you mean `cache_write`?
+
+    [budget.prices]
+    "" = {}
+    "a b" = {}
+    claude = 3
+    ok = { input = nan, output = 1e3, cache_read = 0x1, cache_write = 0 }
+    => bot.toml:2: `` in `budget.prices` is no beginning of a model's name
+    bot.toml:3: `a b` in `budget.prices` is no beginning of a model's name
+    bot.toml:4: `claude` in `budget.prices` must be a table of the prices `input`, `output`, `cache_read` and `cache_write`, not a whole number
+    bot.toml:5: `cache_read` of `ok` in `budget.prices` must be an amount of US dollars such as 2.50, at most 1000000, with at most 6 places after the point
+    bot.toml:5: `input` of `ok` in `budget.prices` must be an amount of US dollars such as 2.50, at most 1000000, with at most 6 places after the point
+    bot.toml:5: `output` of `ok` in `budget.prices` must be an amount of US dollars such as 2.50, at most 1000000, with at most 6 places after the point
+
+    [budget.price]
+    input = 3
+    => bot.toml:1: unknown key `budget.price`; did you mean `budget.prices`?
+
+    daily_tokens = 7
+    => bot.toml:1: unknown key `daily_tokens`; it belongs under `[budget]`
     "##);
 }
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bot_config::{
-    Config, ConfigError, Cpus, EngineHost, ImageRef, KeySource, MatrixLogin, Memory, PasswordSource, RoomRef, Runtime,
-    SshHost, Surface, example,
+    Config, ConfigError, Cpus, EngineHost, ImageRef, KeySource, MatrixLogin, Memory, PasswordSource, Permissions,
+    Price, RoomMode, RoomRef, Runtime, SshHost, Surface, Usd, example,
 };
 use proptest::prelude::*;
 
@@ -68,6 +68,36 @@ fn agent_model_and_limits() {
     assert_eq!(config.images.extra_ca_certificates, Some(Vec::new()));
     let claude = parse("[agent]\nruntime = \"claude\"");
     assert_eq!(claude.agent.runtime(), Some(Runtime::Claude));
+}
+
+#[test]
+fn budgets_and_prices() {
+    let config = parse(
+        "mode = \"interrupt\"\nreaction_approvals = true\nretention_days = 30\n\
+         [agent]\npermissions = \"ask\"\nkeep_warm_secs = 0\n\
+         [budget]\ndaily_tokens = 2_000_000\ndaily_usd = 2.5\n\
+         prices.claude = { input = 3, output = 15, cache_read = 0.3, cache_write = 3.75 }\n\
+         [budget.prices.claude-opus]\ninput = 0.000001\noutput = 1_000_000\ncache_read = 0\ncache_write = 0.50\n",
+    );
+    assert_eq!((config.mode, config.reaction_approvals), (RoomMode::Interrupt, true));
+    assert_eq!(config.retention_days.map(Into::into), Some(30u16));
+    assert_eq!((config.agent.permissions, config.agent.keep_warm()), (Permissions::Ask, Duration::ZERO));
+    assert_eq!(config.budget.daily_tokens.map(Into::into), Some(2_000_000u64));
+    assert_eq!(config.budget.daily_usd.map(Usd::micros), Some(2_500_000));
+    let micros = |model: &str| {
+        let Price { input, output, cache_read, cache_write } = config.budget.prices.of(model)?;
+        Some([input, output, cache_read, cache_write].map(Usd::micros))
+    };
+    assert_eq!(micros("claude-sonnet-4"), Some([3_000_000, 15_000_000, 300_000, 3_750_000]));
+    assert_eq!(micros("claude-opus-4"), Some([1, 1_000_000_000_000, 0, 500_000]), "the longest beginning counts");
+    assert_eq!((micros("claud"), micros("gpt")), (None, None));
+    let highest = config.budget.prices.highest();
+    assert_eq!((highest.input.micros(), highest.output.micros()), (3_000_000, 1_000_000_000_000));
+    assert_eq!([highest.input, highest.cache_write].map(|usd| usd.to_string()), ["3.00", "3.75"]);
+    let defaults = Config::default();
+    assert_eq!(defaults.agent.keep_warm(), Duration::from_mins(2));
+    assert_eq!((defaults.mode, defaults.reaction_approvals, defaults.retention_days), (RoomMode::Queue, false, None));
+    assert_eq!((defaults.budget.daily_tokens, defaults.budget.daily_usd), (None, None));
 }
 
 #[test]
@@ -161,6 +191,16 @@ proptest! {
     fn memory_round_trips(bytes in (256u64 << 20)..=i64::MAX as u64, shift in 0u32..40) {
         let memory = Memory::from_bytes((bytes >> shift << shift).max(256 << 20)).unwrap();
         prop_assert_eq!(memory.to_string().parse(), Ok(memory));
+    }
+
+    #[test]
+    fn amounts_of_dollars_are_exact(micros in 0u64..=1_000_000_000_000) {
+        let text = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
+        let price = format!("prices.x = {{ input = 0, output = {text}, cache_read = 0, cache_write = 0 }}");
+        let config = parse(&format!("[budget]\n{price}\ndaily_usd = {text}"));
+        let usd = config.budget.daily_usd.unwrap();
+        prop_assert_eq!((usd.micros(), config.budget.prices.highest().output), (micros, usd));
+        prop_assert_eq!(parse(&format!("[budget]\n{price}\ndaily_usd = {usd}")), config);
     }
 
     #[test]

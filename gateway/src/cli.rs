@@ -40,6 +40,9 @@ pub enum Verb {
     /// Look at the settings
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Look at the journal, also while the gateway runs
+    #[command(subcommand)]
+    Journal(JournalVerb),
     /// Open a shell in a project, or run a command there
     Ssh {
         /// The project
@@ -91,6 +94,27 @@ pub enum ConfigVerb {
     Check,
     /// Print an example with every setting
     Example,
+}
+
+/// `musher journal …`
+#[derive(Debug, Subcommand)]
+pub enum JournalVerb {
+    /// Print the latest events of all streams
+    Tail {
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 20)]
+        lines: u64,
+        /// Go on with what comes, until it is interrupted
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Print one stream
+    Show {
+        /// The stream, such as project/0198…, as `tail` shows it
+        stream: String,
+    },
+    /// Check every event, and that every snapshot is what its events make
+    Verify,
 }
 
 #[cfg(test)]

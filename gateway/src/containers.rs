@@ -29,6 +29,8 @@ const SLED_DATA: &str = "/var/lib/musher/sled";
 const PROJECT_ID: &str = "MUSHER_PROJECT_ID";
 /// Names that are tried for a container before giving up.
 const NAMES: u32 = 20;
+/// How long the engine may take to answer whoever only wants to know whether it is there.
+const ENGINE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// What settings and host say of images and containers.
 #[derive(Debug, Clone)]
@@ -155,6 +157,11 @@ impl Containers {
     pub async fn find(&self, project: Uuid) -> Result<Option<ContainerFacts>, Refusal> {
         let (all, id) = (self.list().await?, project.to_string());
         Ok(all.into_iter().find(|facts| facts.project_id.as_ref() == Some(&id)))
+    }
+
+    /// Whether the engine answers, within a moment.
+    pub async fn is_engine_there(&self) -> bool {
+        matches!(tokio::time::timeout(ENGINE_PATIENCE, self.list()).await, Ok(Ok(_)))
     }
 
     /// All containers with our label.

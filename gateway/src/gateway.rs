@@ -8,7 +8,9 @@ use std::{
 };
 
 use bot_config::Config;
-use journal::{Actor, Append, Cause, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, StreamId, SystemClock};
+use journal::{
+    Actor, Append, Cause, Clock, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, StreamId, SystemClock,
+};
 use serde::{Deserialize, Serialize};
 use stacks::Stacks;
 use tokio::net::{TcpListener, UnixListener};
@@ -17,7 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     chat::{
-        Inbox, SharedSurface, SurfaceKind,
+        Inbox, Mark, Room, SharedSurface, Surface, SurfaceKind,
         console::{self, Console},
         matrix::{MatrixError, MatrixSettings, MatrixSurface},
     },
@@ -29,18 +31,23 @@ use crate::{
         core::Event,
     },
     doctor::Doctor,
+    followers::{self, Counting},
     health,
     home::{Home, Owned},
     intake::Intake,
+    metrics::Metrics,
+    model::Proxy,
     nodes::Nodes,
-    outbox::Outbox,
+    outbox::{Address, Outbox, Post},
+    people::Role,
     projects::{Registry, Stage, saga::Sagas, ssh_config::Doors},
     refusal::Refusal,
     rooms::Rooms,
-    sessions::Sessions,
+    sessions::{Sessions, Unfinished},
     settings::{self, Environment, Settings},
     tasks::Tasks,
-    turns::Turns,
+    turns::{self, Handle, StopRequest, Turns},
+    usage::Usage,
 };
 
 /// How long everything may take to end.
@@ -51,7 +58,7 @@ const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// What happens to the gateway itself. Stream `gateway/self`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "data")]
-enum GatewayEvent {
+pub enum GatewayEvent {
     /// The state directory is new.
     #[serde(rename = "gateway.created")]
     Created {
@@ -64,8 +71,9 @@ impl DomainEvent for GatewayEvent {
     const KINDS: &'static [&'static str] = &["gateway.created"];
 }
 
+/// Who a gateway is.
 #[derive(Debug, Default)]
-struct Identity {
+pub struct Identity {
     id: Option<Uuid>,
 }
 
@@ -113,8 +121,34 @@ pub struct Gateway {
     matrix: Option<MatrixSettings>,
     practice: bool,
     closed: Closed,
+    /// What the messages show that an earlier gateway left.
+    marks: Vec<(Room, String, Mark)>,
     journal: Journal,
     _owned: Owned,
+}
+
+/// Takes up a turn that was under way, and tells its room so, once for each turn (DUR-7).
+async fn resume(
+    outbox: &Outbox,
+    dispatcher: &Dispatcher<Handle, StopRequest>,
+    turns: &Turns,
+    unfinished: Unfinished,
+) -> Result<(), Refusal> {
+    let Unfinished { session, running } = &unfinished;
+    let rights = running.messages.iter().map(|message| message.rights).max().unwrap_or(Role::Member);
+    let key = Arc::new(session.clone());
+    let handle = |event_id: &String| Handle { session: Arc::clone(&key), event_id: event_id.as_str().into() };
+    let messages = running.messages.iter().map(|message| handle(&message.event_id)).collect();
+    let to = Address { room: session.room.clone(), thread: None, reply_to: None, mention: None, pending: None };
+    let transaction = format!("turn-{}-restart", running.turn);
+    let post = Post::notice(to, transaction, "musher was restarted, and goes on with what was asked.");
+    outbox.post(post).await?;
+    let batch = running.turn;
+    let ended = dispatcher.adopt(batch);
+    if dispatcher.tell(Event::Resumed { session: session.clone(), batch, rights, messages }) {
+        turns.resume(unfinished, ended);
+    }
+    Ok(())
 }
 
 /// How `musher up` was asked to take chat.
@@ -163,10 +197,15 @@ impl Gateway {
         let id = identity(&journal).await?;
         info!(version = env!("CARGO_PKG_VERSION"), %id, home = %home.root().display(), "musher");
         let tasks = Tasks::new();
-        let outbox = Outbox::new(tasks.clone());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let metrics = Metrics::new(clock.now());
+        let outbox = Outbox::open(journal.clone(), tasks.clone()).await?;
         let registry = Arc::new(Registry::open(journal.clone()).await?);
-        let rooms = Arc::new(Rooms::open(journal.clone()).await?);
-        let sessions = Sessions::new(journal.clone());
+        let rooms = Arc::new(Rooms::open(journal.clone(), outbox.clone(), settings.mode).await?);
+        let sessions = Sessions::new(journal.clone(), outbox.clone());
+        let left = sessions.recover().await?;
+        let usage =
+            Usage::open(journal.clone(), settings.budget, Arc::clone(&clock), tasks.clone(), metrics.clone()).await?;
         let ports = settings.containers.network;
         let containers = Arc::new(Containers::new(id, home.clone(), settings.containers, stacks));
         let doors =
@@ -175,7 +214,7 @@ impl Gateway {
             Arc::clone(&containers),
             Arc::clone(&registry),
             doors.clone(),
-            Arc::new(settings.model),
+            Proxy::new(settings.model, usage.clone(), metrics.clone()),
             tasks.clone(),
         );
         let sagas = Sagas {
@@ -187,7 +226,20 @@ impl Gateway {
             removing: Arc::default(),
             places: settings.places,
         };
-        let turns = Turns::new(settings.turns, nodes.clone(), sessions.clone(), outbox.clone(), tasks.clone());
+        let turns = Turns::new(turns::Parts {
+            settings: settings.turns,
+            nodes: Box::new(nodes.clone()),
+            sessions: sessions.clone(),
+            rooms: Arc::clone(&rooms),
+            outbox: outbox.clone(),
+            tasks: tasks.clone(),
+            watch: Arc::new(Counting {
+                usage: usage.clone(),
+                metrics: metrics.clone(),
+                clock: Arc::clone(&clock),
+                tasks: tasks.clone(),
+            }),
+        });
         let (dispatcher, dispatching) =
             Dispatcher::new(settings.limits, Arc::new(turns.clone()) as Arc<dyn Carrier<_, _>>);
         tasks.spawn("dispatcher", dispatching);
@@ -203,7 +255,7 @@ impl Gateway {
             home: home.clone(),
             registry: Arc::clone(&registry),
             sagas: sagas.clone(),
-            containers,
+            containers: Arc::clone(&containers),
             nodes: nodes.clone(),
             rooms: Arc::clone(&rooms),
             sessions: sessions.clone(),
@@ -212,6 +264,8 @@ impl Gateway {
             doctor,
             ssh_host: config.ssh_host.as_ref().map(|host| host.as_str().to_owned()),
             dispatcher: dispatcher.clone(),
+            turns: turns.clone(),
+            usage: usage.clone(),
             deletions: Mutex::default(),
         });
         tasks.spawn(
@@ -223,7 +277,16 @@ impl Gateway {
         );
         let (why_closed, reachable) = (closed.clone(), outbox.clone());
         let reasons: health::Reasons = Arc::new(move || reasons(&why_closed, &reachable));
-        tasks.spawn_to_end("http", health::serve(listener, reasons, tasks.stopping()));
+        let sources = followers::sources(
+            turns.clone(),
+            sessions.clone(),
+            outbox.clone(),
+            nodes.clone(),
+            containers,
+            usage.clone(),
+        );
+        let door = health::Door { reasons, metrics: metrics.clone(), sources };
+        tasks.spawn_to_end("http", health::serve(listener, door, tasks.stopping()));
 
         for (spec, recovered) in sagas.recover().await {
             match recovered {
@@ -232,12 +295,35 @@ impl Gateway {
             }
         }
         sagas.doors.write()?;
-        for unfinished in sessions.unfinished().await? {
-            let (session, batch) = (unfinished.session.clone(), unfinished.turn);
-            let ended = dispatcher.adopt(batch);
-            if dispatcher.tell(Event::Resumed { session, batch }) {
-                turns.resume(unfinished, ended);
+        tasks.spawn("outcomes", followers::show_outcomes(outbox.outcomes(), outbox.clone(), turns.clone()));
+        let waiting = left.waiting.iter().map(|(key, message)| (key, message, Mark::Waiting));
+        let running = left.unfinished.iter().flat_map(|unfinished| {
+            let messages = unfinished.running.messages.iter();
+            messages.map(|message| (&unfinished.session, message, Mark::Running))
+        });
+        let marks = waiting
+            .chain(running)
+            .map(|(key, message, mark)| (key.room.clone(), message.event_id.clone(), mark))
+            .collect();
+        // First, so that nothing of them starts.
+        for (project, _) in registry.all() {
+            if usage.paused(project).is_some() && !dispatcher.tell(Event::Pause { project }) {
+                return Err(Refusal::unavailable("the gateway is stopping"));
             }
+        }
+        for unfinished in left.unfinished {
+            resume(&outbox, &dispatcher, &turns, unfinished).await?;
+        }
+        let budgets = followers::Budgets {
+            usage: usage.clone(),
+            dispatcher: dispatcher.clone(),
+            sessions: sessions.clone(),
+            registry: Arc::clone(&registry),
+            outbox: outbox.clone(),
+        };
+        tasks.spawn("budgets", budgets.follow());
+        if let Some(keep) = settings.retention {
+            tasks.spawn("retention", followers::forget_old(journal.clone(), clock, keep));
         }
         for (project, state) in registry.all() {
             if state.stage == Stage::Registered {
@@ -246,7 +332,19 @@ impl Gateway {
                 tasks.spawn("node", async move { drop(nodes.sled(project).await) });
             }
         }
-        let intake = Intake { people: settings.people, rooms, registry, commands, dispatcher, outbox: outbox.clone() };
+        let intake = Intake {
+            people: settings.people,
+            rooms,
+            sessions,
+            registry,
+            commands,
+            dispatcher,
+            turns,
+            outbox: outbox.clone(),
+            reaction_approvals: config.reaction_approvals,
+            usage,
+        };
+        intake.take_up(left.waiting).await?;
         Ok(Self {
             tasks,
             intake: Arc::new(intake),
@@ -255,6 +353,7 @@ impl Gateway {
             matrix: settings.matrix,
             practice: settings.practice,
             closed,
+            marks,
             journal,
             _owned: owned,
         })
@@ -275,7 +374,9 @@ impl Gateway {
         self.closed.because("the gateway is stopping");
         if let Err(missed) = self.tasks.shutdown(SHUTDOWN).await {
             error!(%missed, "the end came before everything had ended");
-            eprintln!("musher: {missed}; turns go on in their containers, and answers not yet delivered are lost");
+            eprintln!(
+                "musher: {missed}; turns go on in their containers, and the next start delivers what is not yet delivered"
+            );
         }
         self.journal.close().await;
         talked
@@ -292,14 +393,14 @@ impl Gateway {
             self.outbox.add(Arc::clone(&console) as SharedSurface);
             println!("{greeting}");
             self.closed.open();
-            console::run_prompt(&console, inbox, self.home.console_history(), self.tasks.stopping())
+            console::run_prompt(&console, inbox, &SystemClock, self.home.console_history(), self.tasks.stopping())
                 .await
                 .map_err(broken)
         } else {
             self.outbox.add(Arc::new(Console::plain(std::io::stdout())));
             eprintln!("{greeting}");
             self.closed.open();
-            console::read_lines(tokio::io::stdin(), inbox, !options.no_wait).await.map_err(broken)
+            console::read_lines(tokio::io::stdin(), inbox, &SystemClock, !options.no_wait).await.map_err(broken)
         }
     }
 
@@ -324,6 +425,9 @@ impl Gateway {
                 }
             }
         };
+        for (room, event_id, mark) in &self.marks {
+            surface.mark(room, event_id, *mark);
+        }
         self.outbox.add(surface as SharedSurface);
         // The loop ends by itself when the gateway stops, after it has taken its signs of typing back.
         self.tasks.spawn_to_end("matrix", syncing);

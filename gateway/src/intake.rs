@@ -1,27 +1,37 @@
 //! From a surface's message to a command or a turn (MTX-4, CHAT-12): who may speak, is it for us, what is it.
 //!
-//! Who may speak is decided before what was said (invariant 12). Commands never wait for a turn.
+//! Who may speak is decided before what was said (invariant 12). What is taken is journaled before the surface may forget
+//! it, and handled once however often it comes (DUR-1). Commands never wait for a turn.
 
 use std::sync::Arc;
 
 use futures_util::{FutureExt, future::BoxFuture};
-use tracing::debug;
+use jiff::Timestamp;
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use crate::{
-    chat::{Inbound, Inbox, InboxError, Person, Room, Weight},
+    chat::{Edited, Inbound, Inbox, InboxError, Mark, Person, Reacted, Redacted, Room, SurfaceKind},
     commands::{
         Asked, Commands,
         grammar::{self, Command, Said},
     },
     dispatch::{SessionKey, actor::Dispatcher, core::Event},
-    outbox::{Address, Outbox},
+    followers::tell_pause,
+    outbox::{Address, Outbox, Post},
     people::{People, Role},
     projects::{Registry, Stage},
-    prompt::Words,
-    rooms::Rooms,
-    turns::StopRequest,
+    refusal::Refusal,
+    rooms::{Mode, Received, Rooms},
+    sessions::{Accepted, Message, Removal, Sessions},
+    turns::{Handle, StopRequest, Turns, Verdict},
+    usage::Usage,
 };
+
+/// What approves, as a reaction.
+const APPROVING: [&str; 2] = ["👍", "✅"];
+/// What denies, as a reaction.
+const DENYING: [&str; 2] = ["👎", "❌"];
 
 /// Takes what people say.
 pub struct Intake {
@@ -29,14 +39,22 @@ pub struct Intake {
     pub people: People,
     /// Whom they talk about.
     pub rooms: Arc<Rooms>,
+    /// What waits for agents.
+    pub sessions: Sessions,
     /// The projects.
     pub registry: Arc<Registry>,
     /// Carries commands out.
     pub commands: Commands,
     /// Takes words for agents.
-    pub dispatcher: Dispatcher<Words, StopRequest>,
+    pub dispatcher: Dispatcher<Handle, StopRequest>,
+    /// Runs turns, which people answer questions of.
+    pub turns: Turns,
     /// Sends answers.
     pub outbox: Outbox,
+    /// Whether reactions approve in encrypted rooms, too.
+    pub reaction_approvals: bool,
+    /// What the model was used for, which may have a project rest.
+    pub usage: Usage,
 }
 
 impl Intake {
@@ -64,54 +82,217 @@ impl Intake {
         let project = self.project(&message.room, &message.sender);
         match grammar::read(&message.text) {
             Said::Text(text) if text.is_empty() => Ok(()),
-            Said::Text(text) => self.words(message, text, role, project, &to),
-            Said::Misused(answer) => {
-                drop(self.outbox.post(&to, Weight::Answer, answer));
-                Ok(())
-            }
-            Said::Command(Command::Stop) => {
-                if let Some(project) = project {
-                    self.tell(Event::Stop { room: Some(message.room), project, request: StopRequest::Told(to) })
-                } else {
-                    drop(self.outbox.post(&to, Weight::Answer, "Nothing was running."));
-                    Ok(())
-                }
-            }
+            Said::Text(text) => self.words(message, &text, role, project, to).await,
+            // Nothing but an answer follows, which is sent once whatever happens.
+            Said::Misused(answer) => self.answer(to, &message.event_id, answer).await,
             Said::Command(command) => {
-                let asked = Asked { by: message.sender, role, to, project, event_id: message.event_id };
-                self.commands.take(command, asked).await;
+                if self.rooms.receive(&message, project).await.map_err(unjournaled)? {
+                    self.mark(&message.room, &message.event_id, Mark::Accepted);
+                    let asked = Asked { by: message.sender, role, to, project, event_id: message.event_id };
+                    self.command(command, asked).await?;
+                }
                 Ok(())
             }
         }
     }
 
-    fn words(
-        &self,
-        message: Inbound,
-        text: String,
-        role: Role,
-        project: Option<Uuid>,
-        to: &Address,
-    ) -> Result<(), InboxError> {
-        let Some(project) = project else {
-            drop(self.outbox.post(to, Weight::Answer, self.commands.how_to_choose()));
-            return Ok(());
-        };
-        let Inbound { room, event_id, sender, at, quoted, thread, pending, .. } = message;
-        // Threads are conversations of their own later; answers go to them already.
-        let session = SessionKey { project, room: room.clone(), thread: None };
-        let message = Words { room, thread, event_id, sender, at, text, quoted, pending };
-        self.tell(Event::Message { session, rights: role, message })
+    async fn command(&self, command: Command, asked: Asked) -> Result<(), InboxError> {
+        if let (Command::Stop, Some(project)) = (&command, asked.project) {
+            let room = Some(asked.to.room.clone());
+            let request = StopRequest::Told { event_id: asked.event_id, to: asked.to };
+            return self.tell(Event::Stop { room, project, request });
+        }
+        self.commands.take(command, asked).await;
+        Ok(())
     }
 
-    fn tell(&self, event: Event<Words, StopRequest>) -> Result<(), InboxError> {
+    async fn words(
+        &self,
+        message: Inbound,
+        text: &str,
+        role: Role,
+        project: Option<Uuid>,
+        to: Address,
+    ) -> Result<(), InboxError> {
+        let Some(project) = project else {
+            return self.answer(to, &message.event_id, self.commands.how_to_choose()).await;
+        };
+        // Threads are conversations of their own later; answers go to them already.
+        let session = SessionKey { project, room: message.room.clone(), thread: None };
+        let accepted = self.sessions.accept(&session, &message, text, role).await.map_err(unjournaled)?;
+        let Accepted::New { behind } = accepted else { return Ok(()) };
+        self.mark(&message.room, &message.event_id, if behind { Mark::Waiting } else { Mark::Accepted });
+        let event_id: Arc<str> = message.event_id.into();
+        if let Some(pending) = message.pending {
+            self.turns.hold(&event_id, pending);
+        }
+        if let Some(pause) = self.usage.paused(project) {
+            let told = tell_pause(&self.outbox, &self.registry, project, &session.room, &pause, 0).await;
+            told.unwrap_or_else(|refusal| warn!(%refusal, "a pause is not told"));
+        }
+        self.hand_over(session, event_id, role)
+    }
+
+    /// Hands over what an earlier gateway left waiting.
+    fn hand_over_again(&self, session: SessionKey, message: Message) -> Result<(), Refusal> {
+        let interrupts = self.rooms.mode(&session.room) == Mode::Interrupt;
+        let handle = Handle { session: Arc::new(session.clone()), event_id: message.event_id.into() };
+        let event = Event::Recovered { session, rights: message.rights, interrupts, message: handle };
+        self.tell(event).map_err(|_| Refusal::unavailable("the gateway is stopping"))
+    }
+
+    fn hand_over(&self, session: SessionKey, event_id: Arc<str>, rights: Role) -> Result<(), InboxError> {
+        let interrupts = self.rooms.mode(&session.room) == Mode::Interrupt;
+        let message = Handle { session: Arc::new(session.clone()), event_id };
+        self.tell(Event::Message { session, rights, interrupts, message })
+    }
+
+    /// Takes up what an earlier gateway left waiting, in the order in which it came (DUR-7). A turn that it left running
+    /// is known to the dispatcher already.
+    pub async fn take_up(&self, waiting: Vec<(SessionKey, Message)>) -> Result<(), Refusal> {
+        let unanswered = self.rooms.unanswered().await?;
+        let mut messages = waiting.into_iter().peekable();
+        for (room, received, text) in unanswered {
+            while let Some((session, message)) = messages.next_if(|(_, message)| message.position < received.position) {
+                self.hand_over_again(session, message)?;
+            }
+            self.take_command_up(room, received, &text).await?;
+        }
+        for (session, message) in messages {
+            self.hand_over_again(session, message)?;
+        }
+        Ok(())
+    }
+
+    /// What can be repeated is carried out; of the rest people are told that it broke off.
+    async fn take_command_up(&self, room: Room, received: Received, text: &str) -> Result<(), Refusal> {
+        let Received { event_id, sender, thread, project, .. } = received;
+        let to = Address {
+            room: room.clone(),
+            thread,
+            reply_to: Some(event_id.clone()),
+            mention: Some(sender.clone()),
+            pending: None,
+        };
+        let role = self.people.role(&sender);
+        match (grammar::read(text), role) {
+            (Said::Command(command), Some(role)) if command.is_repeatable() => {
+                info!(%room, event_id, "a command is taken up");
+                let asked = Asked { by: sender, role, to, project, event_id };
+                self.command(command, asked).await.map_err(|_| Refusal::unavailable("the gateway is stopping"))
+            }
+            _ => {
+                let told = Refusal::unavailable("the gateway ended while this was carried out")
+                    .hint("`projects` and `status` tell how things stand; write it again if it is still wanted.");
+                let post = Post::answer(to, &event_id, told.to_markdown());
+                self.rooms.answer(&room, &event_id, vec![post]).await
+            }
+        }
+    }
+
+    async fn edit(&self, edit: Edited) -> Result<(), InboxError> {
+        if self.people.role(&edit.sender).is_none() || edit.text.is_empty() {
+            return Ok(());
+        }
+        let Edited { room, event_id, sender, text, .. } = edit;
+        let waited = self.sessions.edit(&room, &event_id, &sender, &text).await.map_err(unjournaled)?;
+        debug!(%room, event_id, waited, "a message was edited");
+        Ok(())
+    }
+
+    async fn redact(&self, redaction: Redacted) -> Result<(), InboxError> {
+        let Redacted { room, event_id, by } = redaction;
+        let actor = journal::Actor::Person(by.to_string());
+        let busy = self.sessions.busy(|key| key.room == room).await;
+        for (key, session) in busy {
+            if !session.waiting.iter().any(|message| message.event_id == event_id) {
+                continue;
+            }
+            let removed = self
+                .sessions
+                .remove(&key, &[&event_id], Removal::Redacted, actor.clone(), |_| Vec::new())
+                .await
+                .map_err(unjournaled)?;
+            for message in removed {
+                self.taken_out(&key, &message)?;
+            }
+        }
+        self.sessions.erase_said(&room, &event_id).await.map_err(unjournaled)
+    }
+
+    /// A message does not wait any more.
+    fn taken_out(&self, key: &SessionKey, message: &Message) -> Result<(), InboxError> {
+        drop(self.turns.let_go(&message.event_id));
+        self.mark(&key.room, &message.event_id, Mark::Delivered);
+        let message = Handle { session: Arc::new(key.clone()), event_id: message.event_id.as_str().into() };
+        self.tell(Event::Removed { message })
+    }
+
+    async fn react(&self, reaction: Reacted) -> Result<(), InboxError> {
+        let Some(role) = self.people.role(&reaction.sender) else { return Ok(()) };
+        let verdict = match reaction.key.as_str() {
+            key if APPROVING.contains(&key) => Verdict::Approve,
+            key if DENYING.contains(&key) => Verdict::Deny,
+            _ => return Ok(()),
+        };
+        if reaction.encrypted && !self.reaction_approvals {
+            return Ok(());
+        }
+        let Some(question) = self.turns.question_at(&reaction.room, &reaction.event_id) else { return Ok(()) };
+        let decided = self.turns.decide(&question, verdict, &reaction.sender, role, &reaction.room).await;
+        let to = Address {
+            room: reaction.room,
+            thread: None,
+            reply_to: Some(reaction.event_id),
+            mention: None,
+            pending: None,
+        };
+        let markdown = decided.unwrap_or_else(|refusal| refusal.to_markdown());
+        let transaction = format!("reaction-{}", reaction.reaction_id);
+        let post = Post::notice(to, transaction, markdown);
+        self.outbox.post(post).await.map_err(unjournaled)
+    }
+
+    async fn answer(&self, to: Address, event_id: &str, markdown: String) -> Result<(), InboxError> {
+        self.outbox.post(Post::answer(to, event_id, markdown)).await.map_err(unjournaled)
+    }
+
+    fn mark(&self, room: &Room, event_id: &str, mark: Mark) {
+        if let Some(surface) = self.outbox.surface(room.surface) {
+            surface.mark(room, event_id, mark);
+        }
+    }
+
+    fn tell(&self, event: Event<Handle, StopRequest>) -> Result<(), InboxError> {
         if self.dispatcher.tell(event) { Ok(()) } else { Err(InboxError::Stopping) }
     }
+}
+
+fn unjournaled(refusal: Refusal) -> InboxError {
+    warn!(%refusal, "not journaled");
+    InboxError::Journal(Box::new(refusal))
 }
 
 impl Inbox for Intake {
     fn accept(&self, message: Inbound) -> BoxFuture<'_, Result<(), InboxError>> {
         self.take(message).boxed()
+    }
+
+    fn edited(&self, edit: Edited) -> BoxFuture<'_, Result<(), InboxError>> {
+        self.edit(edit).boxed()
+    }
+
+    fn redacted(&self, redaction: Redacted) -> BoxFuture<'_, Result<(), InboxError>> {
+        self.redact(redaction).boxed()
+    }
+
+    fn reacted(&self, reaction: Reacted) -> BoxFuture<'_, Result<(), InboxError>> {
+        self.react(reaction).boxed()
+    }
+
+    fn newest(&self, surface: SurfaceKind) -> BoxFuture<'_, Result<Option<Timestamp>, InboxError>> {
+        let newest = self.sessions.newest(surface).max(self.rooms.newest(surface));
+        std::future::ready(Ok(newest)).boxed()
     }
 
     fn listens_to(&self, person: &Person) -> bool {

@@ -10,12 +10,13 @@ use std::{
 
 use clap::Parser;
 use musher::{
-    cli::{Cli, ConfigVerb, Images, SecretsVerb, Verb},
+    cli::{Cli, ConfigVerb, Images, JournalVerb, SecretsVerb, Verb},
     containers::Containers,
     control,
     doctor::{Check, Doctor},
     gateway::{Gateway, UpOptions},
     home::{Home, make_private},
+    inspect,
     projects::Owner,
     refusal::Refusal,
     secrets::{Secrets, VALUE_MAX},
@@ -69,6 +70,7 @@ fn run(cli: Cli) -> Result<ExitCode, Refusal> {
                 Verb::Doctor { json } => doctor(&environment, home, json),
                 Verb::Images(Images::Build { stacks }) => build_images(&environment, &home, &stacks),
                 Verb::Secrets(verb) => secrets(&home, verb),
+                Verb::Journal(verb) => look(&home, verb),
                 _ => check_config(&environment, &home),
             }
         }
@@ -102,6 +104,15 @@ fn up(environment: &Environment<'_>, home: Home, options: UpOptions) -> Result<E
         gateway.run(options, stop).await
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn look(home: &Home, verb: JournalVerb) -> Result<ExitCode, Refusal> {
+    let well = match verb {
+        JournalVerb::Tail { lines, follow } => inspect::tail(home, lines, follow).map(|()| true),
+        JournalVerb::Show { stream } => inspect::show(home, &stream).map(|()| true),
+        JournalVerb::Verify => inspect::verify(home),
+    }?;
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn doctor(environment: &Environment<'_>, home: Home, json: bool) -> Result<ExitCode, Refusal> {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     containers::{SharedContainers, StartError, Started, refused},
-    model::Model,
+    model::Proxy,
     projects::{Owner, ProjectEvent, Registry, Stage, saga, ssh_config::Doors},
     refusal::Refusal,
     tasks::Tasks,
@@ -45,7 +45,7 @@ struct Inner {
     registry: Arc<Registry>,
     doors: Doors,
     /// What sleds may ask of the gateway.
-    model: Arc<Model>,
+    model: Arc<Proxy>,
     tasks: Tasks,
     slots: Mutex<HashMap<Uuid, Arc<Slot>>>,
 }
@@ -73,7 +73,7 @@ impl Nodes {
         containers: SharedContainers,
         registry: Arc<Registry>,
         doors: Doors,
-        model: Arc<Model>,
+        model: Arc<Proxy>,
         tasks: Tasks,
     ) -> Self {
         Self { inner: Arc::new(Inner { containers, registry, doors, model, tasks, slots: Mutex::default() }) }
@@ -157,6 +157,21 @@ impl Nodes {
         self.inner.containers.remove(project).await
     }
 
+    /// How many links are open.
+    pub fn open_links(&self) -> usize {
+        let slots: Vec<_> = {
+            let slots = self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            slots.values().cloned().collect()
+        };
+        // A slot that is held is being opened.
+        let is_open = |slot: &Arc<Slot>| {
+            slot.link
+                .try_lock()
+                .is_ok_and(|link| link.as_ref().is_some_and(|link| link.closed().now_or_never().is_none()))
+        };
+        slots.iter().filter(|slot| is_open(slot)).count()
+    }
+
     fn is_registered(&self, project: Uuid) -> bool {
         self.inner.registry.get(project).is_some_and(|known| known.stage == Stage::Registered)
     }
@@ -216,7 +231,7 @@ impl Nodes {
             let session = engine.exec(&container, &[SLED, "connect"], &[]).await.map_err(refused)?;
             let ExecSession { stream, process } = session;
             // Each link has a router, and so bounds, of its own: one project cannot use up another's.
-            let router = self.inner.model.router();
+            let router = self.inner.model.router(project);
             match link::open(stream, Side::Gateway, Hello::current(), router, link::Limits::default()).await {
                 Ok((link, driver)) => {
                     debug!(%project, sled = link.peer().version, "the link is open");

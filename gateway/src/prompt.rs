@@ -1,19 +1,15 @@
 //! What the agent is told: the people's words, and who said them (CHAT-4). Pure.
 
 use jiff::Timestamp;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::chat::{Person, Room, SurfaceKind};
+use crate::chat::{Person, SurfaceKind};
 
-/// A message on its way to an agent.
+/// What an agent is told when the attempt before was interrupted.
+const INTERRUPTED: &str = "You were interrupted before you answered: the machine that you run on ended. Look at what you had done already, and then go on to your answer.";
+
+/// What somebody said to an agent.
 #[derive(Debug, Clone)]
 pub struct Words {
-    /// Where it was said.
-    pub room: Room,
-    /// In which thread.
-    pub thread: Option<String>,
-    /// The message's event.
-    pub event_id: String,
     /// Who said it.
     pub sender: Person,
     /// When.
@@ -22,8 +18,6 @@ pub struct Words {
     pub text: String,
     /// What it replies to.
     pub quoted: Option<String>,
-    /// Held until it has been answered in full.
-    pub pending: Option<TaskTrackerToken>,
 }
 
 /// The prompt of a batch. On the console, where one person talks, a single message is just its words; elsewhere
@@ -35,6 +29,12 @@ pub fn render(messages: &[Words]) -> String {
         return text.clone();
     }
     messages.iter().map(element).collect::<Vec<_>>().join("\n")
+}
+
+/// The prompt of an attempt after one that was interrupted: a fixed note, and the people's words again if the agent never
+/// had them (DESIGN, What exactly-once means).
+pub fn render_again(messages: &[Words], heard: bool) -> String {
+    if heard { INTERRUPTED.to_owned() } else { format!("{INTERRUPTED}\n\n{}", render(messages)) }
 }
 
 fn element(message: &Words) -> String {
@@ -72,14 +72,10 @@ mod tests {
 
     fn words(surface: SurfaceKind, id: &str, text: &str) -> Words {
         Words {
-            room: Room { surface, id: "main".into() },
-            thread: None,
-            event_id: "$1".into(),
             sender: Person { surface, id: id.into() },
             at: "2026-01-02T03:04:05.6Z".parse().expect("it is a time"),
             text: text.into(),
             quoted: None,
-            pending: None,
         }
     }
 

@@ -8,9 +8,10 @@ use std::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bot_config::{
     Auth as AuthSetting, Config, ConfigError, KeySource, MatrixLogin, Network as NetworkSetting, PasswordSource,
-    Runtime, Surface as Transport, Toolchains as ToolchainSetting,
+    Permissions as PermissionSetting, RoomMode, Runtime, Surface as Transport, Toolchains as ToolchainSetting,
 };
-use link::requests::{Agent, GitIdentity};
+use jiff::SignedDuration;
+use link::requests::{Agent, GitIdentity, Permissions};
 use musher_docker::{BaseImage, Proxies};
 use reqwest::Url;
 use stacks::Toolchains;
@@ -25,8 +26,10 @@ use crate::{
     people::People,
     projects::{Owner, place},
     refusal::Refusal,
+    rooms::Mode,
     secrets::{self, Secrets},
     turns::TurnSettings,
+    usage::Budget,
 };
 
 /// Where the model API answers unless bot.toml says otherwise.
@@ -102,6 +105,12 @@ pub struct Settings {
     pub practice: bool,
     /// The Matrix account, where that is the transport.
     pub matrix: Option<MatrixSettings>,
+    /// How rooms take messages during a turn, as long as nobody there says otherwise.
+    pub mode: Mode,
+    /// For how long texts are kept; for ever without.
+    pub retention: Option<SignedDuration>,
+    /// What projects may use of the model.
+    pub budget: Budget,
 }
 
 /// Translates the settings of one gateway.
@@ -127,12 +136,27 @@ pub fn resolve(config: &Config, environment: &Environment<'_>, home: &Home) -> R
             max_queue: config.max_queue.get().into(),
             max_turns: config.max_concurrent_turns.get().into(),
         },
-        turns: TurnSettings { agent, identity: identity(config)?, stop_grace: config.stop_grace() },
+        turns: TurnSettings {
+            agent,
+            identity: identity(config)?,
+            stop_grace: config.stop_grace(),
+            permissions: match config.agent.permissions {
+                PermissionSetting::AllowInContainer => Permissions::Bypass,
+                PermissionSetting::Ask => Permissions::Ask { timeout_secs: config.permission_timeout().as_secs() },
+            },
+            keep_warm: config.agent.keep_warm(),
+        },
         model: model(config, key, &user_home)?,
         people: people(config),
         known,
         practice,
         matrix: matrix(config, home, &user_home)?,
+        mode: match config.mode {
+            RoomMode::Queue => Mode::Queue,
+            RoomMode::Interrupt => Mode::Interrupt,
+        },
+        retention: config.retention_days.map(|days| SignedDuration::from_hours(24 * i64::from(days.get()))),
+        budget: Budget::from(&config.budget),
     })
 }
 

@@ -14,8 +14,9 @@ use tokio_util::io::StreamReader;
 use uuid::Uuid;
 
 use crate::requests::{
-    Accepted, BODY_LIMIT, COMMAND_TIME_LIMIT, CommandOutput, GitRequest, LINE_LIMIT, NodeStatus, Outcome, Refusal,
-    StopRequest, TurnEvent, TurnRecord, TurnRequest, paths,
+    Accepted, BODY_LIMIT, COMMAND_TIME_LIMIT, CommandOutput, Decision, GitRequest, LINE_LIMIT, NodeStatus, Outcome,
+    PERMISSION_ID_CHARS, PermissionAnswer, Refusal, RefusalKind, StopRequest, TurnEvent, TurnRecord, TurnRequest,
+    paths,
 };
 use crate::{Closed, Link, RequestError};
 
@@ -97,6 +98,18 @@ impl SledClient {
     pub async fn stop_turn(&self, id: Uuid, grace_ms: u64) -> Result<Outcome, CallError> {
         let granted = Duration::from_millis(grace_ms);
         self.call(Method::POST, &of_turn(paths::TURN_STOP, id), Some(&StopRequest { grace_ms }), granted).await
+    }
+
+    /// Answers a permission question of a turn that runs, and says what holds: the first answer, or the sled's own at the deadline.
+    /// Repeating it is safe.
+    pub async fn answer_permission(&self, id: Uuid, request: &str, allow: bool) -> Result<Decision, CallError> {
+        if !is_permission_id(request) {
+            // What a sled has told of comes back to it; anything else names no question, and must not become a part of a path.
+            let message = "a permission question has no such name".to_owned();
+            return Err(CallError::Refused(Refusal { kind: RefusalKind::UnknownPermission, message }));
+        }
+        let path = of_turn(paths::TURN_PERMISSION, id).replace("{request}", request);
+        self.call(Method::POST, &path, Some(&PermissionAnswer { allow }), Duration::ZERO).await
     }
 
     /// Runs `git <args>` in the project, for at most [`COMMAND_TIME_LIMIT`].
@@ -222,6 +235,12 @@ fn malformed(error: impl Display) -> CallError {
 /// A sled's words as one bounded line without control characters.
 fn one_line(text: &str) -> String {
     text.chars().take(MESSAGE_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Whether `request` can be the name of a permission question.
+fn is_permission_id(request: &str) -> bool {
+    (1..=PERMISSION_ID_CHARS).contains(&request.len())
+        && request.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }
 
 fn of_turn(route: &str, id: Uuid) -> String {

@@ -10,8 +10,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::Side;
 
-/// The protocol that this build speaks. Raised by every change that an older peer would not understand.
-pub const PROTOCOL: u32 = 1;
+/// The protocol that this build speaks. Raised by every change that an older peer would not understand: 2 has permission questions and
+/// events of kinds that 1 does not know; a sled that speaks 1 never asks, whatever a turn's `permissions` say.
+pub const PROTOCOL: u32 = 2;
 
 /// Longest hello line, in bytes.
 const MAX_LINE: usize = 4096;

@@ -8,6 +8,7 @@
 
 mod client;
 mod guard;
+pub mod headers;
 mod hello;
 mod mux;
 pub mod requests;

@@ -21,7 +21,10 @@ pub const LINE_LIMIT: usize = 1024 * 1024;
 /// How long a sled lets a person's command (`git`) run before it ends it and answers with what there is.
 pub const COMMAND_TIME_LIMIT: Duration = Duration::from_mins(1);
 
-/// The routes, in axum's notation; a client puts the turn's id in place of `{id}`.
+/// Longest name of a permission question, in characters, each a letter, a digit, `-` or `_`.
+pub const PERMISSION_ID_CHARS: usize = 64;
+
+/// The routes, in axum's notation; a client puts the turn's id in place of `{id}`, and a permission question's in place of `{request}`.
 pub mod paths {
     /// `GET`, answered by the link itself on both sides: 204.
     pub const PING: &str = "/v1/ping";
@@ -33,6 +36,8 @@ pub mod paths {
     pub const TURN_EVENTS: &str = "/v1/turns/{id}/events";
     /// `POST` a [`StopRequest`](super::StopRequest): the turn's [`Outcome`](super::Outcome).
     pub const TURN_STOP: &str = "/v1/turns/{id}/stop";
+    /// `POST` a [`PermissionAnswer`](super::PermissionAnswer): the [`Decision`](super::Decision) that holds.
+    pub const TURN_PERMISSION: &str = "/v1/turns/{id}/permissions/{request}";
     /// `POST` a [`GitRequest`](super::GitRequest): [`CommandOutput`](super::CommandOutput).
     pub const GIT: &str = "/v1/git";
     /// `GET` with [`LogsQuery`](super::LogsQuery): [`CommandOutput`](super::CommandOutput).
@@ -76,6 +81,26 @@ pub struct TurnRequest {
     pub identity: Option<GitIdentity>,
     /// Number of this run of the batch, from 1.
     pub attempt: u32,
+    /// Whether the agent asks before it uses a tool that needs leave (MTX-11).
+    #[serde(default)]
+    pub permissions: Permissions,
+    /// How long the agent's process is kept after the turn for the session's next one, in seconds; 0 for not at all (SLED-7).
+    #[serde(default)]
+    pub keep_warm_secs: u64,
+}
+
+/// What an agent may do without asking. It helps people and is no fence: the container is (DESIGN, invariant 9).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "kebab-case")]
+pub enum Permissions {
+    /// Everything.
+    #[default]
+    Bypass,
+    /// What the agent's own rules let it; it asks for the rest, and is denied what nobody answers.
+    Ask {
+        /// How long a question waits for its answer, in seconds, by the sled's clock.
+        timeout_secs: u64,
+    },
 }
 
 /// The agent's session, chosen and pinned by the gateway before its first run (CHAT-11).
@@ -156,10 +181,33 @@ pub enum TurnEvent {
         /// One bounded line that tells what it is used on.
         summary: String,
     },
-    /// The model's service limits the rate.
+    /// The agent has the people's words: it has echoed them, or has spoken since it was given them. Told once an attempt.
+    #[serde(rename = "turn.heard")]
+    Heard,
+    /// The agent asks for leave to use a tool, and waits.
+    #[serde(rename = "turn.permission_asked")]
+    PermissionAsked {
+        /// Names the question within the turn: letters, digits, `-` and `_`, bounded.
+        request: String,
+        /// The tool's name.
+        tool: String,
+        /// One bounded line that tells what it is to be used on.
+        summary: String,
+        /// When the sled denies it by itself, by the sled's wall clock.
+        deadline: Timestamp,
+    },
+    /// A question is answered, once; also told of one that is open when the turn ends.
+    #[serde(rename = "turn.permission_settled")]
+    PermissionSettled {
+        /// The question.
+        request: String,
+        /// The answer.
+        decision: Decision,
+    },
+    /// The model's service limits the rate: the turn waits, and goes on by itself.
     #[serde(rename = "turn.rate_limited")]
     RateLimited {
-        /// Seconds until it lifts, when the service said.
+        /// Seconds until the turn goes on, when that is known: the service's word, or the sled's own wait where it waits itself.
         retry_after_secs: Option<u64>,
     },
     /// The turn is over and every process of it is gone.
@@ -170,6 +218,18 @@ pub enum TurnEvent {
         /// What the agent reports to have used; a hint only, the gateway counts for itself.
         usage: Option<Usage>,
     },
+}
+
+/// How a permission question was settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decision {
+    /// A person allowed it.
+    Allowed,
+    /// A person denied it, or the turn ended before anybody answered, or too many were open.
+    Denied,
+    /// Nobody answered in time.
+    TimedOut,
 }
 
 /// How a turn ended.
@@ -245,6 +305,13 @@ pub struct StopRequest {
     pub grace_ms: u64,
 }
 
+/// Body of `POST /v1/turns/{id}/permissions/{request}`. The first answer holds; a later one is answered with the [`Decision`] that holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PermissionAnswer {
+    /// Whether the tool may be used.
+    pub allow: bool,
+}
+
 /// Answer of `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -301,7 +368,7 @@ pub struct Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = match self.kind {
-            RefusalKind::UnknownTurn => StatusCode::NOT_FOUND,
+            RefusalKind::UnknownTurn | RefusalKind::UnknownPermission => StatusCode::NOT_FOUND,
             RefusalKind::Busy | RefusalKind::Mismatch => StatusCode::CONFLICT,
             RefusalKind::Invalid => StatusCode::BAD_REQUEST,
             RefusalKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -316,6 +383,8 @@ impl IntoResponse for Refusal {
 pub enum RefusalKind {
     /// No such turn.
     UnknownTurn,
+    /// The turn has asked no such question.
+    UnknownPermission,
     /// Another turn runs in this project; one at a time.
     Busy,
     /// The same turn id came with another request.

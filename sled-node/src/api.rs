@@ -14,8 +14,8 @@ use axum::routing::{get, post, put};
 use futures_util::StreamExt;
 use http::header;
 use link::requests::{
-    Accepted, BODY_LIMIT, CommandOutput, EventsQuery, GitRequest, LogsQuery, NodeStatus, Outcome, Refusal, RefusalKind,
-    StopRequest, TurnRequest, paths,
+    Accepted, BODY_LIMIT, CommandOutput, Decision, EventsQuery, GitRequest, LogsQuery, NodeStatus, Outcome,
+    PermissionAnswer, Refusal, RefusalKind, StopRequest, TurnRequest, paths,
 };
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -47,6 +47,7 @@ pub fn router(node: Node) -> Router {
         .route(paths::TURN, put(put_turn))
         .route(paths::TURN_EVENTS, get(events))
         .route(paths::TURN_STOP, post(stop))
+        .route(paths::TURN_PERMISSION, post(answer))
         .route(paths::GIT, post(git))
         .route(paths::LOGS, get(logs))
         .fallback(async || invalid("this sled knows no such request; is it older than the gateway?"))
@@ -104,6 +105,15 @@ async fn stop(
 ) -> Result<Json<Outcome>, Refusal> {
     let (Path(id), Json(request)) = (id.map_err(invalid)?, request.map_err(invalid)?);
     node.turns.stop(id, Duration::from_millis(request.grace_ms).min(MAX_GRACE)).await.map(Json)
+}
+
+async fn answer(
+    State(node): State<Node>,
+    place: Result<Path<(Uuid, String)>, PathRejection>,
+    answer: Result<Json<PermissionAnswer>, JsonRejection>,
+) -> Result<Json<Decision>, Refusal> {
+    let (Path((id, request)), Json(PermissionAnswer { allow })) = (place.map_err(invalid)?, answer.map_err(invalid)?);
+    node.turns.answer(id, request, allow).await.map(Json)
 }
 
 async fn git(

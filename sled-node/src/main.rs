@@ -5,12 +5,15 @@
 
 mod agent;
 mod api;
+mod attempt;
 mod connect;
 mod environment;
 mod lines;
 mod links;
 mod log;
+mod memory;
 mod model;
+mod permissions;
 mod porcelain;
 mod processes;
 mod record;
@@ -21,6 +24,7 @@ mod supervised;
 mod supervisor;
 mod text;
 mod turns;
+mod warm;
 mod workspace;
 
 use std::ffi::OsString;

@@ -12,8 +12,9 @@ use axum::body::{Body, HttpBody};
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
-use http::{HeaderMap, HeaderName, Request, StatusCode, Uri, header};
+use http::{Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Limited};
+use link::headers::strip_hop_by_hop;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -31,20 +32,6 @@ const MAX_BODY: usize = 32 * 1024 * 1024;
 
 /// How long a request waits for a gateway: long enough for one that restarts.
 const LINK_PATIENCE: Duration = Duration::from_mins(1);
-
-/// Headers that belong to one connection, not to the request (RFC 9110, 7.6.1), and `Host`, which the link sets.
-const HOP_BY_HOP: [HeaderName; 10] = [
-    header::CONNECTION,
-    header::HOST,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
 
 #[derive(Clone)]
 struct Endpoint {
@@ -102,7 +89,7 @@ async fn forward(State(endpoint): State<Endpoint>, request: Request<Body>) -> Re
     match link.request(outbound).await {
         Ok(response) => {
             let (mut head, body) = response.into_parts();
-            strip(&mut head.headers);
+            strip_hop_by_hop(&mut head.headers);
             let body = body.into_data_stream().map(move |chunk| {
                 let _until_the_end = &place;
                 chunk
@@ -120,26 +107,12 @@ fn outbound(request: Request<Body>, over: Arc<AtomicBool>) -> Result<Request<Bod
     let path = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     head.uri = Uri::try_from(format!("/model{path}"))?;
     head.version = http::Version::HTTP_11;
-    strip(&mut head.headers);
+    strip_hop_by_hop(&mut head.headers);
     let body = Limited::new(body, MAX_BODY).map_err(move |error| {
         over.store(error.is::<http_body_util::LengthLimitError>(), Ordering::Relaxed);
         error
     });
     Ok(Request::from_parts(head, Body::new(body)))
-}
-
-/// Takes out what belongs to one connection only, and what `Connection` names as such.
-fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|names| names.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in HOP_BY_HOP.iter().chain(&named) {
-        headers.remove(name);
-    }
 }
 
 /// Against web pages that make a browser ask for them under a name of their own (SEC-7).
@@ -219,7 +192,7 @@ mod tests {
         }
         let outbound = outbound(request, Arc::default()).unwrap();
         assert_eq!(outbound.uri(), "/model/v1/messages?beta=true");
-        let names: Vec<_> = outbound.headers().keys().map(HeaderName::as_str).collect();
+        let names: Vec<_> = outbound.headers().keys().map(http::HeaderName::as_str).collect();
         assert_eq!(names, ["anthropic-version"]);
     }
 }

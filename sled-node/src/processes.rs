@@ -39,6 +39,36 @@ pub fn count_alive(root: i32) -> io::Result<usize> {
     Ok(below(root, &table()?).into_iter().filter(|stat| !stat.zombie).count())
 }
 
+/// The living descendants of `root` that are neither its child `agent` nor among `adopted`, or `None` if one of them is at work for
+/// the agent itself: hangs below it with no adopted process between.
+pub fn leftovers(root: i32, agent: i32, adopted: &HashSet<Process>) -> io::Result<Option<Vec<Process>>> {
+    Ok(leftovers_of(&table()?, root, agent, adopted))
+}
+
+fn leftovers_of(table: &[Stat], root: i32, agent: i32, adopted: &HashSet<Process>) -> Option<Vec<Process>> {
+    let is_own = |stat: &Stat| stat.process.pid == agent || adopted.contains(&stat.process);
+    let all = below(root, table);
+    // An adopted process whose parent has died hangs below the root: nobody speaks with it any more.
+    let below_agent: HashSet<Process> = below(agent, table).into_iter().map(|stat| stat.process).collect();
+    let by_pid: HashMap<i32, &Stat> = all.iter().map(|stat| (stat.process.pid, stat)).collect();
+    let mut left = Vec::new();
+    for stat in all.iter().filter(|stat| !stat.zombie) {
+        if stat.process.pid == agent || (adopted.contains(&stat.process) && below_agent.contains(&stat.process)) {
+            continue;
+        }
+        // Ends: `by_pid` is a tree below the root.
+        let mut nearest_own = by_pid.get(&stat.parent);
+        while let Some(parent) = nearest_own.filter(|parent| !is_own(parent)) {
+            nearest_own = by_pid.get(&parent.parent);
+        }
+        if nearest_own.is_some_and(|own| own.process.pid == agent) {
+            return None;
+        }
+        left.push(stat.process);
+    }
+    Some(left)
+}
+
 /// All living processes that were started with the environment variable `name=value`: the second-best way to know a tree,
 /// for when the supervisor above it is gone. A process can clear its environment; one that does is not found.
 pub fn marked(name: &str, value: &str) -> io::Result<Vec<Process>> {
@@ -161,6 +191,35 @@ mod tests {
         let mut pids: Vec<i32> = below(2, &table).into_iter().map(|stat| stat.process.pid).collect();
         pids.sort_unstable();
         assert_eq!(pids, [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn what_a_turn_leaves_is_told_from_what_the_agent_has() {
+        let stat = |pid, parent| Stat { process: Process { pid, started: 1 }, parent, zombie: false };
+        // The root 1 has the agent 2, which has the servers 3 and 4; 4 has a helper 5 that it had at its start.
+        let start = vec![stat(2, 1), stat(3, 2), stat(4, 2), stat(5, 4), stat(99, 0)];
+        let adopted: HashSet<Process> = [3, 4, 5].map(|pid| Process { pid, started: 1 }).into();
+        let check = |more: &[Stat], wanted: Option<&[i32]>| {
+            let table = [start.as_slice(), more].concat();
+            let left = leftovers_of(&table, 1, 2, &adopted);
+            let pids = left.map(|left| left.into_iter().map(|process| process.pid).collect::<Vec<_>>());
+            assert_eq!(pids.as_deref(), wanted, "{more:?}");
+        };
+        check(&[], Some(&[]));
+        // An orphan, and its child.
+        check(&[stat(7, 1), stat(8, 7)], Some(&[7, 8]));
+        // A process that a server has started since.
+        check(&[stat(7, 3), stat(8, 7)], Some(&[7, 8]));
+        // The agent's own work, at any depth; a dead one is none.
+        check(&[stat(7, 2)], None);
+        check(&[stat(9, 1), stat(7, 2), stat(8, 7)], None);
+        check(&[Stat { zombie: true, ..stat(7, 2) }], Some(&[]));
+        // An id that was given away again is not the server that had it.
+        let table = [stat(2, 1), Stat { process: Process { pid: 3, started: 9 }, parent: 2, zombie: false }];
+        assert_eq!(leftovers_of(&table, 1, 2, &adopted), None);
+        // A server whose parent has died serves nobody.
+        let table = [stat(2, 1), stat(5, 1)];
+        assert_eq!(leftovers_of(&table, 1, 2, &adopted), Some(vec![Process { pid: 5, started: 1 }]));
     }
 
     #[test]

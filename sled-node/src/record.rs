@@ -2,10 +2,12 @@
 //!
 //! It bounds what a turn may store. It must not decide how a turn goes.
 
+use std::collections::BTreeMap;
+
 use journal::{
     Actor, Append, AppendError, Appended, Cause, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, StreamId,
 };
-use link::requests::{FailureReason, LINE_LIMIT, Outcome, TurnEvent, TurnRecord, TurnRequest, Usage};
+use link::requests::{Decision, FailureReason, LINE_LIMIT, Outcome, TurnEvent, TurnRecord, TurnRequest, Usage};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -34,8 +36,17 @@ const OVER: &str = "… this turn has said more than is kept; what else it says 
 pub struct Journaled(pub TurnEvent);
 
 impl DomainEvent for Journaled {
-    const KINDS: &'static [&'static str] =
-        &["turn.accepted", "turn.started", "turn.spoke", "turn.tool_called", "turn.rate_limited", "turn.finished"];
+    const KINDS: &'static [&'static str] = &[
+        "turn.accepted",
+        "turn.started",
+        "turn.heard",
+        "turn.spoke",
+        "turn.tool_called",
+        "turn.permission_asked",
+        "turn.permission_settled",
+        "turn.rate_limited",
+        "turn.finished",
+    ];
 
     fn skippable(kind: &str) -> bool {
         !matches!(kind, "turn.accepted" | "turn.finished")
@@ -49,6 +60,15 @@ pub struct Turn {
     pub request: Option<TurnRequest>,
     /// How the latest attempt ended.
     pub outcome: Option<Outcome>,
+    /// How each permission question of all attempts was settled; `None` while it is open.
+    pub questions: BTreeMap<String, Option<Decision>>,
+}
+
+impl Turn {
+    /// The questions that are open.
+    pub fn open_questions(&self) -> impl Iterator<Item = &String> {
+        self.questions.iter().filter(|(_, decision)| decision.is_none()).map(|(request, _)| request)
+    }
 }
 
 impl Fold for Turn {
@@ -61,8 +81,21 @@ impl Fold for Turn {
                 self.request = Some(request.clone());
                 self.outcome = None;
             }
-            TurnEvent::Finished { outcome, .. } => self.outcome = Some(outcome.clone()),
+            TurnEvent::Finished { outcome, .. } => {
+                self.outcome = Some(outcome.clone());
+                // Whoever asked is gone, though it could not be stored of each question.
+                for decision in self.questions.values_mut() {
+                    decision.get_or_insert(Decision::Denied);
+                }
+            }
+            TurnEvent::PermissionAsked { request, .. } => {
+                self.questions.insert(request.clone(), None);
+            }
+            TurnEvent::PermissionSettled { request, decision } => {
+                self.questions.insert(request.clone(), Some(*decision));
+            }
             TurnEvent::Started { .. }
+            | TurnEvent::Heard
             | TurnEvent::Spoke { .. }
             | TurnEvent::ToolCalled { .. }
             | TurnEvent::RateLimited { .. } => {}
@@ -71,18 +104,9 @@ impl Fold for Turn {
     }
 }
 
-/// Whether a turn has ended: all that matters of old ones.
-#[derive(Debug, Clone, Default)]
-pub struct Ended(pub bool);
-
-impl Fold for Ended {
-    type Event = Journaled;
-    type Error = std::convert::Infallible;
-
-    fn apply(&mut self, event: &Journaled, _: &Recorded) -> Result<(), Self::Error> {
-        self.0 = matches!(event.0, TurnEvent::Finished { .. });
-        Ok(())
-    }
+/// Whether a turn whose stream's last event this is has ended.
+pub fn has_ended(last: &Recorded) -> Result<bool, journal::DecodeError> {
+    Ok(matches!(last.decode()?, journal::Decoded::Known(Journaled(TurnEvent::Finished { .. }))))
 }
 
 /// The stream of the turn with that id.
@@ -141,17 +165,18 @@ impl Recorder {
     pub async fn record(&mut self, events: Vec<TurnEvent>) -> Result<(), AppendError> {
         let mut kept = Vec::new();
         for event in events {
+            if is_bounded_elsewhere(&event) {
+                kept.push(Journaled(event));
+                continue;
+            }
             if self.events >= MAX_EVENTS || self.bytes >= MAX_BYTES {
-                break;
+                continue;
             }
             self.events += 1;
             self.bytes += match &event {
                 TurnEvent::Spoke { text } => text.len(),
                 TurnEvent::ToolCalled { name, summary } => name.len() + summary.len(),
-                TurnEvent::Accepted(_)
-                | TurnEvent::Started { .. }
-                | TurnEvent::RateLimited { .. }
-                | TurnEvent::Finished { .. } => 0,
+                _ => 0,
             };
             kept.push(Journaled(event));
             if self.events >= MAX_EVENTS || self.bytes >= MAX_BYTES {
@@ -159,6 +184,15 @@ impl Recorder {
             }
         }
         if kept.is_empty() { Ok(()) } else { self.append(&kept).await.map(drop) }
+    }
+
+    /// Stores the end of a turn that did not live to see it: what it had asked is denied, and then it is interrupted.
+    pub async fn interrupt(mut self, turn: &Turn) -> Result<(), AppendError> {
+        let denied = turn
+            .open_questions()
+            .map(|request| TurnEvent::PermissionSettled { request: request.clone(), decision: Decision::Denied });
+        let events = denied.chain([TurnEvent::Finished { outcome: Outcome::Interrupted, usage: None }]);
+        self.end(&events.map(Journaled).collect::<Vec<_>>()).await
     }
 
     /// Stores the end, whatever was stored before. May be repeated until it succeeds.
@@ -169,7 +203,11 @@ impl Recorder {
         {
             cut(outcome);
         }
-        let events = vec![NewEvent::encode(&Journaled(end))?];
+        self.end(&[Journaled(end)]).await
+    }
+
+    async fn end(&mut self, events: &[Journaled]) -> Result<(), AppendError> {
+        let events = NewEvent::encode_all(events)?;
         // An append before this one that seemed to fail may have taken place all the same.
         let append = Append { key: Some(self.end_key.clone()), ..self.after(Expected::Any, events) };
         self.journal.append(append).await.map(drop)
@@ -186,6 +224,11 @@ impl Recorder {
         let (stream, actor, cause) = (self.stream.clone(), self.actor.clone(), self.cause.clone());
         Append { stream, expected, events, key: None, actor, cause }
     }
+}
+
+/// What must be stored whatever else a turn says, and comes so many times and no more.
+fn is_bounded_elsewhere(event: &TurnEvent) -> bool {
+    matches!(event, TurnEvent::Heard | TurnEvent::PermissionAsked { .. } | TurnEvent::PermissionSettled { .. })
 }
 
 /// Cuts every text of an outcome, so that it fits the link's line: an end that no reader can be told of would be none.
@@ -212,7 +255,8 @@ fn cut(outcome: &mut Outcome) {
 mod tests {
     use std::sync::Arc;
 
-    use link::requests::{Agent, AgentSession};
+    use jiff::Timestamp;
+    use link::requests::{Agent, AgentSession, Permissions};
 
     use super::*;
 
@@ -224,6 +268,8 @@ mod tests {
             prompt: "hi".to_owned(),
             identity: None,
             attempt: 1,
+            permissions: Permissions::Bypass,
+            keep_warm_secs: 0,
         }
     }
 
@@ -251,6 +297,39 @@ mod tests {
         assert_eq!(records[10_001].event, TurnEvent::Spoke { text: OVER.to_owned() });
         assert!(matches!(records[10_002].event, TurnEvent::Finished { .. }));
         assert!(records.iter().zip(1..).all(|(record, seq)| record.seq == seq));
+    }
+
+    fn asked(request: &str) -> TurnEvent {
+        let (tool, summary) = ("Bash".to_owned(), "ls".to_owned());
+        TurnEvent::PermissionAsked { request: request.to_owned(), tool, summary, deadline: Timestamp::UNIX_EPOCH }
+    }
+
+    #[tokio::test]
+    async fn a_question_is_stored_however_much_was_said_before() {
+        let mut events = vec![TurnEvent::ToolCalled { name: "Bash".to_owned(), summary: "ls".to_owned() }; 10_500];
+        events.push(asked("1-1"));
+        let records = stored(events).await;
+        assert_eq!(records[records.len() - 2].event, asked("1-1"));
+    }
+
+    #[tokio::test]
+    async fn what_an_interrupted_turn_had_asked_is_denied() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(journal::SystemClock)).unwrap();
+        let actor = Actor::Sled("p".to_owned());
+        let mut recorder = Recorder::accept(journal.clone(), actor.clone(), Uuid::nil(), 0, request()).await.unwrap();
+        let settled = |request: &str, decision| TurnEvent::PermissionSettled { request: request.to_owned(), decision };
+        recorder.record(vec![asked("1-1"), asked("1-2"), settled("1-1", Decision::Allowed)]).await.unwrap();
+        let stream = stream(Uuid::nil());
+        let before = journal.load::<Turn>(&stream).await.unwrap();
+        for _ in 0..2 {
+            let again = Recorder::take_up(journal.clone(), actor.clone(), stream.clone(), before.version);
+            again.interrupt(&before.state).await.unwrap();
+        }
+        let after = journal.load::<Turn>(&stream).await.unwrap();
+        assert_eq!((after.version, after.state.outcome), (6, Some(Outcome::Interrupted)));
+        let wanted = [("1-1".to_owned(), Some(Decision::Allowed)), ("1-2".to_owned(), Some(Decision::Denied))];
+        assert_eq!(after.state.questions, BTreeMap::from(wanted));
     }
 
     #[tokio::test]
@@ -292,6 +371,9 @@ mod tests {
             TurnEvent::Spoke { text: String::new() },
             TurnEvent::ToolCalled { name: String::new(), summary: String::new() },
             TurnEvent::RateLimited { retry_after_secs: None },
+            TurnEvent::Heard,
+            asked("1-1"),
+            TurnEvent::PermissionSettled { request: "1-1".to_owned(), decision: Decision::Denied },
             TurnEvent::Finished { outcome: Outcome::Interrupted, usage: None },
         ] {
             NewEvent::encode(&Journaled(event)).unwrap();

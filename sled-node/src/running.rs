@@ -1,56 +1,33 @@
-//! One attempt of a turn: start the agent, hand it its words, store what it says, and see to it that nothing of it lives when the end is stored.
+//! One attempt of a turn: find or start the agent, hand it its words, wait where the model's service has it wait, and see to it that nothing of it
+//! lives when the end is stored, but for an agent that waits for the next turn.
 //!
 //! It ends the agent's tree before it says how the turn ended (invariant 6), whatever happens.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use journal::AppendError;
 use link::requests::{FailureReason, Outcome, TurnEvent, TurnRequest, Usage};
-use tokio::io::{AsyncWriteExt, BufReader};
-use tokio::process::ChildStdin;
-use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::time::Instant;
 
-use crate::agent::stream_json::{self, Heard, Listener};
-use crate::agent::{self, Launch};
-use crate::lines::{BoundedLines, Line, Tail};
+use crate::agent;
+use crate::agent::live::LiveAgent;
+use crate::agent::stream_json::Limit;
+use crate::attempt::{Answer, Attempt, Conversation, StopReason, Wishes, Words};
+use crate::permissions::Questions;
 use crate::record::Recorder;
-use crate::supervised::{Program, StartError, Supervised};
-use crate::supervisor::Gone;
+use crate::supervised::StartError;
 use crate::text::error_line;
 use crate::turns::Site;
+use crate::warm::Kind;
 
-/// How long an agent has after its result to put its session away.
-const WIND_UP: Duration = Duration::from_secs(5);
+/// What an agent that has the people's words is told when the service's limit has lifted.
+const GO_ON: &str = "Go on.";
 
-/// What an agent that overstays, or breaks the protocol, has for ending.
-const GRACE: Duration = Duration::from_secs(1);
+/// How often an attempt waits for a limit to lift.
+const MAX_WAITS: u32 = 8;
 
-/// How long the last of the output may take to arrive when every process is gone: somebody outside the tree may hold the pipe open.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// Longest line of standard error that is read at once, in bytes.
-const ERROR_LINE: usize = 4096;
-
-/// A wish that the turn end.
-#[derive(Debug, Clone, Copy)]
-pub struct Stop {
-    /// What its processes have between being asked and being killed.
-    pub grace: Duration,
-    /// Whose wish it is.
-    pub reason: StopReason,
-}
-
-/// Why a turn is to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopReason {
-    /// A person asked for it.
-    Person,
-    /// The sled ends.
-    Shutdown,
-}
+/// The longest of such waits, whatever the service says.
+const LONGEST_WAIT: Duration = Duration::from_hours(24);
 
 /// How an attempt went.
 pub struct Verdict {
@@ -60,213 +37,189 @@ pub struct Verdict {
     pub usage: Option<Usage>,
 }
 
-/// Runs an attempt to its end. When it returns, no process of it lives.
-pub async fn run(
-    request: TurnRequest,
+/// Runs an attempt to its end. When it returns, no process of it lives but an agent that waits for the session's next turn.
+pub async fn run(request: &TurnRequest, site: &Site, recorder: &mut Recorder, wishes: &mut Wishes) -> Verdict {
+    let questions = Questions::new(request.attempt, request.permissions);
+    let mut attempt = Attempt::new(recorder, questions);
+    let outcome = match converse(request, site, &mut attempt, wishes).await {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let reason = FailureReason::NotStarted { error: error_line(&error) };
+            attempt.with_last_lines(Outcome::Failed { reason, last_lines: Vec::new() })
+        }
+    };
+    Verdict { outcome, usage: attempt.usage }
+}
+
+async fn converse(
+    request: &TurnRequest,
     site: &Site,
-    recorder: &mut Recorder,
-    stops: &mut mpsc::Receiver<Stop>,
-) -> Verdict {
-    let prompt = stream_json::prompt_line(&request.prompt);
-    let (mut agent, session_found) = match start(request, site).await {
-        Ok(started) => started,
-        Err(error) => return failed(FailureReason::NotStarted { error: error_line(&error) }, Vec::new()),
-    };
-    let stored = recorder.record(vec![TurnEvent::Started { session_found }]).await;
-    let mut attempt = Attempt { recorder, listener: Listener::default(), tail: Tail::default(), end: None };
-    let mut ears = Ears::new(&mut agent, prompt);
-    if let Err(error) = stored {
-        attempt.unstored(&error);
+    attempt: &mut Attempt<'_>,
+    wishes: &mut Wishes,
+) -> Result<Outcome, StartError> {
+    let (session, kind) = (request.session.id, Kind::of(request));
+    let keep = Duration::from_secs(request.keep_warm_secs);
+    site.warm.make_room(Some(session)).await;
+    let mut waiting = site.warm.take(session, &kind).await;
+    let mut told_started = false;
+    let mut limits = Limits::default();
+    loop {
+        let waited = waiting.is_some();
+        let (agent, session_found) = match waiting.take() {
+            Some(agent) => (agent, true),
+            None => start(request, attempt.heard, site).await?,
+        };
+        let started = if std::mem::replace(&mut told_started, true) {
+            Vec::new()
+        } else {
+            vec![TurnEvent::Started { session_found }]
+        };
+        let text = if attempt.heard && session_found { GO_ON } else { &request.prompt };
+        let words = Words { text, waited, keep: !keep.is_zero() };
+        match attempt.converse(agent, words, started, wishes).await {
+            Conversation::Over(outcome) => return Ok(outcome),
+            Conversation::Kept(outcome, agent) => {
+                site.warm.keep(session, kind, *agent, keep).await;
+                return Ok(outcome);
+            }
+            Conversation::NotTaken => {
+                tracing::info!(%session, "a waiting agent did not take its words; another is started");
+            }
+            Conversation::Limited(limit) => {
+                let Some(wait) = limits.wait(&limit, Timestamp::now(), site.limit_backoff) else {
+                    let reason = FailureReason::Reported { text: limit.text };
+                    return Ok(attempt.with_last_lines(Outcome::Failed { reason, last_lines: Vec::new() }));
+                };
+                if limits.is_news(attempt) {
+                    let retry_after_secs = Some(wait.as_secs());
+                    if let Err(error) = attempt.recorder.record(vec![TurnEvent::RateLimited { retry_after_secs }]).await
+                    {
+                        let reason = FailureReason::Protocol { error: error_line(&error) };
+                        return Ok(Outcome::Failed { reason, last_lines: Vec::new() });
+                    }
+                }
+                tracing::info!(%session, secs = wait.as_secs(), "the model's service limits the rate; the turn waits");
+                if let Some(outcome) = wait_out(Instant::now() + wait, &mut attempt.questions, wishes).await {
+                    return Ok(outcome);
+                }
+            }
+        }
     }
-    let gone = attempt.listen(&mut agent, &mut ears, stops).await;
-    attempt.verdict(gone).await
 }
 
-async fn start(request: TurnRequest, site: &Site) -> Result<(Supervised, bool), StartError> {
-    let surroundings = site.surroundings.clone();
+async fn start(request: &TurnRequest, heard: bool, site: &Site) -> Result<(LiveAgent, bool), StartError> {
+    let (mut request, surroundings) = (request.clone(), site.surroundings.clone());
+    // Who has the words of this attempt remembers them.
+    request.session.resumed |= heard;
     let prepared = tokio::task::spawn_blocking(move || agent::prepare(&request, &surroundings));
-    let Launch { argv, environment, session_found } = prepared.await.map_err(std::io::Error::other)??;
-    let program = Program {
-        argv,
-        environment,
-        directory: site.workspace.clone(),
-        stdin: Stdio::piped(),
-        stdout: Stdio::piped(),
-        stderr: Stdio::piped(),
-    };
-    Ok((site.supervision.start(program).await?, session_found))
+    let launch = prepared.await.map_err(std::io::Error::other)??;
+    let session_found = launch.session_found;
+    Ok((LiveAgent::start(launch, &site.workspace, &site.supervision).await?, session_found))
 }
 
-/// The agent's streams.
-struct Ears {
-    /// Writes the words and then holds standard input open; dropped, it closes it.
-    mouth: Option<AbortOnDropHandle<()>>,
-    output: Option<BoundedLines<BufReader<tokio::process::ChildStdout>>>,
-    errors: Option<BoundedLines<BufReader<tokio::process::ChildStderr>>>,
+/// The limits that an attempt has met.
+#[derive(Debug, Default)]
+struct Limits {
+    waits: u32,
+    told: bool,
 }
 
-impl Ears {
-    fn new(agent: &mut Supervised, prompt: Vec<u8>) -> Self {
-        Self {
-            mouth: agent.child.stdin.take().map(|stdin| AbortOnDropHandle::new(tokio::spawn(speak(stdin, prompt)))),
-            output: agent
-                .child
-                .stdout
-                .take()
-                .map(|output| BoundedLines::new(BufReader::new(output), stream_json::MAX_LINE)),
-            errors: agent.child.stderr.take().map(|errors| BoundedLines::new(BufReader::new(errors), ERROR_LINE)),
+impl Limits {
+    /// How long to wait for `limit` to lift; `None` when that was done often enough. `backoff` is for a limit of which nobody says when it lifts,
+    /// or which should have lifted by now.
+    fn wait(&mut self, limit: &Limit, now: Timestamp, backoff: Duration) -> Option<Duration> {
+        self.waits += 1;
+        if self.waits > MAX_WAITS {
+            return None;
         }
+        let left = limit.resets_at.map(|at| at.saturating_sub(now.as_second()));
+        let wait = match left.and_then(|left| u64::try_from(left).ok()) {
+            Some(secs) if secs > 0 => Duration::from_secs(secs),
+            _ => backoff,
+        };
+        Some(wait.min(LONGEST_WAIT))
     }
 
-    async fn next(&mut self) -> Option<Sound> {
+    /// Whether people are to be told of a limit: once until the agent has got on.
+    fn is_news(&mut self, attempt: &mut Attempt<'_>) -> bool {
+        let got_on = std::mem::take(&mut attempt.got_on);
+        !std::mem::replace(&mut self.told, true) || got_on
+    }
+}
+
+/// Waits, unless people want the turn to end: then how it ended.
+async fn wait_out(until: Instant, questions: &mut Questions, wishes: &mut Wishes) -> Option<Outcome> {
+    loop {
         tokio::select! {
-            biased;
-            line = next_of(&mut self.output), if self.output.is_some() => Some(Sound::Output(line)),
-            line = next_of(&mut self.errors), if self.errors.is_some() => Some(Sound::Error(line)),
-            else => None,
+            () = tokio::time::sleep_until(until) => return None,
+            Some(stop) = wishes.stops.recv() => return Some(match stop.reason {
+                StopReason::Person => Outcome::Stopped { processes: 0, killed: false },
+                StopReason::Shutdown => Outcome::Interrupted,
+            }),
+            Some(Answer { request, allow, reply }) = wishes.answers.recv() => {
+                // Nothing is open while no agent lives.
+                reply.send(questions.answer(&request, allow).map(|(decision, _)| decision)).ok();
+            }
         }
     }
 }
 
-enum Sound {
-    Output(Option<Line>),
-    Error(Option<Line>),
-}
+#[cfg(test)]
+mod tests {
+    use tokio::sync::{mpsc, oneshot};
 
-async fn speak(mut stdin: ChildStdin, prompt: Vec<u8>) {
-    // An agent that does not listen ends in its own way.
-    stdin.write_all(&prompt).await.ok();
-    std::future::pending::<()>().await;
-}
+    use link::requests::Permissions;
 
-/// The next line; the stream is closed at its end and at an error, which is an end too.
-async fn next_of<R: tokio::io::AsyncBufRead + Unpin>(lines: &mut Option<BoundedLines<R>>) -> Option<Line> {
-    let line = match lines {
-        Some(lines) => lines.next().await.ok().flatten(),
-        None => None,
-    };
-    if line.is_none() {
-        *lines = None;
-    }
-    line
-}
+    use super::*;
+    use crate::attempt::Stop;
 
-struct Attempt<'a> {
-    recorder: &'a mut Recorder,
-    listener: Listener,
-    tail: Tail,
-    end: Option<End>,
-}
+    const BACKOFF: Duration = Duration::from_mins(5);
 
-/// Why the agent is to end, the first reason that came.
-enum End {
-    Result(Outcome, Option<Usage>),
-    Broken(String),
-    Unstored(String),
-    Stopped(StopReason),
-}
-
-impl Attempt<'_> {
-    /// Hears the agent until every process of it is gone.
-    async fn listen(&mut self, agent: &mut Supervised, ears: &mut Ears, stops: &mut mpsc::Receiver<Stop>) -> Gone {
-        let wind_up = tokio::time::sleep(WIND_UP);
-        tokio::pin!(wind_up);
-        let mut overstayed = false;
-        let mut ending = false;
-        let mut quiet = false;
-        let gone = loop {
-            if let Some(end) = &self.end
-                && !std::mem::replace(&mut ending, true)
-            {
-                ears.mouth = None;
-                wind_up.as_mut().reset(tokio::time::Instant::now() + WIND_UP);
-                if matches!(end, End::Broken(_) | End::Unstored(_)) {
-                    agent.stop(GRACE).await;
-                }
-            }
-            tokio::select! {
-                sound = ears.next(), if !quiet => match sound {
-                    Some(sound) => self.take(sound).await,
-                    None => quiet = true,
-                },
-                gone = agent.gone() => break gone,
-                Some(stop) = stops.recv() => {
-                    self.end.get_or_insert(End::Stopped(stop.reason));
-                    agent.stop(stop.grace).await;
-                }
-                () = &mut wind_up, if ending && !overstayed => {
-                    overstayed = true;
-                    agent.stop(GRACE).await;
-                }
-            }
-        };
-        let rest = async {
-            while let Some(sound) = ears.next().await {
-                self.take(sound).await;
-            }
-        };
-        if tokio::time::timeout(LAST_WORDS, rest).await.is_err() {
-            tracing::warn!("somebody outside the agent's tree holds its output open");
-        }
-        gone
+    fn wait(limits: &mut Limits, resets_at: Option<i64>) -> Option<u64> {
+        let now = Timestamp::from_second(1000).unwrap();
+        limits.wait(&Limit { resets_at, text: String::new() }, now, BACKOFF).map(|wait| wait.as_secs())
     }
 
-    async fn take(&mut self, sound: Sound) {
-        let line = match sound {
-            Sound::Output(Some(Line::Whole(line))) => line,
-            Sound::Output(Some(Line::Cut(line))) => {
-                self.tail.push(&line);
-                self.end.get_or_insert_with(|| End::Broken("a line of its output is longer than 8 MiB".to_owned()));
-                return;
-            }
-            Sound::Error(Some(Line::Whole(line) | Line::Cut(line))) => return self.tail.push(&line),
-            Sound::Output(None) | Sound::Error(None) => return,
-        };
-        if self.end.is_some() {
-            // After the result, or after it was told to end, an agent has nothing to say that belongs to the turn.
-            return;
+    #[test]
+    fn a_limit_is_waited_for_until_it_lifts_and_not_for_ever() {
+        let table = [
+            (Some(1060), 60),
+            (None, 300),
+            (Some(1000), 300),
+            (Some(-5), 300),
+            (Some(i64::MIN), 300),
+            (Some(i64::MAX), 24 * 3600),
+        ];
+        for (resets_at, wanted) in table {
+            assert_eq!(wait(&mut Limits::default(), resets_at), Some(wanted), "{resets_at:?}");
         }
-        let stored = match self.listener.hear(&line, Timestamp::now()) {
-            Heard::Events(events) => self.recorder.record(events).await,
-            Heard::End(events, outcome, usage) => {
-                self.end = Some(End::Result(outcome, usage));
-                self.recorder.record(events).await
-            }
-            Heard::Noise => return self.tail.push(&line),
-        };
-        if let Err(error) = stored {
-            self.unstored(&error);
+        let mut limits = Limits::default();
+        for _ in 0..MAX_WAITS {
+            assert!(wait(&mut limits, None).is_some());
         }
+        assert_eq!(wait(&mut limits, None), None);
     }
 
-    /// What cannot be stored was not said: the turn fails.
-    fn unstored(&mut self, error: &AppendError) {
-        tracing::error!(error = error as &dyn std::error::Error, "a turn's output cannot be stored");
-        self.end = Some(End::Unstored(format!("its output could not be stored: {}", error_line(error))));
-    }
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_lasts_as_long_as_nobody_stops_it() {
+        let (stop, stops) = mpsc::channel(1);
+        let (answer, answers) = mpsc::channel(1);
+        let mut wishes = Wishes { stops, answers };
+        let mut questions = Questions::new(1, Permissions::Ask { timeout_secs: 1 });
+        let began = Instant::now();
+        let (reply, replied) = oneshot::channel();
+        answer.send(Answer { request: "1-1".to_owned(), allow: true, reply }).await.unwrap();
+        assert_eq!(wait_out(began + BACKOFF, &mut questions, &mut wishes).await, None);
+        assert_eq!((began.elapsed(), replied.await), (BACKOFF, Ok(None)));
 
-    async fn verdict(mut self, gone: Gone) -> Verdict {
-        if !matches!(self.end, Some(End::Unstored(_)))
-            && let Err(error) = self.recorder.record(self.listener.flush()).await
-        {
-            self.unstored(&error);
-        }
-        let last_lines = self.tail.into_lines();
-        match self.end {
-            Some(End::Result(Outcome::Failed { reason, .. }, usage)) => {
-                Verdict { outcome: Outcome::Failed { reason, last_lines }, usage }
-            }
-            Some(End::Result(outcome, usage)) => Verdict { outcome, usage },
-            Some(End::Broken(error) | End::Unstored(error)) => failed(FailureReason::Protocol { error }, last_lines),
-            Some(End::Stopped(StopReason::Person)) => {
-                Verdict { outcome: Outcome::Stopped { processes: gone.processes, killed: gone.killed }, usage: None }
-            }
-            Some(End::Stopped(StopReason::Shutdown)) => Verdict { outcome: Outcome::Interrupted, usage: None },
-            None => failed(FailureReason::Exited { code: gone.code, signal: gone.signal }, last_lines),
+        for (reason, wanted) in [
+            (StopReason::Person, Outcome::Stopped { processes: 0, killed: false }),
+            (StopReason::Shutdown, Outcome::Interrupted),
+        ] {
+            let began = Instant::now();
+            stop.send(Stop { grace: BACKOFF, reason }).await.unwrap();
+            assert_eq!(wait_out(began + BACKOFF, &mut questions, &mut wishes).await, Some(wanted));
+            assert_eq!(began.elapsed(), Duration::ZERO);
         }
     }
-}
-
-fn failed(reason: FailureReason, last_lines: Vec<String>) -> Verdict {
-    Verdict { outcome: Outcome::Failed { reason, last_lines }, usage: None }
 }

@@ -18,10 +18,12 @@ use crate::api::{self, Node};
 use crate::environment::Environment;
 use crate::links::{self, Links};
 use crate::log::RecentLog;
+use crate::memory::Memory;
 use crate::model;
 use crate::sshd::Sshd;
 use crate::supervised::Supervision;
 use crate::turns::{Site, Turns};
+use crate::warm::Warm;
 use crate::workspace::Workspace;
 
 /// What a turn's processes have for ending when the sled is asked to end.
@@ -48,6 +50,12 @@ pub struct Settings {
     /// Port of the model endpoint on the container's loopback
     #[arg(long, default_value_t = model::DEFAULT_PORT)]
     model_port: u16,
+    /// Seconds that a turn waits when the model's service limits the rate and does not say until when
+    #[arg(long, default_value_t = 300)]
+    limit_backoff_secs: u64,
+    /// Where the kernel shows cgroups, for the memory that there is
+    #[arg(long, default_value = "/sys/fs/cgroup", hide = true)]
+    cgroups: PathBuf,
     /// Run no sshd
     #[arg(long)]
     no_sshd: bool,
@@ -87,7 +95,13 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
     let journal_path = settings.data.join("journal.db");
     let journal = Journal::open(&journal_path, Arc::new(SystemClock))?;
     let surroundings = Surroundings { sled, home, environment: environment.clone(), model_port: settings.model_port };
-    let site = Site { workspace: settings.workspace.clone(), surroundings, supervision: supervision.clone() };
+    let site = Site {
+        workspace: settings.workspace.clone(),
+        surroundings,
+        supervision: supervision.clone(),
+        warm: Warm::new(Memory { cgroups: settings.cgroups, proc: "/proc".into() }),
+        limit_backoff: Duration::from_secs(settings.limit_backoff_secs),
+    };
     let turns = Turns::open(journal.clone(), project, site).await.context("cannot read the turns of before")?;
     let workspace = Workspace { directory: settings.workspace, environment: environment.clone(), supervision };
 
@@ -112,6 +126,11 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
                 tracing::error!(%error, "the model endpoint ended");
             }
         });
+    }
+    {
+        let shutdown = shutdown.clone();
+        let turns = turns.clone();
+        tasks.spawn(async move { shutdown.run_until_cancelled(turns.watch_memory()).await });
     }
     if !settings.no_sshd {
         let (sshd, shutdown) = (Sshd::from(settings.sshd), shutdown.clone());

@@ -128,7 +128,9 @@ impl Supervision {
                 child.wait().await?;
                 Err(StartError::Program(error))
             }
-            Report::Gone(_) => Err(std::io::Error::other("the supervisor reports an end without a beginning").into()),
+            Report::Gone(_) | Report::Settled { .. } => {
+                Err(std::io::Error::other("the supervisor reports an end without a beginning").into())
+            }
         }
     }
 }
@@ -169,26 +171,62 @@ async fn call(listener: &UnixListener, child: &mut Child) -> std::io::Result<Uni
     }
 }
 
+/// What a supervisor says of a program that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// What [`Supervised::settle`] came to; see [`Report::Settled`].
+    Settled {
+        /// The program is still at work, and nothing was ended.
+        busy: bool,
+    },
+    /// No process of the tree lives any more.
+    Gone(Gone),
+}
+
 impl Supervised {
     /// Asks every process of the tree to end, and has those killed that are left after `grace`. Returns at once.
     pub async fn stop(&mut self, grace: Duration) {
-        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        let mut line = serde_json::json!(Order::Stop { grace_ms }).to_string();
+        self.order(Order::Stop { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX) }).await;
+    }
+
+    /// What hangs below the program now is its own from now on. Returns at once.
+    pub async fn adopt(&mut self) {
+        self.order(Order::Adopt).await;
+    }
+
+    /// Has everything ended but the program and its own; [`Supervised::news`] tells when it is. Returns at once.
+    pub async fn settle(&mut self) {
+        self.order(Order::Settle).await;
+    }
+
+    async fn order(&mut self, order: Order) {
+        let mut line = serde_json::json!(order).to_string();
         line.push('\n');
-        // A supervisor that is gone is noticed by `gone`.
+        // A supervisor that is gone is noticed by `news`.
         self.orders.write_all(line.as_bytes()).await.ok();
     }
 
     /// Waits until no process of the tree lives (invariant 6). May be dropped and called again.
     pub async fn gone(&mut self) -> Gone {
+        loop {
+            // An answer to a wish that nobody waits for any more is let go.
+            if let News::Gone(gone) = self.news().await {
+                return gone;
+            }
+        }
+    }
+
+    /// Waits for the next that there is to say. May be dropped and called again; says the end again and again.
+    pub async fn news(&mut self) -> News {
         let gone = loop {
             if let Some(gone) = self.gone {
                 break gone;
             }
-            // A supervisor sends one report at its end; anything else means that it has no more to say.
             let report = self.reports.next_line().await.ok().flatten();
             self.gone = match report.map(|line| serde_json::from_str(&line)) {
+                Some(Ok(Report::Settled { busy })) => return News::Settled { busy },
                 Some(Ok(Report::Gone(gone))) => Some(gone),
+                // Anything else means that it has no more to say.
                 Some(_) | None => Some(self.without_supervisor().await),
             };
         };
@@ -196,7 +234,7 @@ impl Supervised {
         if let Err(error) = self.child.wait().await {
             tracing::warn!(%error, "cannot wait for a supervisor");
         }
-        gone
+        News::Gone(gone)
     }
 
     /// Somebody killed the supervisor: end what it had below it, as far as it can be found.

@@ -1,10 +1,12 @@
 //! `sled supervise`: the process that stands above an agent's whole tree (SLED-3).
 //!
 //! As a subreaper it inherits every orphan below it, whatever session or group that chose, and it ends only when it has no child left:
-//! its last word, [`Report::Gone`], means that nothing of the tree lives. It takes its orders over a socket of the sled's;
+//! its last word, [`Report::Gone`], means that nothing of the tree lives. Between an agent's turns [`Report::Settled`] says the same of all but
+//! the agent and what it had at its start. It takes its orders over a socket of the sled's;
 //! when that closes, because the sled is gone, it kills the tree. It knows nothing of turns and protocols, and passes
 //! standard input, output and error through untouched.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,7 +25,7 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
-use crate::processes;
+use crate::processes::{self, Process};
 
 /// How long what an agent leaves behind has between being asked to end and being killed.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(1);
@@ -43,6 +45,10 @@ pub enum Order {
         /// The grace, in milliseconds.
         grace_ms: u64,
     },
+    /// The processes that hang below the program now belong to it: the MCP servers of its start.
+    Adopt,
+    /// A turn is over: end every process but the program and what it has adopted, and say [`Report::Settled`].
+    Settle,
 }
 
 /// What a supervisor tells the sled, a JSON object a line.
@@ -58,6 +64,12 @@ pub enum Report {
     NotStarted {
         /// The system's word for it.
         error: String,
+    },
+    /// What [`Order::Settle`] came to. Does not come if the program itself ends first.
+    Settled {
+        /// The program has a process at work that it has not adopted: nothing was ended, because it would notice and might act on it.
+        /// When false, every process but the program and what it has adopted is dead.
+        busy: bool,
     },
     /// Every process of the tree is dead.
     Gone(Gone),
@@ -104,16 +116,21 @@ async fn supervise(control: &Path, argv: &[OsString]) -> anyhow::Result<ExitCode
     };
     tell(&mut reports, &Report::Started { oom_error }).await;
 
-    let mut tree = Tree { agent, ended: None, phase: Phase::Running, processes: 0, killed: false };
+    let mut tree =
+        Tree { agent, adopted: HashSet::new(), ended: None, phase: Phase::Running, processes: 0, killed: false };
     let mut sled_is_there = true;
     while tree.reap()? {
-        tree.advance();
+        if let Some(busy) = tree.advance() {
+            tell(&mut reports, &Report::Settled { busy }).await;
+        }
         let wake = tree.wake();
         tokio::select! {
             _ = child_ended.recv() => {}
             _ = asked_to_end.recv() => tree.ask(LEFTOVER_GRACE),
             order = orders.next_line(), if sled_is_there => match order.ok().flatten().map(|line| serde_json::from_str(&line)) {
                 Some(Ok(Order::Stop { grace_ms })) => tree.ask(Duration::from_millis(grace_ms)),
+                Some(Ok(Order::Adopt)) => tree.adopt(),
+                Some(Ok(Order::Settle)) => tree.settle(),
                 Some(Err(error)) => anyhow::bail!("an order is malformed: {error}"),
                 None => {
                     sled_is_there = false;
@@ -157,6 +174,8 @@ fn set_oom_score_adj(value: i32) -> std::io::Result<()> {
 
 struct Tree {
     agent: Pid,
+    /// What the agent had below it at its start.
+    adopted: HashSet<Process>,
     /// Exit code or signal of the agent, once it has ended.
     ended: Option<(Option<i32>, Option<i32>)>,
     phase: Phase,
@@ -167,7 +186,13 @@ struct Tree {
 #[derive(Clone, Copy)]
 enum Phase {
     Running,
-    Asked { until: Instant },
+    /// What does not belong to the agent is being ended: asked to, and killed from then on.
+    Settling {
+        kill_from: Option<Instant>,
+    },
+    Asked {
+        until: Instant,
+    },
     Killing,
 }
 
@@ -194,23 +219,78 @@ impl Tree {
         match self.phase {
             Phase::Killing => return,
             Phase::Asked { until: earlier } => self.phase = Phase::Asked { until: until.min(earlier) },
-            Phase::Running => {
+            Phase::Running | Phase::Settling { .. } => {
                 self.phase = Phase::Asked { until };
                 self.processes =
                     processes::count_alive(own_pid()).map_or(0, |alive| u32::try_from(alive).unwrap_or(u32::MAX));
             }
         }
-        let asked = processes::descendants(own_pid())
-            .and_then(|all| all.into_iter().try_for_each(|process| processes::signal(process, Signal::SIGTERM)));
-        if let Err(error) = asked {
-            // They are killed after the grace all the same.
-            eprintln!("sled supervise: cannot ask the processes to end: {error}");
+        ask_to_end(processes::descendants(own_pid()));
+    }
+
+    /// Only the first time: what an agent starts later is not of its start.
+    fn adopt(&mut self) {
+        if !self.adopted.is_empty() {
+            return;
+        }
+        match processes::descendants(self.agent.as_raw()) {
+            Ok(below) => self.adopted.extend(below),
+            // They are taken for work of the turn's then, and the agent for busy.
+            Err(error) => eprintln!("sled supervise: cannot see what the program has started: {error}"),
         }
     }
 
-    fn advance(&mut self) {
-        if let (Phase::Running, Some(_)) = (self.phase, self.ended) {
+    fn settle(&mut self) {
+        if let Phase::Running = self.phase {
+            self.phase = Phase::Settling { kill_from: None };
+        }
+    }
+
+    /// What lives below this process and belongs neither to the agent nor to what it has adopted; `None` if the agent itself has such a process.
+    fn leftovers(&self) -> std::io::Result<Option<Vec<Process>>> {
+        processes::leftovers(own_pid(), self.agent.as_raw(), &self.adopted)
+    }
+
+    /// Ends what does not belong to the agent. Says how it came out, once it has.
+    fn advance_settling(&mut self, kill_from: Option<Instant>) -> Option<bool> {
+        let left = match self.leftovers() {
+            Ok(Some(left)) => left,
+            Ok(None) => {
+                self.phase = Phase::Running;
+                return Some(true);
+            }
+            Err(error) => {
+                eprintln!("sled supervise: cannot see what a turn has left behind: {error}");
+                return None;
+            }
+        };
+        if left.is_empty() {
+            self.phase = Phase::Running;
+            return Some(false);
+        }
+        match kill_from {
+            None => {
+                self.phase = Phase::Settling { kill_from: Some(Instant::now() + LEFTOVER_GRACE) };
+                ask_to_end(Ok(left));
+            }
+            Some(then) if Instant::now() >= then => {
+                // If the agent has begun something meanwhile, the next look finds it.
+                if let Err(error) = processes::kill_all(|| self.leftovers().map(Option::unwrap_or_default)) {
+                    eprintln!("sled supervise: cannot kill what a turn has left behind: {error}");
+                }
+            }
+            Some(_) => {}
+        }
+        None
+    }
+
+    /// Takes the next step; the answer to [`Order::Settle`] when there is one.
+    fn advance(&mut self) -> Option<bool> {
+        if let (Phase::Running | Phase::Settling { .. }, Some(_)) = (self.phase, self.ended) {
             self.ask(LEFTOVER_GRACE);
+        }
+        if let Phase::Settling { kill_from } = self.phase {
+            return self.advance_settling(kill_from);
         }
         if let Phase::Asked { until } = self.phase
             && Instant::now() >= until
@@ -224,19 +304,30 @@ impl Tree {
                 eprintln!("sled supervise: cannot kill the processes: {error}");
             }
         }
+        None
     }
 
     fn wake(&self) -> Option<Instant> {
         match self.phase {
             Phase::Running => None,
             Phase::Asked { until } => Some(until),
-            Phase::Killing => Some(Instant::now() + LOOK_AGAIN),
+            // Not all of what is ended there is a child of this process, so that nobody tells of it.
+            Phase::Settling { .. } | Phase::Killing => Some(Instant::now() + LOOK_AGAIN),
         }
     }
 
     fn gone(&self) -> Gone {
         let (code, signal) = self.ended.unwrap_or((None, None));
         Gone { code, signal, processes: self.processes, killed: self.killed }
+    }
+}
+
+/// Those that do not end are killed after the grace all the same, so that a failure is only told.
+fn ask_to_end(which: std::io::Result<Vec<Process>>) {
+    let asked =
+        which.and_then(|all| all.into_iter().try_for_each(|process| processes::signal(process, Signal::SIGTERM)));
+    if let Err(error) = asked {
+        eprintln!("sled supervise: cannot ask the processes to end: {error}");
     }
 }
 

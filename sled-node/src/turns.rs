@@ -6,20 +6,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use futures_util::{Stream, StreamExt, stream};
 use journal::{Actor, Journal, Loaded, ReadError};
 use link::requests::{
-    Accepted, LINE_LIMIT, Outcome, Refusal, RefusalKind, RunningTurn, TurnEvent, TurnRecord, TurnRequest,
+    Accepted, Decision, LINE_LIMIT, Outcome, Refusal, RefusalKind, RunningTurn, TurnEvent, TurnRecord, TurnRequest,
 };
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::agent::Surroundings;
-use crate::record::{self, Ended, Recorder, Turn};
-use crate::running::{self, Stop, StopReason};
+use crate::attempt::{Answer, Stop, StopReason, Wishes};
+use crate::record::{self, Recorder, Turn};
+use crate::running;
 use crate::supervised::Supervision;
+use crate::warm::Warm;
 
 /// What a request must leave of the link's line for the rest of its record, in bytes.
 const LINE_ROOM: usize = 1024;
@@ -29,7 +32,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Where turns run.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Site {
     /// The agent's working directory.
     pub workspace: PathBuf,
@@ -37,6 +40,10 @@ pub struct Site {
     pub surroundings: Surroundings,
     /// How they are run.
     pub supervision: Supervision,
+    /// Those that wait for their session's next turn.
+    pub warm: Warm,
+    /// How long a turn waits when the model's service limits the rate and does not say until when.
+    pub limit_backoff: Duration,
 }
 
 /// The project's turns. Clones are handles of the same.
@@ -64,6 +71,7 @@ struct Running {
     id: Uuid,
     since: Instant,
     stops: mpsc::Sender<Stop>,
+    answers: mpsc::Sender<Answer>,
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
@@ -71,14 +79,14 @@ impl Turns {
     /// The turns of `journal`. Those that an earlier sled did not finish are stored as interrupted (DUR-6): nothing of them lives any more.
     pub async fn open(journal: Journal, project: String, site: Site) -> anyhow::Result<Self> {
         let actor = Actor::Sled(project);
-        for (stream, turn) in journal.load_all::<Ended>(record::STREAM).await? {
-            if turn.state.0 {
+        for last in journal.last_events(record::STREAM).await? {
+            let stream = last.stream.clone();
+            if record::has_ended(&last).with_context(|| format!("cannot read the end of {stream}"))? {
                 continue;
             }
             tracing::warn!(turn = %stream.id, "interrupted: an earlier sled ended under it");
-            Recorder::take_up(journal.clone(), actor.clone(), stream, turn.version)
-                .finish(Outcome::Interrupted, None)
-                .await?;
+            let turn: Loaded<Turn> = journal.load(&stream).await?;
+            Recorder::take_up(journal.clone(), actor.clone(), stream, turn.version).interrupt(&turn.state).await?;
         }
         let now = Mutex::new(Now::Idle);
         Ok(Self { shared: Arc::new(Shared { journal, actor, site, now, tasks: TaskTracker::new() }) })
@@ -114,6 +122,45 @@ impl Turns {
             Turn { outcome: Some(outcome), .. } => Ok(outcome),
             Turn { request: None, .. } => Err(unknown(id)),
             Turn { .. } => Err(internal("the sled is shutting down and ends this turn itself")),
+        }
+    }
+
+    /// Answers a permission question of a turn, and says what holds: the first answer, or that nobody gave one in time.
+    pub async fn answer(&self, id: Uuid, request: String, allow: bool) -> Result<Decision, Refusal> {
+        let now = self.shared.now.lock().await;
+        if let Now::Running(running) = &*now
+            && running.id == id
+        {
+            let (answers, mut outcome) = (running.answers.clone(), running.outcome.clone());
+            drop(now);
+            let (reply, replied) = oneshot::channel();
+            answers.send(Answer { request: request.clone(), allow, reply }).await.ok();
+            match replied.await {
+                Ok(Some(decision)) => return Ok(decision),
+                // It may be a question of an attempt before this one.
+                Ok(None) => {}
+                // The turn is just ending, and what was open with it.
+                Err(_) => drop(outcome.wait_for(Option::is_some).await.map_err(internal)?),
+            }
+        } else {
+            drop(now);
+        }
+        self.settled(id, &request).await
+    }
+
+    /// How a question that is no longer open was settled, by the journal.
+    async fn settled(&self, id: Uuid, request: &str) -> Result<Decision, Refusal> {
+        let turn = {
+            let now = self.shared.now.lock().await;
+            self.shared.load(&now, id).await?
+        };
+        if turn.version == 0 {
+            return Err(unknown(id));
+        }
+        match turn.state.questions.get(request) {
+            Some(Some(decision)) => Ok(*decision),
+            Some(None) => Err(internal("the turn's end is not stored yet")),
+            None => Err(refusal(RefusalKind::UnknownPermission, &format!("turn {id} has asked no such question"))),
         }
     }
 
@@ -164,14 +211,19 @@ impl Turns {
         }
     }
 
-    /// Takes no more turns and interrupts the one that runs; returns when its end is stored.
+    /// Sees to it that agents that wait do not take the memory that others need, for as long as it is polled.
+    pub async fn watch_memory(&self) {
+        self.shared.site.warm.watch_memory().await;
+    }
+
+    /// Takes no more turns, interrupts the one that runs, and ends the agents that wait; returns when its end is stored and they are dead.
     pub async fn shut_down(&self, grace: Duration) {
         let before = std::mem::replace(&mut *self.shared.now.lock().await, Now::ShuttingDown);
         if let Now::Running(running) = before {
             running.stops.try_send(Stop { grace, reason: StopReason::Shutdown }).ok();
         }
         self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        tokio::join!(self.shared.tasks.wait(), self.shared.site.warm.shut_down());
     }
 }
 
@@ -182,7 +234,7 @@ impl Shared {
         let known = self.load(&now, id).await?;
         match &known.state {
             Turn { request: Some(before), .. } if *before == request => return Ok(Accepted { already: true }),
-            Turn { request: Some(before), outcome: Some(Outcome::Interrupted) }
+            Turn { request: Some(before), outcome: Some(Outcome::Interrupted), .. }
                 if before.attempt.checked_add(1) == Some(request.attempt) => {}
             Turn { request: Some(_), .. } => {
                 return Err(refusal(RefusalKind::Mismatch, "this turn was handed over before with another request"));
@@ -201,10 +253,11 @@ impl Shared {
         }
         let (journal, actor) = (self.journal.clone(), self.actor.clone());
         let recorder = Recorder::accept(journal, actor, id, known.version, request.clone()).await.map_err(internal)?;
-        let (stops, stopped) = mpsc::channel(4);
+        let ((stops, stopped), (answers, answered)) = (mpsc::channel(4), mpsc::channel(4));
         let (ended, outcome) = watch::channel(None);
-        *now = Now::Running(Running { id, since: Instant::now(), stops, outcome });
-        self.tasks.spawn(self.clone().run(id, request, recorder, stopped, ended));
+        *now = Now::Running(Running { id, since: Instant::now(), stops, answers, outcome });
+        let wishes = Wishes { stops: stopped, answers: answered };
+        self.tasks.spawn(self.clone().run(id, request, recorder, wishes, ended));
         Ok(Accepted { already: false })
     }
 
@@ -224,7 +277,7 @@ impl Shared {
         }
         tracing::warn!(turn = %id, "interrupted: it was accepted and does not run");
         Recorder::take_up(self.journal.clone(), self.actor.clone(), stream.clone(), turn.version)
-            .finish(Outcome::Interrupted, None)
+            .interrupt(&turn.state)
             .await
             .map_err(internal)?;
         self.journal.load(&stream).await.map_err(internal)
@@ -235,11 +288,13 @@ impl Shared {
         id: Uuid,
         request: TurnRequest,
         mut recorder: Recorder,
-        mut stops: mpsc::Receiver<Stop>,
+        mut wishes: Wishes,
         ended: watch::Sender<Option<Outcome>>,
     ) {
         tracing::info!(turn = %id, attempt = request.attempt, "turn begins");
-        let verdict = running::run(request, &self.site, &mut recorder, &mut stops).await;
+        let verdict = running::run(&request, &self.site, &mut recorder, &mut wishes).await;
+        // Who still waits for an answer finds it in the journal.
+        drop(wishes);
         let mut wait = FIRST_WAIT;
         loop {
             let mut now = self.now.lock().await;
@@ -290,9 +345,10 @@ mod tests {
     use std::future::poll_fn;
     use std::task::Poll;
 
-    use link::requests::{Agent, AgentSession};
+    use link::requests::{Agent, AgentSession, Permissions};
 
     use super::*;
+    use crate::memory::Memory;
 
     /// Turns of a sled that finds no program to supervise by, so that each fails at its start.
     async fn turns(folder: &std::path::Path) -> Turns {
@@ -305,15 +361,24 @@ mod tests {
             model_port: 1,
         };
         let supervision = Supervision { sled, run_dir: folder.to_owned() };
-        Turns::open(journal, "p".to_owned(), Site { workspace: folder.to_owned(), surroundings, supervision })
-            .await
-            .unwrap()
+        let warm = Warm::new(Memory { cgroups: folder.join("cgroup"), proc: folder.join("proc") });
+        let (workspace, limit_backoff) = (folder.to_owned(), Duration::ZERO);
+        let site = Site { workspace, surroundings, supervision, warm, limit_backoff };
+        Turns::open(journal, "p".to_owned(), site).await.unwrap()
     }
 
     fn request() -> TurnRequest {
         let session = AgentSession { id: Uuid::nil(), resumed: false };
         let agent = Agent::Echo { notice: None };
-        TurnRequest { session, agent, prompt: "hi".to_owned(), identity: None, attempt: 1 }
+        TurnRequest {
+            session,
+            agent,
+            prompt: "hi".to_owned(),
+            identity: None,
+            attempt: 1,
+            permissions: Permissions::Bypass,
+            keep_warm_secs: 60,
+        }
     }
 
     /// How a turn ended, by its events.

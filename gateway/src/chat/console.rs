@@ -14,6 +14,7 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use jiff::Timestamp;
+use journal::Clock;
 use pulldown_cmark::{Event, Parser, Tag};
 use reedline::{
     DefaultPrompt, DefaultPromptSegment, ExternalPrinter, FileBackedHistory, History, HistoryItem, HistoryItemId,
@@ -28,7 +29,7 @@ use tokio_util::{
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{Inbound, Inbox, InboxError, Outbound, Person, Room, SendError, Surface, SurfaceKind, Weight};
+use super::{Inbound, Inbox, InboxError, Mark, Outbound, Person, Room, SendError, Surface, SurfaceKind, Weight};
 use crate::text;
 
 /// The longest line that is taken, in bytes.
@@ -193,6 +194,13 @@ impl Surface for Console {
         .boxed()
     }
 
+    /// What was printed cannot be looked for: a console has no history, and ends with its gateway.
+    fn find<'a>(&'a self, _: &'a Room, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Option<String>, SendError>> {
+        async { Ok(None) }.boxed()
+    }
+
+    fn mark(&self, _: &Room, _: &str, _: Mark) {}
+
     fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {
         async {}.boxed()
     }
@@ -210,7 +218,12 @@ impl Surface for Console {
 /// Takes chat lines from `input` until it ends, and returns when all of them have been answered in full.
 ///
 /// With `one_by_one`, a line is taken when the one before has been answered in full.
-pub async fn read_lines(input: impl AsyncRead, inbox: &dyn Inbox, one_by_one: bool) -> io::Result<()> {
+pub async fn read_lines(
+    input: impl AsyncRead,
+    inbox: &dyn Inbox,
+    clock: &dyn Clock,
+    one_by_one: bool,
+) -> io::Result<()> {
     let lines = FramedRead::new(input, LinesCodec::new_with_max_length(LINE_MAX));
     let mut lines = std::pin::pin!(lines);
     let all = TaskTracker::new();
@@ -222,7 +235,7 @@ pub async fn read_lines(input: impl AsyncRead, inbox: &dyn Inbox, one_by_one: bo
             }
             LinesCodecError::Io(error) => error,
         })?;
-        let (this, accepted) = take(&line, inbox, &all).await;
+        let (this, accepted) = take(&line, inbox, clock, &all).await;
         if accepted.is_err() {
             break;
         }
@@ -235,7 +248,12 @@ pub async fn read_lines(input: impl AsyncRead, inbox: &dyn Inbox, one_by_one: bo
 }
 
 /// Hands one line over. The tracker is empty when it has been answered in full; so is `all` when every line has.
-async fn take(line: &str, inbox: &dyn Inbox, all: &TaskTracker) -> (TaskTracker, Result<(), InboxError>) {
+async fn take(
+    line: &str,
+    inbox: &dyn Inbox,
+    clock: &dyn Clock,
+    all: &TaskTracker,
+) -> (TaskTracker, Result<(), InboxError>) {
     let this = TaskTracker::new();
     this.close();
     if line.trim().is_empty() {
@@ -245,7 +263,7 @@ async fn take(line: &str, inbox: &dyn Inbox, all: &TaskTracker) -> (TaskTracker,
         room: room(),
         event_id: Uuid::now_v7().to_string(),
         sender: person(),
-        at: Timestamp::now(),
+        at: clock.now(),
         text: line.trim_end_matches('\r').to_owned(),
         quoted: None,
         thread: None,
@@ -267,6 +285,7 @@ async fn take(line: &str, inbox: &dyn Inbox, all: &TaskTracker) -> (TaskTracker,
 pub async fn run_prompt(
     console: &Console,
     inbox: &dyn Inbox,
+    clock: &dyn Clock,
     history: PathBuf,
     stopping: CancellationToken,
 ) -> io::Result<()> {
@@ -306,7 +325,7 @@ pub async fn run_prompt(
     let all = TaskTracker::new();
     all.close();
     while let Some(Some(line)) = stopping.run_until_cancelled(lines.recv()).await {
-        let (_, accepted) = take(&line, inbox, &all).await;
+        let (_, accepted) = take(&line, inbox, clock, &all).await;
         if accepted.is_err() {
             break;
         }
@@ -375,6 +394,7 @@ impl History for Discreet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::{Edited, Reacted, Redacted};
 
     #[test]
     fn an_edit_shows_what_is_new() {
@@ -393,7 +413,15 @@ mod tests {
 
     fn message(weight: Weight, markdown: &str) -> Outbound {
         let markdown = markdown.to_owned();
-        Outbound { weight, markdown, reply_to: None, mention: None, thread: None, transaction: String::new() }
+        Outbound {
+            weight,
+            markdown,
+            reply_to: None,
+            mention: None,
+            thread: None,
+            answers: Vec::new(),
+            transaction: String::new(),
+        }
     }
 
     #[test]
@@ -432,6 +460,8 @@ mod tests {
         assert_eq!(kept, "new project b --git https://h/b.git\n");
     }
 
+    const NOON: Timestamp = Timestamp::constant(1_700_000_000, 0);
+
     /// Answers each line after those that came later have been taken.
     #[derive(Default)]
     struct Slow {
@@ -445,6 +475,7 @@ mod tests {
                 let mut under_way = self.under_way.lock().expect("no test panics holding it");
                 *under_way += 1;
                 let line = format!("{} of {}", message.text, *under_way);
+                assert_eq!(message.at, NOON);
                 self.taken.lock().expect("no test panics holding it").push(line);
                 let under_way = Arc::clone(&self.under_way);
                 tokio::spawn(async move {
@@ -457,6 +488,22 @@ mod tests {
             .boxed()
         }
 
+        fn edited(&self, _: Edited) -> BoxFuture<'_, Result<(), InboxError>> {
+            unreachable!("a console's lines stay as they are")
+        }
+
+        fn redacted(&self, _: Redacted) -> BoxFuture<'_, Result<(), InboxError>> {
+            unreachable!("a console's lines stay as they are")
+        }
+
+        fn reacted(&self, _: Reacted) -> BoxFuture<'_, Result<(), InboxError>> {
+            unreachable!("a console has no reactions")
+        }
+
+        fn newest(&self, _: SurfaceKind) -> BoxFuture<'_, Result<Option<Timestamp>, InboxError>> {
+            unreachable!("a console has no position")
+        }
+
         fn listens_to(&self, _: &Person) -> bool {
             false
         }
@@ -466,7 +513,7 @@ mod tests {
     async fn piped_lines_wait_for_each_other_unless_told_not_to() {
         for (one_by_one, expected) in [(true, ["a of 1", "b of 1"]), (false, ["a of 1", "b of 2"])] {
             let inbox = Slow::default();
-            read_lines(&b"a\n\nb\n"[..], &inbox, one_by_one).await.expect("it can be read");
+            read_lines(&b"a\n\nb\n"[..], &inbox, &NOON, one_by_one).await.expect("it can be read");
             assert_eq!(*inbox.taken.lock().expect("no test panics holding it"), expected);
             assert_eq!(*inbox.under_way.lock().expect("no test panics holding it"), 0, "all has been answered");
         }

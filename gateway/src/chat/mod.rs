@@ -47,6 +47,16 @@ impl fmt::Display for Room {
     }
 }
 
+impl Room {
+    /// The room that `text` displays.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (surface, id) = text.split_once(':')?;
+        let surface =
+            [SurfaceKind::Console, SurfaceKind::Matrix].into_iter().find(|kind| kind.to_string() == surface)?;
+        Some(Self { surface, id: id.to_owned() })
+    }
+}
+
 /// Somebody who talks, qualified by the surface (SEC-4).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Person {
@@ -89,10 +99,72 @@ pub struct Inbound {
     pub pending: Option<TaskTrackerToken>,
 }
 
+/// A person has put a new text in the place of a message of theirs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edited {
+    /// Where.
+    pub room: Room,
+    /// The message: the event as it was first sent, however often it was edited since.
+    pub event_id: String,
+    /// The edit's own event.
+    pub edit_id: String,
+    /// Who edited it. The surface has seen to it that the same person sent the message.
+    pub sender: Person,
+    /// The new text, read like a message's: a leading mention of the bot and a reply's fallback stripped.
+    pub text: String,
+}
+
+/// An event was taken back, by its sender or by somebody who may do that in the room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redacted {
+    /// Where.
+    pub room: Room,
+    /// What was taken back: a message, but also anything else, such as a reaction.
+    pub event_id: String,
+    /// Who took it back, which need not be somebody whom the inbox listens to: it is gone for everybody.
+    pub by: Person,
+}
+
+/// A person whom the inbox listens to has put a sign on an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reacted {
+    /// Where.
+    pub room: Room,
+    /// What the sign was put on.
+    pub event_id: String,
+    /// The reaction's own event.
+    pub reaction_id: String,
+    /// Who reacted.
+    pub sender: Person,
+    /// The sign, mostly one emoji, without the variation selectors in which clients differ.
+    pub key: String,
+    /// Whether the room is encrypted: reactions travel in clear even there, and anybody on the way could make one.
+    pub encrypted: bool,
+}
+
 /// Takes what surfaces receive.
+///
+/// What is said in one room comes in the order of its timeline, one after the other; rooms come side by side. The
+/// surface's position moves past an event only after its method has returned `Ok`; after [`InboxError::Journal`] the
+/// same is given again. After a crash an event may be given again that was taken before. While the gateway is not
+/// stopping, a call that was begun is always awaited to its end.
 pub trait Inbox: Send + Sync + 'static {
-    /// Takes a message over. Only after this has returned `Ok` may the surface's position move past it.
+    /// Takes a message over.
     fn accept(&self, message: Inbound) -> BoxFuture<'_, Result<(), InboxError>>;
+
+    /// Takes a message's new text over. The message need not be one that was accepted.
+    fn edited(&self, edit: Edited) -> BoxFuture<'_, Result<(), InboxError>>;
+
+    /// Takes over that an event was taken back. It need not be one that was accepted.
+    fn redacted(&self, redaction: Redacted) -> BoxFuture<'_, Result<(), InboxError>>;
+
+    /// Takes a reaction over. What it was put on need not be ours.
+    fn reacted(&self, reaction: Reacted) -> BoxFuture<'_, Result<(), InboxError>>;
+
+    /// When the newest message that was ever accepted from this surface was said; `None` when there is none. A surface
+    /// that has lost its own position goes back to there, so that only a wholly lost state directory makes
+    /// what was said meanwhile history.
+    fn newest(&self, surface: SurfaceKind) -> BoxFuture<'_, Result<Option<Timestamp>, InboxError>>;
 
     /// Whether this person may speak to the bot, and so invite it into rooms (MTX-4, MTX-5). A surface
     /// does no work for anybody else.
@@ -132,8 +204,26 @@ pub struct Outbound {
     pub mention: Option<Person>,
     /// The thread it goes to.
     pub thread: Option<String>,
-    /// Fixed id under which the surface recognises a repeated send of the same message.
+    /// The events that it answers, kept with it: what a turn answered can be read from the room (`dev.musher`).
+    pub answers: Vec<String>,
+    /// Fixed id under which the surface recognises a repeated send of the same message, and by which
+    /// [`Surface::find`] finds it.
     pub transaction: String,
+}
+
+/// What has become of a person's message, as the surface may show it on the message (CHAT-9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mark {
+    /// It is journaled.
+    Accepted,
+    /// It waits for a turn that runs, or for a place.
+    Waiting,
+    /// Its turn runs.
+    Running,
+    /// Its answer is delivered; also when it was cancelled or taken back: nothing more is to be shown.
+    Delivered,
+    /// It will not be answered, and people were told why.
+    Failed,
 }
 
 /// Why a surface did not send.
@@ -174,6 +264,22 @@ pub trait Surface: Send + Sync + 'static {
         event_id: &'a str,
         message: &'a Outbound,
     ) -> BoxFuture<'a, Result<(), SendError>>;
+
+    /// Looks in the room for a message of ours that was sent under this transaction, at `since` or later by the
+    /// gateway's clock (differing clocks are allowed for); gives its event id. Before an uncertain resend: a server
+    /// forgets transaction ids. Edits are not found. `Ok(None)` is certain.
+    fn find<'a>(
+        &'a self,
+        room: &'a Room,
+        transaction: &'a str,
+        since: Timestamp,
+    ) -> BoxFuture<'a, Result<Option<String>, SendError>>;
+
+    /// Shows what has become of a person's message. Returns at once: it is shown beside everything else, later than
+    /// what is sent, and perhaps never; the newest mark of a message counts. After a restart the marks of messages
+    /// that wait, run or were just answered should be given again: what an earlier run has shown is found and taken
+    /// back. `Err` only for ids that the surface cannot have.
+    fn mark(&self, room: &Room, event_id: &str, mark: Mark);
 
     /// Shows or ends the sign that an answer is being written. The surface keeps a shown sign alive by itself.
     fn typing<'a>(&'a self, room: &'a Room, on: bool) -> BoxFuture<'a, ()>;

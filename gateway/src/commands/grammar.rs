@@ -5,7 +5,7 @@ use std::fmt;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::text;
+use crate::{rooms::Mode, text};
 
 /// A command, as people write it in a room.
 #[derive(Debug, Clone, PartialEq, Parser)]
@@ -30,8 +30,34 @@ pub enum Command {
     },
     /// End the running turn and forget what waits
     Stop,
+    /// List what runs and what waits
+    Queue,
+    /// Take a message out that waits
+    Cancel {
+        /// Its number, as `queue` tells it
+        number: u64,
+    },
     /// Begin a new agent session; the files stay
     Reset,
+    /// Choose what messages do that come while the agent works, or tell it
+    Mode {
+        /// What they do; without it, what holds is told
+        mode: Option<Mode>,
+    },
+    /// Allow what the agent asks leave for
+    Approve {
+        /// The question, as it was told
+        #[arg(value_parser = question)]
+        question: String,
+    },
+    /// Deny what the agent asks leave for
+    Deny {
+        /// The question, as it was told
+        #[arg(value_parser = question)]
+        question: String,
+    },
+    /// Tell what the model was used for, and what that cost
+    Cost,
     /// Tell how to open a project over SSH
     Ssh {
         /// The project; the chosen one when absent
@@ -65,6 +91,16 @@ pub enum Command {
     Doctor,
     /// Tell the version
     Version,
+}
+
+/// A question's name: six hexadecimal digits.
+fn question(name: &str) -> Result<String, String> {
+    let name = name.to_ascii_lowercase();
+    if name.len() == 6 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
+        Ok(name)
+    } else {
+        Err("a question has a name of six characters, such as `3fa81c`".to_owned())
+    }
 }
 
 /// What can be made.
@@ -217,6 +253,36 @@ fn typed_dashes(line: &str) -> String {
 }
 
 impl Command {
+    /// Whether it may be carried out again when the gateway ended before it was answered: it only looks, or the second
+    /// time comes to the same.
+    pub fn is_repeatable(&self) -> bool {
+        match self {
+            Self::Help { .. }
+            | Self::Projects
+            | Self::Status
+            | Self::Switch { .. }
+            | Self::Stop
+            | Self::Queue
+            | Self::Cancel { .. }
+            | Self::Reset
+            | Self::Mode { .. }
+            | Self::Approve { .. }
+            | Self::Deny { .. }
+            | Self::Cost
+            | Self::Ssh { .. }
+            | Self::Logs { .. }
+            | Self::Diff { .. }
+            | Self::Doctor
+            | Self::Version => true,
+            Self::New(_) | Self::Delete(_) | Self::Confirm(_) | Self::Git { .. } => false,
+        }
+    }
+
+    /// Whether messages that follow must find it done: it decides where they go, or what becomes of them.
+    pub fn is_in_order(&self) -> bool {
+        matches!(self, Self::Switch { .. } | Self::Reset | Self::Stop | Self::Cancel { .. } | Self::Mode { .. })
+    }
+
     /// Whether it counts without `!`: it takes no prose, and the message says nothing else.
     fn stands_alone(&self, message: &str) -> bool {
         match self {
@@ -243,6 +309,14 @@ impl fmt::Display for Command {
             Self::Status => f.write_str("status"),
             Self::Switch { project } => write!(f, "switch {}", word(project)),
             Self::Stop => f.write_str("stop"),
+            Self::Queue => f.write_str("queue"),
+            Self::Cancel { number } => write!(f, "cancel {number}"),
+            Self::Mode { mode: None } => f.write_str("mode"),
+            Self::Mode { mode: Some(Mode::Queue) } => f.write_str("mode queue"),
+            Self::Mode { mode: Some(Mode::Interrupt) } => f.write_str("mode interrupt"),
+            Self::Approve { question } => write!(f, "!approve {question}"),
+            Self::Deny { question } => write!(f, "!deny {question}"),
+            Self::Cost => f.write_str("cost"),
             Self::Reset => f.write_str("reset"),
             Self::Ssh { project: None } => f.write_str("ssh"),
             Self::Ssh { project: Some(project) } => write!(f, "ssh {}", word(project)),

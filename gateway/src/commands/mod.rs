@@ -18,27 +18,27 @@ use link::{
 };
 use musher_docker::ContainerState;
 use tokio::{sync::oneshot, time::Instant};
-use tracing::warn;
+use tracing::{error, warn};
 use uuid::Uuid;
 
 use self::grammar::{Command, Confirm, Delete, New, NewProject};
 use crate::{
-    chat::{Person, Room, Weight},
+    chat::{Mark, Person, Room},
     containers::SharedContainers,
     dispatch::{SessionKey, actor::Dispatcher, core::Event},
     doctor::Doctor,
     home::Home,
     nodes::Nodes,
-    outbox::{Address, Outbox, Progress},
+    outbox::{Address, Outbox, Post, Progress},
     people::Role,
     projects::{Project, Registry, Spec, Stage, saga::Sagas, welcome},
-    prompt::Words,
     refusal::Refusal,
-    rooms::Rooms,
-    sessions::Sessions,
+    rooms::{Mode, Rooms},
+    sessions::{Removal, Sessions},
     tasks::Tasks,
     text,
-    turns::StopRequest,
+    turns::{Handle, StopRequest, Turns, Verdict},
+    usage::{Usage, pause_text},
 };
 
 /// How long a deletion may be confirmed.
@@ -104,7 +104,11 @@ pub struct Inner {
     /// How other machines reach this host.
     pub ssh_host: Option<String>,
     /// Ends turns of projects that are deleted.
-    pub dispatcher: Dispatcher<Words, StopRequest>,
+    pub dispatcher: Dispatcher<Handle, StopRequest>,
+    /// Runs turns, which people answer questions of.
+    pub turns: Turns,
+    /// What the model was used for.
+    pub usage: Usage,
     /// Deletions that wait to be confirmed, with their time.
     pub deletions: Mutex<HashMap<(Room, Person, String), Instant>>,
 }
@@ -115,31 +119,29 @@ impl Commands {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Takes a command. What decides about the messages that follow is done before this returns; the rest goes on
-    /// beside everything else.
+    /// Takes a command that was journaled. What decides about the messages that follow is done before this returns; the
+    /// rest goes on beside everything else.
     pub async fn take(&self, command: Command, asked: Asked) {
-        match command {
-            Command::Switch { project } => {
-                let answer = self.switch(&project, &asked).await;
-                self.answer(&asked.to, answer);
-            }
-            Command::Reset => {
-                let answer = self.reset(&asked).await;
-                self.answer(&asked.to, answer);
-            }
-            command => {
-                let this = self.clone();
-                self.inner.tasks.spawn("command", async move {
-                    let answer = this.run(command, &asked).await;
-                    this.answer(&asked.to, answer);
-                });
-            }
+        if command.is_in_order() {
+            let answer = self.run(command, &asked).await;
+            return self.answer(asked, answer).await;
         }
+        let this = self.clone();
+        self.inner.tasks.spawn("command", async move {
+            let answer = this.run(command, &asked).await;
+            this.answer(asked, answer).await;
+        });
     }
 
-    fn answer(&self, to: &Address, answer: Result<String, Refusal>) {
+    async fn answer(&self, asked: Asked, answer: Result<String, Refusal>) {
+        let Asked { to, event_id, .. } = asked;
         let markdown = answer.unwrap_or_else(|refusal| refusal.to_markdown());
-        drop(self.inner.outbox.post(to, Weight::Answer, markdown));
+        let room = to.room.clone();
+        let post = Post::answer(to, &event_id, markdown);
+        // What the journal does not take now is carried out, or visibly failed, at the next start.
+        if let Err(refusal) = self.inner.rooms.answer(&room, &event_id, vec![post]).await {
+            error!(%room, event_id, %refusal, "the answer to a command is not journaled");
+        }
     }
 
     async fn run(&self, command: Command, asked: &Asked) -> Result<String, Refusal> {
@@ -157,11 +159,18 @@ impl Commands {
                 let args = ["diff", "HEAD", "--"].map(str::to_owned).into_iter().chain(paths).collect();
                 self.git(args, asked).await
             }
+            Command::Switch { project } => self.switch(&project, asked).await,
+            Command::Reset => self.reset(asked).await,
+            // With a project it goes to the dispatcher.
+            Command::Stop => Ok("Nothing was running.".to_owned()),
+            Command::Queue => self.queue(asked).await,
+            Command::Cancel { number } => self.cancel(number, asked).await,
+            Command::Mode { mode } => self.mode(mode, asked).await,
+            Command::Approve { question } => self.decide(&question, Verdict::Approve, asked).await,
+            Command::Deny { question } => self.decide(&question, Verdict::Deny, asked).await,
+            Command::Cost => Ok(self.cost(asked)),
             Command::Doctor => Ok(self.inner.doctor.run(Some(&self.inner.registry)).await.to_markdown()),
             Command::Version => Ok(format!("musher {}", env!("CARGO_PKG_VERSION"))),
-            Command::Switch { .. } | Command::Reset | Command::Stop => {
-                unreachable!("taken before, in order with the messages around it")
-            }
         }
     }
 
@@ -208,9 +217,108 @@ impl Commands {
         Ok(format!("The agent of **{name}** begins afresh with your next message. The files stay as they are."))
     }
 
+    /// What runs and waits for the chosen project: here in full, elsewhere as a number.
+    async fn queue(&self, asked: &Asked) -> Result<String, Refusal> {
+        let (id, project) = self.chosen(asked)?;
+        let name = project.spec.map(|spec| spec.name).unwrap_or_default();
+        let busy = self.inner.sessions.busy(|key| key.project == id).await;
+        let mut lines = Vec::new();
+        let (mut busy_here, mut elsewhere) = (0, 0);
+        for (key, session) in busy {
+            if key.room != asked.to.room {
+                elsewhere += session.waiting.len() + session.running.map_or(0, |running| running.messages.len());
+                continue;
+            }
+            let running = session.running.map(|running| running.messages).unwrap_or_default();
+            let said = self.inner.sessions.words(&running).await?;
+            lines.extend(said.iter().map(|words| format!("- running: {}", quoted(&words.sender, &words.text))));
+            busy_here += session.waiting.len();
+            let said = self.inner.sessions.words(&session.waiting).await?;
+            lines.extend(session.waiting.iter().zip(&said).map(|(message, words)| {
+                format!("- **{}** waiting: {}", message.number, quoted(&words.sender, &words.text))
+            }));
+        }
+        let undelivered = self.inner.outbox.undelivered_in(&asked.to.room);
+        if undelivered > 0 {
+            lines.push(format!("- on the way to this room: {}", text::count(undelivered, "answer")));
+        }
+        if elsewhere > 0 {
+            lines.push(format!("- in other rooms: {}", text::count(elsewhere, "message")));
+        }
+        if let Some(pause) = self.inner.usage.paused(id) {
+            let waiting = busy_here + elsewhere;
+            lines.push(format!("- {}", pause_text(&name, &pause, waiting)));
+        }
+        if lines.is_empty() {
+            return Ok(format!("**{name}**: nothing runs and nothing waits."));
+        }
+        let cancel = Command::Cancel { number: 1 };
+        let numbered = lines.iter().any(|line| line.starts_with("- **"));
+        let hint =
+            if numbered { format!("\n`{cancel}` takes the message with that number out.") } else { String::new() };
+        Ok(format!("**{name}**\n{}{hint}", lines.join("\n")))
+    }
+
+    async fn cancel(&self, number: u64, asked: &Asked) -> Result<String, Refusal> {
+        let (id, _) = self.chosen(asked)?;
+        let unknown = || {
+            Refusal::usage(format!("no message with the number {number} waits here"))
+                .hint(format!("`{}` lists what waits.", Command::Queue))
+        };
+        let room = &asked.to.room;
+        let busy = self.inner.sessions.busy(|key| key.project == id && key.room == *room).await;
+        let found = busy.iter().find_map(|(key, session)| {
+            session.waiting.iter().find(|message| message.number == number).map(|message| (key, message))
+        });
+        let (key, message) = found.ok_or_else(unknown)?;
+        if message.sender != asked.by && asked.role != Role::Admin {
+            return Err(Refusal::usage("that message is somebody else's")
+                .hint("Its writer can take it out, and the `admins` in bot.toml."));
+        }
+        let actor = journal::Actor::Person(asked.by.to_string());
+        let ids = [message.event_id.as_str()];
+        let removed = self.inner.sessions.remove(key, &ids, Removal::Cancelled, actor, |_| Vec::new()).await?;
+        let message = removed.first().ok_or_else(unknown)?;
+        drop(self.inner.turns.let_go(&message.event_id));
+        let handle = Handle { session: Arc::new(key.clone()), event_id: message.event_id.as_str().into() };
+        if !self.inner.dispatcher.tell(Event::Removed { message: handle }) {
+            return Err(Refusal::unavailable("the gateway is stopping"));
+        }
+        if let Some(surface) = self.inner.outbox.surface(room.surface) {
+            surface.mark(room, &message.event_id, Mark::Delivered);
+        }
+        let words = self.inner.sessions.words(&removed).await?;
+        let said = words.first().map(|words| quoted(&words.sender, &words.text)).unwrap_or_default();
+        Ok(format!("Taken out: {said}"))
+    }
+
+    async fn mode(&self, mode: Option<Mode>, asked: &Asked) -> Result<String, Refusal> {
+        if let Some(mode) = mode {
+            self.inner.rooms.set_mode(&asked.to.room, mode, &asked.by, asked.cause()).await?;
+        }
+        let (now, other, what) = match self.inner.rooms.mode(&asked.to.room) {
+            Mode::Queue => (Mode::Queue, Mode::Interrupt, "wait for its end"),
+            Mode::Interrupt => {
+                (Mode::Interrupt, Mode::Queue, "end that work, and it begins anew with all that is not answered")
+            }
+        };
+        let (now, other) = (Command::Mode { mode: Some(now) }, Command::Mode { mode: Some(other) });
+        Ok(format!("`{now}`: messages that come here while the agent works {what}. `{other}` changes that."))
+    }
+
+    async fn decide(&self, question: &str, verdict: Verdict, asked: &Asked) -> Result<String, Refusal> {
+        self.inner.turns.decide(question, verdict, &asked.by, asked.role, &asked.to.room).await
+    }
+
+    fn cost(&self, asked: &Asked) -> String {
+        let name = |id| Some(self.inner.registry.get(id)?.spec?.name);
+        self.inner.usage.report(asked.project, name)
+    }
+
     async fn new_project(&self, new: &NewProject, asked: &Asked) -> Result<String, Refusal> {
         let Inner { outbox, sagas, home, ssh_host, .. } = &*self.inner;
-        let progress = Progress::new(outbox, Address { reply_to: None, mention: None, ..asked.to.clone() });
+        let quiet = Address { reply_to: None, mention: None, ..asked.to.clone() };
+        let progress = Progress::new(outbox, quiet, format!("answer-{}", asked.event_id));
         let made = sagas.create(new, &asked.by, asked.cause(), &progress).await;
         progress.close().await;
         Ok(welcome::welcome(&made?, home, ssh_host.as_deref(), sagas.doors.ports))
@@ -300,8 +408,10 @@ impl Commands {
         if let Ok(answer) = tokio::time::timeout(PATIENCE, &mut work).await {
             return answer;
         }
-        let notice = format!("`{what}` is still under way; the answer follows.");
-        drop(self.inner.outbox.post(&asked.to, Weight::Notice, notice));
+        let to = Address { pending: None, ..asked.to.clone() };
+        let told = format!("`{what}` is still under way; the answer follows.");
+        let post = Post::notice(to, format!("under-way-{}", asked.event_id), told);
+        self.inner.outbox.post(post).await?;
         work.await
     }
 
@@ -349,6 +459,8 @@ impl Commands {
         let (id, project) = self.deletable(name, asked)?;
         let path = project.spec.map(|spec| spec.path).unwrap_or_default();
         self.inner.sagas.delete(id, &asked.by, asked.cause(), self.quiet(id)).await?;
+        // Nobody waits for a budget of it any more; the dispatcher is gone only when the gateway stops.
+        let _told = self.inner.dispatcher.tell(Event::Unpause { project: id });
         Ok(format!("**{name}** is deleted. Its files stay in {}.", text::code(&path.to_string_lossy())))
     }
 
@@ -375,6 +487,11 @@ impl Commands {
                 .hint("Ask who made it, or one of the `admins` in bot.toml, to delete it."))
         }
     }
+}
+
+/// What somebody said, in a line.
+fn quoted(sender: &Person, said: &str) -> String {
+    format!("{}: {}", text::one_line(&sender.id, 60), text::code(&text::one_line(said, 100)))
 }
 
 /// Members delete what they asked for themselves, admins everything.

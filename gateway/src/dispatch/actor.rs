@@ -3,24 +3,25 @@
 use std::sync::Arc;
 
 use tokio::{
-    sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
+    sync::mpsc::{self, UnboundedReceiver, UnboundedSender, WeakUnboundedSender},
     time::{Instant, sleep_until},
 };
 use uuid::Uuid;
 
 use super::{
-    Batch,
-    core::{Core, Effect, Event, Limits},
+    Batch, SessionKey,
+    core::{Core, Effect, Event, Limits, Why},
 };
 
-/// Carries effects out. Nothing here may block: what takes time is started, not awaited.
+/// Carries effects out, in the order in which they are told. Nothing here may block: what takes time is started, not
+/// awaited.
 pub trait Carrier<M, S>: Send + Sync + 'static {
     /// Runs a turn. `ended` is kept until nothing of the turn is left.
     fn start(&self, batch: Batch<M>, ended: Ended<M, S>);
-    /// Asks a running turn to end; `everywhere` when its whole project is stopped.
-    fn cancel(&self, batch: Uuid, everywhere: bool);
+    /// Asks a running turn to end; comes again when there is a stronger reason.
+    fn cancel(&self, batch: Uuid, why: Why);
     /// Tells that a message was not taken because the queue is full.
-    fn full(&self, message: M);
+    fn full(&self, session: SessionKey, message: M);
     /// Tells what a stop did.
     fn stopped(&self, request: S, ran: Vec<Uuid>, dropped: Vec<M>);
     /// A turn is over, and the stops that waited for it alone are told.
@@ -29,15 +30,24 @@ pub trait Carrier<M, S>: Send + Sync + 'static {
 
 /// Says that a turn is over when it is dropped, on whatever way.
 #[derive(Debug)]
+#[must_use = "dropping it says that the turn is over"]
 pub struct Ended<M, S> {
     batch: Uuid,
+    requeued: bool,
     events: UnboundedSender<Event<M, S>>,
+}
+
+impl<M, S> Ended<M, S> {
+    /// The turn is over without an answer: it was superseded, and its messages wait again, in the journal already.
+    pub fn requeue(mut self) {
+        self.requeued = true;
+    }
 }
 
 impl<M, S> Drop for Ended<M, S> {
     fn drop(&mut self) {
         // The dispatcher is gone only when the gateway ends; then nobody wants to know.
-        drop(self.events.send(Event::Ended { batch: self.batch }));
+        drop(self.events.send(Event::Ended { batch: self.batch, requeued: self.requeued }));
     }
 }
 
@@ -53,11 +63,12 @@ impl<M, S> Clone for Dispatcher<M, S> {
     }
 }
 
-impl<M: Send + 'static, S: Send + 'static> Dispatcher<M, S> {
-    /// A dispatcher and the work that makes it go, for the caller to spawn.
+impl<M: Clone + Eq + Send + 'static, S: Send + 'static> Dispatcher<M, S> {
+    /// A dispatcher and the work that makes it go, for the caller to spawn. The work ends when no door and no turn is left
+    /// that could tell it anything.
     pub fn new(limits: Limits, carrier: Arc<dyn Carrier<M, S>>) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (events, receiver) = mpsc::unbounded_channel();
-        let work = run(Core::new(limits, Uuid::now_v7), receiver, events.clone(), carrier);
+        let work = run(Core::new(limits, Uuid::now_v7), receiver, events.downgrade(), carrier);
         (Self { events }, work)
     }
 
@@ -69,14 +80,14 @@ impl<M: Send + 'static, S: Send + 'static> Dispatcher<M, S> {
 
     /// The guard of a turn that was found running at start.
     pub fn adopt(&self, batch: Uuid) -> Ended<M, S> {
-        Ended { batch, events: self.events.clone() }
+        Ended { batch, requeued: false, events: self.events.clone() }
     }
 }
 
-async fn run<M: Send + 'static, S: Send + 'static>(
+async fn run<M: Clone + Eq + Send + 'static, S: Send + 'static>(
     mut core: Core<M, S>,
     mut receiver: UnboundedReceiver<Event<M, S>>,
-    events: UnboundedSender<Event<M, S>>,
+    events: WeakUnboundedSender<Event<M, S>>,
     carrier: Arc<dyn Carrier<M, S>>,
 ) {
     let began = Instant::now();
@@ -89,15 +100,17 @@ async fn run<M: Send + 'static, S: Send + 'static>(
             },
             () = sleep_until(deadline.unwrap_or(began)), if deadline.is_some() => Event::Tick,
         };
-        let over = if let Event::Ended { batch } = &event { Some(*batch) } else { None };
+        let over = if let Event::Ended { batch, .. } = &event { Some(*batch) } else { None };
         for effect in core.on(began.elapsed(), event) {
             match effect {
                 Effect::Start(batch) => {
-                    let ended = Ended { batch: batch.id, events: events.clone() };
+                    // Without a door left the gateway is ending, and the next start finds what waits.
+                    let Some(events) = events.upgrade() else { return };
+                    let ended = Ended { batch: batch.id, requeued: false, events };
                     carrier.start(batch, ended);
                 }
-                Effect::Cancel { batch, everywhere } => carrier.cancel(batch, everywhere),
-                Effect::Full(message) => carrier.full(message),
+                Effect::Cancel { batch, why } => carrier.cancel(batch, why),
+                Effect::Full { session, message } => carrier.full(session, message),
                 Effect::Stopped { request, ran, dropped } => carrier.stopped(request, ran, dropped),
             }
         }
@@ -109,64 +122,143 @@ async fn run<M: Send + 'static, S: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Mutex, time::Duration};
+    use std::{
+        sync::{Mutex, PoisonError},
+        time::Duration,
+    };
 
     use super::*;
     use crate::{
         chat::{Room, SurfaceKind},
-        dispatch::SessionKey,
         people::Role,
     };
 
-    type Started = (Vec<u32>, Ended<u32, ()>);
+    const LIMITS: Limits =
+        Limits { window: Duration::from_millis(1500), max_window: Duration::from_secs(8), max_queue: 2, max_turns: 4 };
 
+    /// Keeps what it is told, in short words, and the turns that run.
     #[derive(Default)]
     struct Record {
-        started: Mutex<Vec<Started>>,
+        told: Mutex<Vec<String>>,
+        running: Mutex<Vec<Ended<u32, u32>>>,
     }
 
-    impl Carrier<u32, ()> for Record {
-        fn start(&self, batch: Batch<u32>, ended: Ended<u32, ()>) {
-            self.started.lock().expect("no test panics holding it").push((batch.messages, ended));
+    impl Record {
+        fn tell(&self, what: String) {
+            self.told.lock().unwrap_or_else(PoisonError::into_inner).push(what);
         }
-        fn cancel(&self, _: Uuid, _: bool) {}
-        fn full(&self, _: u32) {}
-        fn stopped(&self, (): (), _: Vec<Uuid>, _: Vec<u32>) {}
-        fn over(&self, _: Uuid) {}
+
+        fn told(&self) -> Vec<String> {
+            std::mem::take(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+
+        fn end(&self) -> Ended<u32, u32> {
+            self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(0)
+        }
+    }
+
+    impl Carrier<u32, u32> for Record {
+        fn start(&self, batch: Batch<u32>, ended: Ended<u32, u32>) {
+            self.running.lock().unwrap_or_else(PoisonError::into_inner).push(ended);
+            self.tell(format!("start {:?}", batch.messages));
+        }
+
+        fn cancel(&self, _: Uuid, why: Why) {
+            self.tell(format!("{why:?}"));
+        }
+
+        fn full(&self, _: SessionKey, message: u32) {
+            self.tell(format!("full {message}"));
+        }
+
+        fn stopped(&self, request: u32, ran: Vec<Uuid>, dropped: Vec<u32>) {
+            self.tell(format!("stopped {request} ran {} dropped {dropped:?}", ran.len()));
+        }
+
+        fn over(&self, _: Uuid) {
+            self.tell("over".to_owned());
+        }
+    }
+
+    fn session() -> SessionKey {
+        let room = Room { surface: SurfaceKind::Console, id: "main".into() };
+        SessionKey { project: Uuid::nil(), room, thread: None }
+    }
+
+    fn dispatcher() -> (Dispatcher<u32, u32>, Arc<Record>, tokio::task::JoinHandle<()>) {
+        let record = Arc::new(Record::default());
+        let (dispatcher, work) = Dispatcher::new(LIMITS, Arc::clone(&record) as Arc<dyn Carrier<_, _>>);
+        (dispatcher, record, tokio::spawn(work))
+    }
+
+    fn say(dispatcher: &Dispatcher<u32, u32>, interrupts: bool, message: u32) {
+        assert!(dispatcher.tell(Event::Message { session: session(), rights: Role::Admin, interrupts, message }));
+    }
+
+    /// Lets the dispatcher take what it was told, and windows close.
+    async fn pass(ms: u64) {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn windows_close_by_time_and_a_dropped_turn_makes_room_for_the_next() {
-        let record = Arc::new(Record::default());
-        let limits = Limits {
-            window: Duration::from_millis(1500),
-            max_window: Duration::from_secs(8),
-            max_queue: 100,
-            max_turns: 4,
-        };
-        let (dispatcher, work) = Dispatcher::new(limits, Arc::clone(&record) as Arc<dyn Carrier<u32, ()>>);
-        let work = tokio::spawn(work);
-        let session = SessionKey {
-            project: Uuid::nil(),
-            room: Room { surface: SurfaceKind::Console, id: "main".into() },
-            thread: None,
-        };
-        let say = |message| {
-            assert!(dispatcher.tell(Event::Message { session: session.clone(), rights: Role::Admin, message }));
-        };
-        let started = || {
-            record.started.lock().expect("no test panics holding it").iter().map(|(m, _)| m.clone()).collect::<Vec<_>>()
-        };
-        say(1);
-        say(2);
-        tokio::time::sleep(Duration::from_millis(1501)).await;
-        assert_eq!(started(), [vec![1, 2]]);
-        say(3);
-        tokio::time::sleep(Duration::from_mins(1)).await;
-        assert_eq!(started().len(), 1);
-        record.started.lock().expect("no test panics holding it").clear();
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        assert_eq!(started(), [vec![3]]);
-        work.abort();
+        let (dispatcher, record, _work) = dispatcher();
+        say(&dispatcher, false, 1);
+        say(&dispatcher, false, 2);
+        say(&dispatcher, false, 3);
+        pass(1501).await;
+        assert_eq!(record.told(), ["full 3", "start [1, 2]"]);
+        say(&dispatcher, false, 4);
+        pass(60_000).await;
+        assert!(record.told().is_empty());
+        drop(record.end());
+        pass(1).await;
+        assert_eq!(record.told(), ["start [4]", "over"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_superseded_turn_gives_its_messages_back_or_is_stopped_after_all() {
+        let (dispatcher, record, _work) = dispatcher();
+        say(&dispatcher, false, 1);
+        pass(1501).await;
+        say(&dispatcher, true, 2);
+        pass(1).await;
+        record.end().requeue();
+        pass(1501).await;
+        assert_eq!(record.told(), ["start [1]", "Superseded", "over", "start [1, 2]"]);
+        let (room, project) = (Some(session().room), session().project);
+        assert!(dispatcher.tell(Event::Stop { room, project, request: 7 }));
+        pass(1).await;
+        record.end().requeue();
+        pass(1).await;
+        assert_eq!(record.told(), ["Stopped", "stopped 7 ran 1 dropped [1, 2]", "over"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_was_found_running_holds_its_place_until_its_guard_goes() {
+        let (dispatcher, record, _work) = dispatcher();
+        let batch = Uuid::now_v7();
+        let ended = dispatcher.adopt(batch);
+        let messages = vec![1];
+        assert!(dispatcher.tell(Event::Resumed { session: session(), batch, rights: Role::Admin, messages }));
+        say(&dispatcher, false, 2);
+        pass(9000).await;
+        assert!(record.told().is_empty());
+        drop(ended);
+        pass(1).await;
+        assert_eq!(record.told(), ["start [2]", "over"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_work_ends_when_no_door_and_no_turn_is_left() {
+        let (dispatcher, record, work) = dispatcher();
+        say(&dispatcher, false, 1);
+        pass(1501).await;
+        drop(dispatcher);
+        pass(60_000).await;
+        assert!(!work.is_finished(), "a turn may still end");
+        drop(record.end());
+        work.await.expect("it ends by itself");
+        assert_eq!(record.told(), ["start [1]", "over"]);
     }
 }

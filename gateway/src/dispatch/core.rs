@@ -1,17 +1,21 @@
-//! The dispatcher's pure core: events in, effects out. No clock, no I/O, no tasks.
+//! The dispatcher's pure core: events in, effects out. No clock, no I/O, no tasks, no text of anybody.
 //!
-//! The rules are CHAT-1 to CHAT-5, CHAT-8 and CHAT-13. A session is here only while it has something
-//! waiting or running.
+//! The rules are CHAT-1 to CHAT-8 and CHAT-13. A session is here only while it has something waiting or running, and
+//! whatever is here can be rebuilt from the journal: [`Event::Pause`] for what is paused, [`Event::Resumed`] for each turn
+//! that runs, then what waits ([`Event::Recovered`]) and the stops that were not reported, in the order in which they came.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 use uuid::Uuid;
 
+use self::queue::{Due, During, Queue};
 use super::{Batch, SessionKey};
 use crate::{chat::Room, people::Role};
+
+mod queue;
 
 /// A point on the caller's monotonic clock.
 pub type Moment = Duration;
@@ -29,8 +33,9 @@ pub struct Limits {
     pub max_turns: usize,
 }
 
-/// What happened. `M` is a message, `S` a request to stop that wants a report.
-#[derive(Debug)]
+/// What happened. `M` is a light handle of a message, whose text lies in the journal; `S` is a request to stop that wants a
+/// report.
+#[derive(Debug, Clone)]
 pub enum Event<M, S> {
     /// Somebody said something to the agent.
     Message {
@@ -38,14 +43,42 @@ pub enum Event<M, S> {
         session: SessionKey,
         /// What its sender may do; messages of different rights are never merged (CHAT-4).
         rights: Role,
+        /// Whether it ends a turn that runs in its session, to be answered together with that turn's messages (CHAT-7).
+        interrupts: bool,
         /// The message.
         message: M,
     },
-    /// Time went by.
-    Tick,
+    /// A message that was taken under an earlier gateway and still waits. As [`Event::Message`], but never refused.
+    Recovered {
+        /// Whose memory it goes to.
+        session: SessionKey,
+        /// What its sender may do.
+        rights: Role,
+        /// Whether it ends a turn that runs in its session.
+        interrupts: bool,
+        /// The message.
+        message: M,
+    },
+    /// A message was cancelled or redacted, and the journal says so. It waits no longer, and does not come back with a turn
+    /// that is superseded. Nothing happens to a turn that has it.
+    Removed {
+        /// The message.
+        message: M,
+    },
+    /// Nothing of a project starts from now on. What runs goes on, also when somebody writes in a room that interrupts.
+    Pause {
+        /// The project.
+        project: Uuid,
+    },
+    /// A project goes on.
+    Unpause {
+        /// The project.
+        project: Uuid,
+    },
     /// Somebody wants the agent to stop on a project.
     Stop {
-        /// In which room; `None` in every room, also for what comes until the last turn has ended.
+        /// In which room; `None` in every room, also for what comes until the last turn has ended, because the project is
+        /// being deleted.
         room: Option<Room>,
         /// On what.
         project: Uuid,
@@ -58,59 +91,94 @@ pub enum Event<M, S> {
         session: SessionKey,
         /// Its id.
         batch: Uuid,
+        /// What the senders of its messages may do.
+        rights: Role,
+        /// What it answers, without what was removed since it began.
+        messages: Vec<M>,
     },
     /// A turn is over, and everything of it is gone.
     Ended {
         /// Its id.
         batch: Uuid,
+        /// Whether it was superseded: its messages are unanswered and, in the journal, wait again.
+        requeued: bool,
     },
+    /// Time went by.
+    Tick,
 }
 
-/// What is to be done.
-#[derive(Debug)]
+/// Why a running turn is to end; a later one is stronger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Why {
+    /// A message interrupted it; its messages wait again unless it is answered first.
+    Superseded,
+    /// Somebody asked to stop.
+    Stopped,
+    /// Its project is being deleted.
+    Deleted,
+}
+
+/// What is to be done. The order counts: a stop is reported before anything starts that came after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect<M, S> {
-    /// Run a turn; [`Event::Ended`] must follow, whatever becomes of it.
+    /// Run a turn with those of the messages that, by the journal, still wait; [`Event::Ended`] must follow, whatever
+    /// becomes of it.
     Start(Batch<M>),
-    /// End a turn that runs; its [`Event::Ended`] is still to come.
+    /// End a turn that runs; its [`Event::Ended`] is still to come. Told once for each reason, and never a weaker one after
+    /// a stronger one.
     Cancel {
         /// The turn's id.
         batch: Uuid,
-        /// Whether the whole project is stopped, not one room of it.
-        everywhere: bool,
+        /// Why.
+        why: Why,
     },
     /// The queue is full and the message was not taken.
-    Full(M),
+    Full {
+        /// Whose memory it would have gone to.
+        session: SessionKey,
+        /// The message.
+        message: M,
+    },
     /// A request to stop is done.
     Stopped {
         /// Who wanted it.
         request: S,
         /// The turns that ran, over now.
         ran: Vec<Uuid>,
-        /// What waited and was dropped.
+        /// What waited and was dropped; in each session in the order in which it came.
         dropped: Vec<M>,
     },
 }
 
-/// Messages that wait to become a batch.
-#[derive(Debug)]
-struct Waiting<M> {
+/// A message on its way into a queue.
+struct Said<M> {
+    session: SessionKey,
     rights: Role,
+    interrupts: bool,
+    message: M,
+    /// Whether it is new; what was taken once is not refused any more.
+    refusable: bool,
+}
+
+/// A turn that runs.
+#[derive(Debug)]
+struct Turn<M> {
+    session: SessionKey,
+    rights: Role,
+    /// What waits again if the turn is superseded.
     messages: Vec<M>,
-    opened: Moment,
-    closes: Moment,
+    /// The strongest reason for which it was asked to end.
+    cancelled: Option<Why>,
 }
 
-#[derive(Debug)]
-struct Running {
-    batch: Uuid,
-    /// Whether it was asked to end; that is done once.
-    cancelled: bool,
-}
-
-#[derive(Debug)]
-struct Session<M> {
-    waiting: VecDeque<Waiting<M>>,
-    running: Option<Running>,
+impl<M> Turn<M> {
+    /// Asks the turn to end, if that is news.
+    fn cancel<S>(&mut self, batch: Uuid, why: Why, effects: &mut Vec<Effect<M, S>>) {
+        if self.cancelled < Some(why) {
+            self.cancelled = Some(why);
+            effects.push(Effect::Cancel { batch, why });
+        }
+    }
 }
 
 /// A stop that waits for turns to end.
@@ -129,167 +197,213 @@ struct Stop<M, S> {
 pub struct Core<M, S> {
     limits: Limits,
     mint: fn() -> Uuid,
-    sessions: BTreeMap<SessionKey, Session<M>>,
-    /// Sessions whose first batch has closed and has no place yet, in the order in which they closed.
-    ready: VecDeque<SessionKey>,
+    now: Moment,
+    /// What waits, where anything does.
+    queues: BTreeMap<SessionKey, Queue<M>>,
+    turns: BTreeMap<Uuid, Turn<M>>,
+    /// The queues of sessions without a turn, by when their first batch closes or has closed: what is past now waits for a
+    /// place only, and gets one in this order.
+    line: BTreeMap<Due, SessionKey>,
+    /// Tells apart what closes at the same moment.
+    arrivals: u64,
+    paused: BTreeSet<Uuid>,
     /// Stops whose turns have not all ended.
     stops: Vec<Stop<M, S>>,
 }
 
-impl<M, S> Core<M, S> {
+impl<M: Clone + Eq, S> Core<M, S> {
     /// Nothing to do yet. `mint` makes the ids of batches.
     pub fn new(limits: Limits, mint: fn() -> Uuid) -> Self {
-        Self { limits, mint, sessions: BTreeMap::new(), ready: VecDeque::new(), stops: Vec::new() }
+        Self {
+            limits,
+            mint,
+            now: Moment::ZERO,
+            queues: BTreeMap::new(),
+            turns: BTreeMap::new(),
+            line: BTreeMap::new(),
+            arrivals: 0,
+            paused: BTreeSet::new(),
+            stops: Vec::new(),
+        }
     }
 
     /// Takes one event and says what is to be done, in this order.
     pub fn on(&mut self, now: Moment, event: Event<M, S>) -> Vec<Effect<M, S>> {
+        self.now = self.now.max(now);
         let mut effects = Vec::new();
         match event {
-            Event::Message { session, rights, message } => self.message(now, session, rights, message, &mut effects),
-            Event::Tick => {}
-            Event::Stop { room, project, request } => self.stop(room.as_ref(), project, request, &mut effects),
-            Event::Resumed { session, batch } => {
-                let session =
-                    self.sessions.entry(session).or_insert_with(|| Session { waiting: VecDeque::new(), running: None });
-                session.running = Some(Running { batch, cancelled: false });
+            Event::Message { session, rights, interrupts, message } => {
+                self.take(Said { session, rights, interrupts, message, refusable: true }, &mut effects);
             }
-            Event::Ended { batch } => self.ended(batch, &mut effects),
+            Event::Recovered { session, rights, interrupts, message } => {
+                self.take(Said { session, rights, interrupts, message, refusable: false }, &mut effects);
+            }
+            Event::Removed { message } => self.remove(&message),
+            Event::Pause { project } => {
+                self.paused.insert(project);
+            }
+            Event::Unpause { project } => {
+                self.paused.remove(&project);
+            }
+            Event::Stop { room, project, request } => self.stop(room.as_ref(), project, request, &mut effects),
+            Event::Resumed { session, batch, rights, messages } => {
+                self.turns.insert(batch, Turn { session: session.clone(), rights, messages, cancelled: None });
+                self.arrange(&session);
+            }
+            Event::Ended { batch, requeued } => self.ended(batch, requeued, &mut effects),
+            Event::Tick => {}
         }
-        self.settle(now, &mut effects);
+        self.start(&mut effects);
         effects
     }
 
-    /// When the next [`Event::Tick`] is due; `None` while nothing waits for its window to close.
+    /// When the next [`Event::Tick`] is due; `None` while no window is open.
     pub fn next_deadline(&self) -> Option<Moment> {
-        self.sessions
-            .iter()
-            .filter(|(key, session)| session.running.is_none() && !self.ready.contains(key))
-            .filter_map(|(_, session)| session.waiting.front())
-            .map(|waiting| waiting.closes)
-            .min()
+        self.line.range(Due::after(self.now)..).next().map(|(due, _)| due.at)
     }
 
     /// Whether nothing waits and nothing runs.
     pub fn is_idle(&self) -> bool {
-        self.sessions.is_empty()
+        self.queues.is_empty() && self.turns.is_empty()
     }
 
-    /// How many messages wait on a project, in any room.
-    pub fn waiting_on(&self, project: Uuid) -> usize {
-        self.sessions
-            .iter()
-            .filter(|(key, _)| key.project == project)
-            .flat_map(|(_, session)| &session.waiting)
-            .map(|waiting| waiting.messages.len())
-            .sum()
-    }
-
-    fn message(&mut self, now: Moment, key: SessionKey, rights: Role, message: M, effects: &mut Vec<Effect<M, S>>) {
-        let Limits { window, max_window, max_queue, .. } = self.limits;
-        let session = self.sessions.entry(key).or_insert_with(|| Session { waiting: VecDeque::new(), running: None });
-        if session.waiting.iter().map(|waiting| waiting.messages.len()).sum::<usize>() >= max_queue {
-            effects.push(Effect::Full(message));
+    fn take(&mut self, said: Said<M>, effects: &mut Vec<Effect<M, S>>) {
+        let Said { session, rights, interrupts, message, refusable } = said;
+        let Self { limits, now, queues, turns, paused, .. } = self;
+        let interrupts = interrupts && !paused.contains(&session.project);
+        let turn = turns.iter_mut().find(|(_, turn)| turn.session == session);
+        let (during, back) = match &turn {
+            None => (During::Nothing, 0),
+            Some((_, Turn { cancelled, messages, .. })) => match cancelled {
+                Some(Why::Superseded) => (During::Superseded, messages.len()),
+                None if interrupts => (During::Superseded, messages.len()),
+                _ => (During::Turn, 0),
+            },
+        };
+        // What comes back from a superseded turn counts, so that interruptions cannot grow a queue past its bound.
+        let waiting = queues.get(&session).map_or(0, Queue::len);
+        if refusable && waiting + back >= limits.max_queue {
+            effects.push(Effect::Full { session, message });
             return;
         }
-        // What comes during a turn has had its window already: it starts when the turn ends (CHAT-3).
-        let closes = if session.running.is_some() { now } else { now + window };
-        match session.waiting.back_mut() {
-            Some(last) if last.rights == rights => {
-                // A batch that has closed and waits for its place still takes messages; its window is over.
-                if last.closes > now {
-                    last.closes = closes.min(last.opened + max_window);
-                }
-                last.messages.push(message);
-            }
-            last => {
-                if let Some(last) = last {
-                    last.closes = last.closes.min(now);
-                }
-                let closes = closes.min(now + max_window);
-                session.waiting.push_back(Waiting { rights, messages: vec![message], opened: now, closes });
-            }
+        let queue = queues.entry(session.clone()).or_insert_with(|| Queue::new(*now));
+        if let (During::Superseded, Some((batch, turn))) = (during, turn)
+            && turn.cancelled.is_none()
+        {
+            turn.cancel(*batch, Why::Superseded, effects);
+            queue.reopen(*now, limits);
+        }
+        queue.push(*now, limits, during, rights, message);
+        self.arrange(&session);
+    }
+
+    fn remove(&mut self, message: &M) {
+        for turn in self.turns.values_mut() {
+            turn.messages.retain(|has| has != message);
+        }
+        let now = self.now;
+        let had =
+            self.queues.iter_mut().find_map(|(session, queue)| queue.remove(now, message).then(|| session.clone()));
+        if let Some(session) = had {
+            self.arrange(&session);
         }
     }
 
     fn stop(&mut self, room: Option<&Room>, project: Uuid, request: S, effects: &mut Vec<Effect<M, S>>) {
-        let everywhere = room.is_none();
-        let mut dropped = Vec::new();
+        let covers = |key: &SessionKey| key.project == project && room.is_none_or(|room| key.room == *room);
+        let why = if room.is_none() { Why::Deleted } else { Why::Stopped };
+        let dropped = self.drop_waiting(covers);
         let mut left = BTreeSet::new();
-        for (key, session) in &mut self.sessions {
-            if key.project != project || room.is_some_and(|room| key.room != *room) {
-                continue;
-            }
-            dropped.extend(session.waiting.drain(..).flat_map(|waiting| waiting.messages));
-            if let Some(Running { batch, cancelled }) = &mut session.running {
-                left.insert(*batch);
-                if !std::mem::replace(cancelled, true) {
-                    effects.push(Effect::Cancel { batch: *batch, everywhere });
-                }
-            }
+        for (batch, turn) in self.turns.iter_mut().filter(|(_, turn)| covers(&turn.session)) {
+            left.insert(*batch);
+            turn.cancel(*batch, why, effects);
         }
         if left.is_empty() {
             effects.push(Effect::Stopped { request, ran: Vec::new(), dropped });
         } else {
-            let everywhere = everywhere.then_some(project);
+            let everywhere = room.is_none().then_some(project);
             self.stops.push(Stop { request, everywhere, left, ran: Vec::new(), dropped });
         }
     }
 
-    fn ended(&mut self, batch: Uuid, effects: &mut Vec<Effect<M, S>>) {
-        for session in self.sessions.values_mut() {
-            session.running.take_if(|running| running.batch == batch);
-        }
+    fn ended(&mut self, batch: Uuid, requeued: bool, effects: &mut Vec<Effect<M, S>>) {
+        let Some(Turn { session, rights, messages, .. }) = self.turns.remove(&batch) else { return };
+        let mut back = if requeued { messages } else { Vec::new() };
         for stop in &mut self.stops {
             if stop.left.remove(&batch) {
                 stop.ran.push(batch);
+                // What a stop covers does not begin anew. It came before anything that the stop found waiting.
+                stop.dropped.splice(0..0, back.drain(..));
             }
         }
-        let Self { sessions, stops, .. } = self;
-        for Stop { request, everywhere, ran, mut dropped, .. } in stops.extract_if(.., |stop| stop.left.is_empty()) {
+        if !back.is_empty() {
+            self.queues.entry(session.clone()).or_insert_with(|| Queue::new(self.now)).requeue(self.now, rights, back);
+        }
+        self.arrange(&session);
+        let done: Vec<_> = self.stops.extract_if(.., |stop| stop.left.is_empty()).collect();
+        for Stop { request, everywhere, ran, mut dropped, .. } in done {
             // A project that is stopped as a whole has nothing left when its stop is done.
-            for (_, session) in sessions.iter_mut().filter(|(key, _)| everywhere == Some(key.project)) {
-                dropped.extend(session.waiting.drain(..).flat_map(|waiting| waiting.messages));
-            }
+            dropped.extend(self.drop_waiting(|key| everywhere == Some(key.project)));
             effects.push(Effect::Stopped { request, ran, dropped });
         }
     }
 
-    /// Starts what may start, and forgets the sessions that have nothing left.
-    fn settle(&mut self, now: Moment, effects: &mut Vec<Effect<M, S>>) {
-        self.sessions.retain(|_, session| session.running.is_some() || !session.waiting.is_empty());
-        let Self { sessions, ready, .. } = self;
-        ready.retain(|key| sessions.get(key).is_some_and(|session| session.running.is_none()));
-
-        let mut closed: Vec<_> = sessions
-            .iter()
-            .filter(|(key, session)| session.running.is_none() && !ready.contains(key))
-            .filter_map(|(key, session)| Some((session.waiting.front()?.closes, key)))
-            .filter(|(closes, _)| *closes <= now)
-            .collect();
-        closed.sort_unstable();
-        let closed: Vec<_> = closed.into_iter().map(|(_, key)| key.clone()).collect();
-        ready.extend(closed);
-
-        let running = sessions.iter().filter(|(_, session)| session.running.is_some());
-        // Turns that were found running at start may share a project: they are counted one by one.
-        let mut turns = running.clone().count();
-        let mut busy: BTreeSet<Uuid> = running.map(|(key, _)| key.project).collect();
-        let mut still_ready = VecDeque::new();
-        while let Some(key) = self.ready.pop_front() {
-            if turns >= self.limits.max_turns || busy.contains(&key.project) {
-                still_ready.push_back(key);
-                continue;
+    fn drop_waiting(&mut self, covers: impl Fn(&SessionKey) -> bool) -> Vec<M> {
+        let mut dropped = Vec::new();
+        for (_, queue) in self.queues.extract_if(.., |key, _| covers(key)) {
+            if let Some(due) = queue.due {
+                self.line.remove(&due);
             }
-            let Some(session) = self.sessions.get_mut(&key) else { continue };
-            let Some(first) = session.waiting.pop_front() else { continue };
-            let id = (self.mint)();
-            session.running = Some(Running { batch: id, cancelled: false });
-            turns += 1;
-            busy.insert(key.project);
-            effects.push(Effect::Start(Batch { id, session: key, messages: first.messages }));
+            dropped.extend(queue.into_messages());
         }
-        self.ready = still_ready;
+        dropped
+    }
+
+    /// Puts a session's queue where it belongs in the line after a change of it or of its turn, or forgets it when it is
+    /// empty. A batch that has closed keeps its place.
+    fn arrange(&mut self, session: &SessionKey) {
+        let held = self.turns.values().any(|turn| turn.session == *session);
+        let Some(queue) = self.queues.get_mut(session) else { return };
+        let at = if held || queue.is_empty() {
+            None
+        } else if queue.is_closed(self.now) {
+            Some(queue.due.map_or(self.now, |due| due.at.min(self.now)))
+        } else {
+            Some(queue.closes())
+        };
+        if at != queue.due.map(|due| due.at) {
+            if let Some(due) = queue.due.take() {
+                self.line.remove(&due);
+            }
+            if let Some(at) = at {
+                self.arrivals += 1;
+                let due = Due { at, arrival: self.arrivals };
+                self.line.insert(due, session.clone());
+                queue.due = Some(due);
+            }
+        }
+        if queue.is_empty() {
+            self.queues.remove(session);
+        }
+    }
+
+    /// Gives free places to the batches that have closed. Whose project is busy or paused is passed over and keeps its
+    /// place in the line.
+    fn start(&mut self, effects: &mut Vec<Effect<M, S>>) {
+        while self.turns.len() < self.limits.max_turns {
+            let may_start = |session: &SessionKey| {
+                !self.paused.contains(&session.project)
+                    && self.turns.values().all(|turn| turn.session.project != session.project)
+            };
+            let mut closed = self.line.range(..Due::after(self.now)).map(|(_, session)| session);
+            let Some(session) = closed.find(|session| may_start(session)).cloned() else { return };
+            let Some((rights, messages)) = self.queues.get_mut(&session).and_then(Queue::pop) else { return };
+            let id = (self.mint)();
+            let turn = Turn { session: session.clone(), rights, messages: messages.clone(), cancelled: None };
+            self.turns.insert(id, turn);
+            self.arrange(&session);
+            effects.push(Effect::Start(Batch { id, session, rights, messages }));
+        }
     }
 }
 

@@ -6,12 +6,13 @@
 pub mod actor;
 pub mod core;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::chat::Room;
+use crate::{chat::Room, people::Role};
 
 /// What an agent's memory belongs to: one conversation on one project.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SessionKey {
     /// The project; at most one turn runs in it at a time.
     pub project: Uuid,
@@ -22,12 +23,14 @@ pub struct SessionKey {
 }
 
 /// Messages that the agent answers together.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch<M> {
     /// Minted when the batch closed; also the id of its turn.
     pub id: Uuid,
     /// Whose memory it goes to.
     pub session: SessionKey,
+    /// What all their senders may do, and the turn no more (CHAT-4).
+    pub rights: Role,
     /// The messages, in the order in which they came; at least one.
     pub messages: Vec<M>,
 }

@@ -1,229 +1,505 @@
-//! The agent's memory (CHAT-11): which session id is pinned for a conversation, and which turn runs in it.
+//! The agent's conversations (CHAT-11): what waits in each, which turn runs, and which session id is pinned.
 //!
-//! Stream `session/<project> <room> <thread>`. A turn is journaled before its sled hears of it, and its end
-//! before people read its answer; what was begun and not finished is found again at start.
+//! Stream `session/<project> <room> <thread>`. A message is journaled before its surface may forget it, a turn before
+//! its sled hears of it, and its end in one transaction with its answer. The dispatcher decides *when* a batch begins;
+//! the stream decides *what* is in it. A conversation is in memory only while something waits or runs in it (CHAT-13).
 
-use std::fmt::Display;
+mod session;
 
-use journal::{
-    Actor, Append, AppendError, Cause, DomainEvent, Expected, Fold, Journal, Loaded, NewEvent, Recorded, StreamId,
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    sync::{Arc, Mutex, PoisonError},
 };
+
+use jiff::Timestamp;
+use journal::{Actor, Append, AppendError, Appended, Cause, Expected, Journal, Loaded, NewEvent, StreamId};
 use link::requests::AgentSession;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use self::session::{Answered, Ending, Message, Removal, Running, Session, SessionEvent};
 use crate::{
-    chat::{Person, Room},
+    chat::{Inbound, Person, Room, SurfaceKind},
     dispatch::SessionKey,
+    outbox::{Outbox, Post},
+    people::Role,
+    prompt::Words,
     refusal::Refusal,
+    text::masked,
 };
 
 const STREAM: &str = "session";
-/// How often a change is decided anew because another one came before it.
-const TRIES: u32 = 16;
-
-/// Whom a turn answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answered {
-    /// The message's event.
-    pub event_id: String,
-    /// Who wrote it.
-    pub sender: Person,
-    /// The thread that it was asked in, where its answer goes.
-    #[serde(default)]
-    pub thread: Option<String>,
-}
-
-/// How a turn ended, as far as a fold needs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ending {
-    /// With an answer.
-    Answered,
-    /// With an error, which was told.
-    Failed,
-    /// By a person.
-    Stopped,
-    /// With its sled or container.
-    Interrupted,
-}
-
-/// What happens to a session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", content = "data")]
-pub enum SessionEvent {
-    /// A session id is pinned: at the first message, and by `reset`.
-    #[serde(rename = "session.opened")]
-    Opened {
-        /// Of which project.
-        project: Uuid,
-        /// Where people talk.
-        room: Room,
-        /// In which thread.
-        thread: Option<String>,
-        /// The id under which the agent keeps its memory.
-        agent_session: Uuid,
-    },
-    /// A turn is handed to its sled.
-    #[serde(rename = "session.turn_begun")]
-    TurnBegun {
-        /// The batch's id.
-        turn: Uuid,
-        /// The messages that it answers, in order.
-        answers: Vec<Answered>,
-    },
-    /// A turn is over.
-    #[serde(rename = "session.turn_finished")]
-    TurnFinished {
-        /// Which one.
-        turn: Uuid,
-        /// How.
-        ending: Ending,
-        /// Whether the agent ran, so that its memory is there now.
-        agent_ran: bool,
-    },
-}
-
-impl DomainEvent for SessionEvent {
-    const KINDS: &'static [&'static str] = &["session.opened", "session.turn_begun", "session.turn_finished"];
-}
-
-/// A session as its events tell it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Session {
-    key: Option<SessionKey>,
-    agent: Uuid,
-    used: bool,
-    running: Option<Running>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Running {
-    turn: Uuid,
-    /// The agent's session that it began in; a `reset` may have pinned another since.
-    agent: Uuid,
-    answers: Vec<Answered>,
-}
-
-/// An event that cannot follow.
-#[derive(Debug, thiserror::Error)]
-#[error("turn {0} ended and did not run")]
-pub struct NotRunning(Uuid);
-
-impl Fold for Session {
-    type Event = SessionEvent;
-    type Error = NotRunning;
-
-    fn apply(&mut self, event: &SessionEvent, _: &Recorded) -> Result<(), NotRunning> {
-        match event {
-            SessionEvent::Opened { project, room, thread, agent_session } => {
-                self.key = Some(SessionKey { project: *project, room: room.clone(), thread: thread.clone() });
-                self.agent = *agent_session;
-                self.used = false;
-            }
-            SessionEvent::TurnBegun { turn, answers } => {
-                self.running = Some(Running { turn: *turn, agent: self.agent, answers: answers.clone() });
-            }
-            SessionEvent::TurnFinished { turn, agent_ran, .. } => {
-                let ended = self.running.take_if(|running| running.turn == *turn).ok_or(NotRunning(*turn))?;
-                self.used |= *agent_ran && ended.agent == self.agent;
-            }
-        }
-        Ok(())
-    }
-}
+/// So many events after a snapshot there is another one.
+const SNAPSHOT_EVERY: u64 = 64;
+/// How often a message that waits can be edited.
+const MAX_EDITS: u64 = 64;
 
 /// A turn that was begun and not finished when the gateway ended.
 #[derive(Debug, Clone)]
 pub struct Unfinished {
     /// The session.
     pub session: SessionKey,
-    /// The turn.
-    pub turn: Uuid,
-    /// Whom it answers.
-    pub answers: Vec<Answered>,
+    /// The turn as it stands.
+    pub running: Running,
 }
 
-/// All sessions. Loaded when they are needed: an idle one costs nothing.
+/// What an earlier gateway left to do.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// Turns that were under way.
+    pub unfinished: Vec<Unfinished>,
+    /// Messages that wait, in the order in which they were accepted.
+    pub waiting: Vec<(SessionKey, Message)>,
+}
+
+/// What becomes of a message that is handed to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// It waits now.
+    New {
+        /// Whether a turn runs in its project, so that it will wait for longer than its window.
+        behind: bool,
+    },
+    /// It was accepted before: by an earlier gateway, or from an earlier sync.
+    Seen,
+}
+
+/// A turn that begins.
+#[derive(Debug)]
+pub struct Begun {
+    /// The agent's memory that it belongs to.
+    pub memory: AgentSession,
+    /// What its people said.
+    pub messages: Vec<Message>,
+}
+
+/// A conversation in memory, for as long as somebody works with it or something waits or runs in it.
+type Slot = Arc<tokio::sync::Mutex<Option<Loaded<Session>>>>;
+
+/// All sessions. Clones speak of the same.
 #[derive(Clone)]
 pub struct Sessions {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     journal: Journal,
+    outbox: Outbox,
+    live: Mutex<HashMap<SessionKey, Slot>>,
+    /// When the newest message of each surface was said.
+    newest: Mutex<HashMap<SurfaceKind, Timestamp>>,
+}
+
+/// What a change does.
+struct Change {
+    events: Vec<NewEvent>,
+    posts: Vec<Post>,
+    key: Option<String>,
+}
+
+impl Change {
+    fn of<'a>(events: impl IntoIterator<Item = &'a SessionEvent>) -> Result<Self, Refusal> {
+        let events = NewEvent::encode_all(events).map_err(|error| unjournaled(&error))?;
+        Ok(Self { events, posts: Vec::new(), key: None })
+    }
 }
 
 impl Sessions {
-    /// Sessions in this journal.
-    pub fn new(journal: Journal) -> Self {
-        Self { journal }
+    /// The sessions in this journal. What is said with their changes goes through `outbox`.
+    pub fn new(journal: Journal, outbox: Outbox) -> Self {
+        Self { inner: Arc::new(Inner { journal, outbox, live: Mutex::default(), newest: Mutex::default() }) }
     }
 
-    /// Pins the session of a conversation where it has none yet, and journals that a turn of it begins.
-    pub async fn begin(&self, key: &SessionKey, turn: Uuid, answers: Vec<Answered>) -> Result<AgentSession, Refusal> {
-        let cause = answers.last().map_or(Cause::None, |answered| Cause::Command(answered.event_id.clone()));
-        let fresh = Uuid::new_v4();
-        self.change(key, &Actor::Gateway, &cause, |session| {
-            let begun = SessionEvent::TurnBegun { turn, answers: answers.clone() };
-            if session.key.is_some() {
-                (vec![begun], AgentSession { id: session.agent, resumed: session.used })
-            } else {
-                (vec![opened(key, fresh), begun], AgentSession { id: fresh, resumed: false })
+    /// Finds what an earlier gateway left, and takes it into memory.
+    pub async fn recover(&self) -> Result<Left, Refusal> {
+        let all = self.inner.journal.load_all_snapshots::<Session>(STREAM).await.map_err(|error| unreadable(&error))?;
+        let mut left = Left::default();
+        let mut live = self.inner.live.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, session) in all {
+            let Session { key: Some(key), waiting, running, newest, .. } = &session.state else { continue };
+            if let Some(at) = *newest {
+                let mut newest = self.inner.newest.lock().unwrap_or_else(PoisonError::into_inner);
+                let newest = newest.entry(key.room.surface).or_insert(at);
+                *newest = at.max(*newest);
             }
-        })
-        .await
+            if session.state.is_idle() {
+                continue;
+            }
+            left.waiting.extend(waiting.iter().map(|message| (key.clone(), message.clone())));
+            let unfinished = running.clone().map(|running| Unfinished { session: key.clone(), running });
+            left.unfinished.extend(unfinished);
+            let key = key.clone();
+            live.insert(key, Arc::new(tokio::sync::Mutex::new(Some(session))));
+        }
+        drop(live);
+        left.waiting.sort_by_key(|(_, message)| message.position);
+        Ok(left)
     }
 
-    /// Journals that a turn is over; one that does not run is over already.
-    pub async fn finish(&self, key: &SessionKey, turn: Uuid, ending: Ending, agent_ran: bool) -> Result<(), Refusal> {
-        self.change(key, &Actor::Sled(key.project.to_string()), &Cause::None, |session| {
+    /// Accepts a message, once. When this returns it is on the disk and waits.
+    pub async fn accept(
+        &self,
+        key: &SessionKey,
+        said: &Inbound,
+        text: &str,
+        rights: Role,
+    ) -> Result<Accepted, Refusal> {
+        let actor = Actor::Person(said.sender.to_string());
+        let id = seen_key(&said.room, &said.event_id);
+        let body = text_id(&said.room, &said.event_id, TextOf::Words(0));
+        let quote = said.quoted.as_ref().map(|_| text_id(&said.room, &said.event_id, TextOf::Quote));
+        let decide = |session: &Session| {
+            let message = Message {
+                event_id: said.event_id.clone(),
+                number: session.said + 1,
+                sender: said.sender.clone(),
+                rights,
+                at: said.at,
+                thread: said.thread.clone(),
+                text: body,
+                quoted: quote,
+                edits: 0,
+                position: 0,
+                accepted: None,
+            };
+            let mut events = Vec::new();
+            if session.key.is_none() {
+                events.push(encode(&opened(key, Uuid::new_v4()))?);
+            }
+            let mut accepted = encode(&SessionEvent::Accepted(message))?.with_text(body, masked(text));
+            if let (Some(quote), Some(quoted)) = (quote, &said.quoted) {
+                accepted = accepted.with_text(quote, masked(quoted));
+            }
+            events.push(accepted);
+            Ok((Change { events, posts: Vec::new(), key: Some(id.clone()) }, ()))
+        };
+        let behind = self.is_busy(key.project);
+        let (new, ()) = self.change(key, actor, Cause::Command(said.event_id.clone()), decide).await?;
+        if !new {
+            return Ok(Accepted::Seen);
+        }
+        let mut newest = self.inner.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = newest.entry(said.room.surface).or_insert(said.at);
+        *newest = said.at.max(*newest);
+        Ok(Accepted::New { behind })
+    }
+
+    /// Gives a message that still waits in this room another text; whether there was one, by this person.
+    pub async fn edit(&self, room: &Room, event_id: &str, sender: &Person, text: &str) -> Result<bool, Refusal> {
+        for key in self.live_in(room) {
+            let actor = Actor::Person(sender.to_string());
+            let decide = |session: &Session| {
+                let waits =
+                    session.waiting.iter().find(|message| message.event_id == event_id && message.sender == *sender);
+                let Some(message) = waits.filter(|message| message.edits < MAX_EDITS) else {
+                    return Ok((Change::of([])?, None));
+                };
+                let id = text_id(room, event_id, TextOf::Words(message.edits + 1));
+                let edited = SessionEvent::Edited { event_id: event_id.to_owned(), text: id };
+                let mut change = Change::of([])?;
+                change.events.push(encode(&edited)?.with_text(id, masked(text)));
+                Ok((change, Some(message.text)))
+            };
+            let (_, old) = self.change(&key, actor, Cause::Command(event_id.to_owned()), decide).await?;
+            if let Some(old) = old {
+                self.erase(vec![old]).await?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes messages out that wait; those that did, in order. `posts` tell of it, in the same transaction, if there were any.
+    pub async fn remove(
+        &self,
+        key: &SessionKey,
+        event_ids: &[&str],
+        why: Removal,
+        by: Actor,
+        posts: impl Fn(&[Message]) -> Vec<Post>,
+    ) -> Result<Vec<Message>, Refusal> {
+        let decide = |session: &Session| {
+            let of_these = |message: &&Message| event_ids.contains(&message.event_id.as_str());
+            let removed: Vec<_> = session.waiting.iter().filter(of_these).cloned().collect();
+            if removed.is_empty() {
+                return Ok((Change::of([])?, removed));
+            }
+            let event_ids = removed.iter().map(|message| message.event_id.clone()).collect();
+            let mut change = Change::of([&SessionEvent::Removed { event_ids, why }])?;
+            change.posts = posts(&removed);
+            Ok((change, removed))
+        };
+        let (_, removed) = self.change(key, by, Cause::None, decide).await?;
+        Ok(removed)
+    }
+
+    /// Begins a turn with those of these messages that still wait; `None` when none does.
+    pub async fn begin(&self, key: &SessionKey, turn: Uuid, event_ids: &[&str]) -> Result<Option<Begun>, Refusal> {
+        let fresh = Uuid::new_v4();
+        let cause = event_ids.last().map_or(Cause::None, |event| Cause::Command((*event).to_owned()));
+        let decide = |session: &Session| {
+            let of_these = |message: &&Message| event_ids.contains(&message.event_id.as_str());
+            let messages: Vec<_> = session.waiting.iter().filter(of_these).cloned().collect();
+            if messages.is_empty() {
+                return Ok((Change::of([])?, None));
+            }
+            let answers = messages
+                .iter()
+                .map(|message| Answered {
+                    event_id: message.event_id.clone(),
+                    sender: message.sender.clone(),
+                    thread: message.thread.clone(),
+                })
+                .collect();
+            let begun = SessionEvent::TurnBegun { turn, answers };
+            let (events, memory) = match session.agent {
+                Some(memory) => (vec![begun], AgentSession { id: memory.id, resumed: memory.used }),
+                None => (vec![opened(key, fresh), begun], AgentSession { id: fresh, resumed: false }),
+            };
+            Ok((Change::of(&events)?, Some(Begun { memory, messages })))
+        };
+        let (_, begun) = self.change(key, Actor::Gateway, cause, decide).await?;
+        Ok(begun)
+    }
+
+    /// The agent's memory that a turn under way belongs to.
+    pub async fn memory(&self, key: &SessionKey, turn: Uuid) -> Result<AgentSession, Refusal> {
+        let decide = |session: &Session| {
+            let running = session.running.as_ref().filter(|running| running.turn == turn);
+            let id = running
+                .map(|running| running.agent)
+                .ok_or_else(|| Refusal::internal("the turn does not run any more", "its session's stream says so"))?;
+            let resumed = session.agent.is_some_and(|memory| memory.id == id && memory.used);
+            Ok((Change::of([])?, AgentSession { id, resumed }))
+        };
+        self.change(key, Actor::Gateway, Cause::None, decide).await.map(|(_, memory)| memory)
+    }
+
+    /// Journals that an interrupted turn is tried again, and tells of it.
+    pub async fn resume(&self, key: &SessionKey, turn: Uuid, attempt: u32, post: Post) -> Result<(), Refusal> {
+        let decide = |_: &Session| {
+            let mut change = Change::of([&SessionEvent::TurnResumed { turn, attempt }])?;
+            change.posts.push(post.clone());
+            Ok((change, ()))
+        };
+        self.change(key, Actor::Gateway, Cause::None, decide).await.map(drop)
+    }
+
+    /// Journals what a person decided on a question of a running turn, once; what holds, or `None` when the turn is over.
+    pub async fn decide(
+        &self,
+        key: &SessionKey,
+        turn: Uuid,
+        request: &str,
+        allow: bool,
+        by: &Person,
+    ) -> Result<Option<bool>, Refusal> {
+        let actor = Actor::Person(by.to_string());
+        let decide = |session: &Session| {
+            let Some(running) = session.running.as_ref().filter(|running| running.turn == turn) else {
+                return Ok((Change::of([])?, None));
+            };
+            if let Some((_, before)) = running.decided.iter().find(|(known, _)| known == request) {
+                return Ok((Change::of([])?, Some(*before)));
+            }
+            let request = request.to_owned();
+            let event = SessionEvent::PermissionDecided { turn, request, allow, by: by.clone() };
+            Ok((Change::of([&event])?, Some(allow)))
+        };
+        self.change(key, actor, Cause::None, decide).await.map(|(_, decided)| decided)
+    }
+
+    /// Journals that a turn is over together with what is told of it (DESIGN: answered); one that does not run is over already.
+    pub async fn finish(
+        &self,
+        key: &SessionKey,
+        turn: Uuid,
+        ending: Ending,
+        agent_ran: bool,
+        posts: Vec<Post>,
+    ) -> Result<(), Refusal> {
+        let actor = Actor::Sled(key.project.to_string());
+        let decide = |session: &Session| {
             let runs = session.running.as_ref().is_some_and(|running| running.turn == turn);
-            (if runs { vec![SessionEvent::TurnFinished { turn, ending, agent_ran }] } else { Vec::new() }, ())
-        })
-        .await
+            if !runs {
+                return Ok((Change::of([])?, ()));
+            }
+            let mut change = Change::of([&SessionEvent::TurnFinished { turn, ending, agent_ran }])?;
+            change.posts.clone_from(&posts);
+            Ok((change, ()))
+        };
+        self.change(key, actor, Cause::None, decide).await.map(drop)
     }
 
     /// Pins a fresh session; the agent remembers nothing of before.
     pub async fn reset(&self, key: &SessionKey, by: &Person, cause: Cause) -> Result<(), Refusal> {
         let fresh = Uuid::new_v4();
-        self.change(key, &Actor::Person(by.to_string()), &cause, |_| (vec![opened(key, fresh)], ())).await
+        let decide = |_: &Session| Ok((Change::of([&opened(key, fresh)])?, ()));
+        self.change(key, Actor::Person(by.to_string()), cause, decide).await.map(drop)
     }
 
-    /// Turns that were under way when the gateway ended.
-    pub async fn unfinished(&self) -> Result<Vec<Unfinished>, Refusal> {
-        let all = self.journal.load_all::<Session>(STREAM).await.map_err(|error| unreadable(&error))?;
-        let running = all.into_iter().filter_map(|(_, loaded)| {
-            let Running { turn, answers, .. } = loaded.state.running?;
-            Some(Unfinished { session: loaded.state.key?, turn, answers })
+    /// What waits and runs now, of the sessions that `wanted` names.
+    pub async fn busy(&self, wanted: impl Fn(&SessionKey) -> bool) -> Vec<(SessionKey, Session)> {
+        let keys: Vec<_> = self.live().into_iter().filter(|(key, _)| wanted(key)).collect();
+        let mut busy = Vec::new();
+        for (key, slot) in keys {
+            if let Some(session) = &*slot.lock().await
+                && !session.state.is_idle()
+            {
+                busy.push((key, session.state.clone()));
+            }
+        }
+        busy.sort_by(|(one, _), (other, _)| one.cmp(other));
+        busy
+    }
+
+    /// What messages say, for the agent or for people. A text that was erased reads so.
+    pub async fn words(&self, messages: &[Message]) -> Result<Vec<Words>, Refusal> {
+        let ids = messages.iter().flat_map(|message| [Some(message.text), message.quoted]).flatten().collect();
+        let mut texts = self.inner.journal.texts(ids).await.map_err(|error| unreadable(&error))?;
+        let words = messages.iter().map(|message| Words {
+            sender: message.sender.clone(),
+            at: message.at,
+            text: texts.remove(&message.text).unwrap_or_else(|| "(erased)".to_owned()),
+            quoted: message.quoted.and_then(|id| texts.remove(&id)),
         });
-        Ok(running.collect())
+        Ok(words.collect())
     }
 
-    /// Appends what `decide` makes of the session as it is now; decides again when another change came between.
+    /// When the newest message of a surface was said, of those that were ever accepted.
+    pub fn newest(&self, surface: SurfaceKind) -> Option<Timestamp> {
+        self.inner.newest.lock().unwrap_or_else(PoisonError::into_inner).get(&surface).copied()
+    }
+
+    /// Erases what was said by an event, whatever became of it.
+    pub async fn erase_said(&self, room: &Room, event_id: &str) -> Result<(), Refusal> {
+        let words = (0..=MAX_EDITS).map(TextOf::Words);
+        let texts = words.chain([TextOf::Quote, TextOf::Command]).map(|of| text_id(room, event_id, of)).collect();
+        self.erase(texts).await
+    }
+
+    async fn erase(&self, texts: Vec<Uuid>) -> Result<(), Refusal> {
+        let erased = self.inner.journal.erase(texts).await;
+        erased.map(drop).map_err(|error| Refusal::internal("a text could not be erased", error))
+    }
+
+    fn live(&self) -> Vec<(SessionKey, Slot)> {
+        let live = self.inner.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.iter().map(|(key, slot)| (key.clone(), Arc::clone(slot))).collect()
+    }
+
+    /// The sessions of a room in which something waits or runs.
+    fn live_in(&self, room: &Room) -> Vec<SessionKey> {
+        self.live().into_iter().map(|(key, _)| key).filter(|key| key.room == *room).collect()
+    }
+
+    /// Whether a turn runs in a project, as far as that can be told without waiting.
+    fn is_busy(&self, project: Uuid) -> bool {
+        let live = self.inner.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.iter().filter(|(key, _)| key.project == project).any(|(_, slot)| {
+            let session = slot.try_lock();
+            session.is_ok_and(|session| session.as_ref().is_some_and(|session| session.state.running.is_some()))
+        })
+    }
+
+    /// Appends what `decide` makes of the session as it is now, together with its posts. Whether something was appended
+    /// now: not when `decide` wants nothing, nor when its key was used before.
     async fn change<T>(
         &self,
         key: &SessionKey,
-        actor: &Actor,
-        cause: &Cause,
-        decide: impl Fn(&Session) -> (Vec<SessionEvent>, T),
-    ) -> Result<T, Refusal> {
-        let failed = |error: &dyn Display| Refusal::internal("the session could not be journaled", error.to_string());
-        let stream = stream(key);
-        for _ in 0..TRIES {
-            let Loaded { state, version, .. } =
-                self.journal.load::<Session>(&stream).await.map_err(|error| unreadable(&error))?;
-            let (events, decided) = decide(&state);
-            if events.is_empty() {
-                return Ok(decided);
-            }
-            let events = NewEvent::encode_all(&events).map_err(|error| failed(&error))?;
-            let expected = Expected::Version(version);
-            let (stream, actor, cause) = (stream.clone(), actor.clone(), cause.clone());
-            match self.journal.append(Append { stream, expected, events, key: None, actor, cause }).await {
-                Ok(_) => return Ok(decided),
-                Err(AppendError::Conflict { .. }) => {}
-                Err(error) => return Err(failed(&error)),
-            }
+        actor: Actor,
+        cause: Cause,
+        decide: impl Fn(&Session) -> Result<(Change, T), Refusal>,
+    ) -> Result<(bool, T), Refusal> {
+        let slot = {
+            let mut live = self.inner.live.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(live.entry(key.clone()).or_default())
+        };
+        let mut kept = slot.lock().await;
+        let changed = self.change_kept(key, &mut kept, actor, cause, decide).await;
+        if changed.is_err() {
+            // Whether it was appended is not known: the next change reads anew.
+            *kept = None;
         }
-        Err(failed(&"other changes of it came before this one again and again"))
+        let idle = kept.as_ref().is_none_or(|session| session.state.is_idle());
+        let mut live = self.inner.live.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(kept);
+        // Of an idle session nothing is kept, unless somebody is at it this moment: the map's own and ours.
+        if idle && Arc::strong_count(&slot) <= 2 {
+            live.remove(key);
+        }
+        changed
     }
+
+    async fn change_kept<T>(
+        &self,
+        key: &SessionKey,
+        kept: &mut Option<Loaded<Session>>,
+        actor: Actor,
+        cause: Cause,
+        decide: impl Fn(&Session) -> Result<(Change, T), Refusal>,
+    ) -> Result<(bool, T), Refusal> {
+        let Inner { journal, outbox, .. } = &*self.inner;
+        let stream = stream(key);
+        let now = if let Some(now) = kept {
+            now
+        } else {
+            kept.insert(journal.load_snapshot::<Session>(&stream).await.map_err(|error| unreadable(&error))?)
+        };
+        let (Change { events, posts, key, .. }, decided) = decide(&now.state)?;
+        if events.is_empty() {
+            return Ok((false, decided));
+        }
+        let expected = Expected::Version(now.version);
+        let append = Append { stream: stream.clone(), expected, events, key, actor, cause };
+        let appended = if posts.is_empty() {
+            match journal.append(append).await {
+                Ok(appended) => appended,
+                // It was accepted into another session, before somebody switched to another project.
+                Err(AppendError::KeyReused { .. }) => return Ok((false, decided)),
+                Err(error) => return Err(unjournaled(&error)),
+            }
+        } else {
+            let mut outcomes = outbox.commit(posts, vec![append]).await?;
+            outcomes.pop().ok_or_else(|| unjournaled(&"nothing was appended"))?
+        };
+        let Appended { events, repeated, .. } = &appended;
+        if *repeated {
+            return Ok((false, decided));
+        }
+        let before = now.version;
+        for recorded in events {
+            now.advance(recorded).map_err(|error| unreadable(&error))?;
+        }
+        // Worth nothing but time at the next start.
+        if now.version / SNAPSHOT_EVERY > before / SNAPSHOT_EVERY
+            && let Err(error) = journal.snapshot(&stream, now).await
+        {
+            tracing::warn!(%stream, %error, "no snapshot could be stored");
+        }
+        Ok((true, decided))
+    }
+}
+
+/// What an event of a surface is journaled under, whatever becomes of it: so that it is handled once (DUR-1).
+pub fn seen_key(room: &Room, event_id: &str) -> String {
+    format!("said {} {event_id}", room.surface)
+}
+
+/// Which text of an event's.
+#[derive(Debug, Clone, Copy)]
+pub enum TextOf {
+    /// What a message says, after so many edits.
+    Words(u64),
+    /// What a message quotes.
+    Quote,
+    /// What a command says.
+    Command,
+}
+
+/// The id of a text: it follows from the event, so that a redaction finds it without a search.
+pub fn text_id(room: &Room, event_id: &str, of: TextOf) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{} {event_id} {of:?}", room.surface).as_bytes())
 }
 
 fn stream(key: &SessionKey) -> StreamId {
@@ -239,96 +515,17 @@ fn opened(key: &SessionKey, agent_session: Uuid) -> SessionEvent {
     SessionEvent::Opened { project, room, thread, agent_session }
 }
 
+fn encode(event: &SessionEvent) -> Result<NewEvent, Refusal> {
+    NewEvent::encode(event).map_err(|error| unjournaled(&error))
+}
+
+fn unjournaled(error: &dyn Display) -> Refusal {
+    Refusal::internal("the session could not be journaled", error.to_string())
+}
+
 fn unreadable(error: &dyn Display) -> Refusal {
     Refusal::internal("the session cannot be read from the journal", error.to_string())
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use journal::SystemClock;
-
-    use super::*;
-    use crate::chat::SurfaceKind;
-
-    #[tokio::test]
-    async fn a_session_is_pinned_resumed_reset_and_found_unfinished() {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it can be made");
-        let sessions = Sessions::new(journal);
-        let room = Room { surface: SurfaceKind::Matrix, id: "!a:example.org".into() };
-        let key = SessionKey { project: Uuid::now_v7(), room, thread: None };
-        let (one, two, three) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
-
-        let first = sessions.begin(&key, one, Vec::new()).await.expect("it begins");
-        assert!(!first.resumed);
-        assert_eq!(sessions.unfinished().await.expect("it is readable").len(), 1);
-        sessions.finish(&key, one, Ending::Failed, false).await.expect("it ends");
-        let second = sessions.begin(&key, two, Vec::new()).await.expect("it begins");
-        assert_eq!(second, first, "the agent never ran");
-        sessions.finish(&key, two, Ending::Answered, true).await.expect("it ends");
-        assert!(sessions.unfinished().await.expect("it is readable").is_empty());
-        let third = sessions.begin(&key, three, Vec::new()).await.expect("it begins");
-        assert_eq!(third, AgentSession { resumed: true, ..first });
-        sessions.finish(&key, three, Ending::Stopped, true).await.expect("it ends");
-
-        let by = Person { surface: SurfaceKind::Matrix, id: "@ann:example.org".into() };
-        sessions.reset(&key, &by, Cause::None).await.expect("it resets");
-        let fresh = sessions.begin(&key, Uuid::now_v7(), Vec::new()).await.expect("it begins");
-        assert!(!fresh.resumed && fresh.id != first.id);
-    }
-
-    fn setting() -> (tempfile::TempDir, Sessions, SessionKey, Person) {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it can be made");
-        let room = Room { surface: SurfaceKind::Matrix, id: "!a:example.org".into() };
-        let key = SessionKey { project: Uuid::now_v7(), room, thread: None };
-        let by = Person { surface: SurfaceKind::Matrix, id: "@ann:example.org".into() };
-        (folder, Sessions::new(journal), key, by)
-    }
-
-    #[tokio::test]
-    async fn the_end_of_a_turn_that_never_began_leaves_the_session_readable() {
-        let (_folder, sessions, key, _) = setting();
-        let (never, one) = (Uuid::now_v7(), Uuid::now_v7());
-        sessions.finish(&key, never, Ending::Failed, false).await.expect("it is over already");
-        sessions.begin(&key, one, Vec::new()).await.expect("it begins");
-        sessions.finish(&key, never, Ending::Failed, false).await.expect("it is over already");
-        assert_eq!(sessions.unfinished().await.expect("it is readable")[0].turn, one, "the other turn still runs");
-        for _ in 0..2 {
-            sessions.finish(&key, one, Ending::Answered, true).await.expect("it ends, once");
-        }
-        assert!(sessions.unfinished().await.expect("it is readable").is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_reset_during_a_turn_leaves_the_new_session_unused() {
-        let (_folder, sessions, key, by) = setting();
-        let turn = Uuid::now_v7();
-        let old = sessions.begin(&key, turn, Vec::new()).await.expect("it begins");
-        sessions.reset(&key, &by, Cause::None).await.expect("it resets");
-        sessions.finish(&key, turn, Ending::Answered, true).await.expect("it ends");
-        let new = sessions.begin(&key, Uuid::now_v7(), Vec::new()).await.expect("it begins");
-        assert!(new.id != old.id && !new.resumed, "the agent ran under the old id alone");
-    }
-
-    #[tokio::test]
-    async fn resets_between_the_steps_of_a_turn_are_in_nobodys_way() {
-        let (_folder, sessions, key, by) = setting();
-        for _ in 0..20 {
-            let turn = Uuid::now_v7();
-            let (begun, reset) =
-                tokio::join!(sessions.begin(&key, turn, Vec::new()), sessions.reset(&key, &by, Cause::None));
-            begun.expect("it begins");
-            reset.expect("it resets");
-            let (reset, finished) = tokio::join!(
-                sessions.reset(&key, &by, Cause::None),
-                sessions.finish(&key, turn, Ending::Answered, true)
-            );
-            reset.expect("it resets");
-            finished.expect("it ends");
-            assert!(sessions.unfinished().await.expect("it is readable").is_empty());
-        }
-    }
-}
+mod tests;

@@ -1,6 +1,12 @@
 //! Turns: a batch becomes a prompt, goes to its project's sled, and comes back as an answer.
 //!
-//! A turn belongs to its sled and outlives the gateway. Its end is journaled before people read its answer.
+//! A turn belongs to its sled and outlives the gateway. Its end and its answer are journaled in one transaction, before
+//! people read either. [`following`] hands a turn over and reads it to its end; [`questions`] are what an agent asks
+//! leave for; [`told`] is what people hear.
+
+mod following;
+mod questions;
+mod told;
 
 use std::{
     collections::HashMap,
@@ -8,49 +14,40 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use futures_util::{FutureExt, future::BoxFuture};
+use jiff::Timestamp;
+use journal::Actor;
 use link::{
-    CallError, SledClient,
-    requests::{Agent, GitIdentity, Outcome, RefusalKind, TurnEvent, TurnRequest},
+    SledClient,
+    requests::{Agent, AgentSession, GitIdentity, Outcome, Permissions, TurnRequest},
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+pub use self::questions::Verdict;
+use self::{following::Reading, questions::Questions, told::Told};
 use crate::{
-    chat::Weight,
+    chat::{Mark, Room, Weight},
     dispatch::{
         Batch, SessionKey,
         actor::{Carrier, Ended},
+        core::Why,
     },
     nodes::Nodes,
-    outbox::{Address, Outbox, Progress},
-    prompt::{self, Words},
-    refusal::{Kind, Refusal},
-    sessions::{Answered, Sessions, Unfinished},
+    outbox::{Address, Outbox, Post, Progress},
+    prompt,
+    refusal::Refusal,
+    rooms::Rooms,
+    sessions::{Begun, Ending, Message, Removal, Sessions, Unfinished},
     tasks::Tasks,
-    text,
 };
 
-mod told;
-
-use told::Told;
-
-/// Beyond the grace that a sled has for stopping a turn, how long it may take to say so; also how long reaching it may take.
-const STOP_MARGIN: Duration = Duration::from_secs(5);
-/// How long ending a turn's container is tried, when its sled does not end the turn.
-const KILL_PATIENCE: Duration = Duration::from_secs(30);
-/// How often the node is tried again without any progress: the waits between come to about two minutes.
-const RETRIES: u32 = 30;
-/// The first wait between two tries; it doubles up to [`LONGEST_WAIT`].
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// The longest wait between two tries.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How long a surface may hold up the end of a turn.
 const SURFACE_PATIENCE: Duration = Duration::from_secs(2);
-/// Lines of tool calls that the progress message shows.
-const TOOL_LINES: usize = 20;
+/// How many attempts a turn has (DESIGN, What exactly-once means).
+const ATTEMPTS: u32 = 2;
 
 /// How turns are run.
 #[derive(Debug, Clone)]
@@ -61,6 +58,10 @@ pub struct TurnSettings {
     pub identity: Option<GitIdentity>,
     /// How long a stopped turn has until it is killed.
     pub stop_grace: Duration,
+    /// Whether the agent asks before it uses a tool that needs leave.
+    pub permissions: Permissions,
+    /// How long its process is kept for the session's next turn.
+    pub keep_warm: Duration,
 }
 
 /// Where turns run.
@@ -81,6 +82,56 @@ impl Sleds for Nodes {
     }
 }
 
+/// A message on its way through the dispatcher. What it says lies in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handle {
+    /// The session that it waits in.
+    pub session: Arc<SessionKey>,
+    /// Its event.
+    pub event_id: Arc<str>,
+}
+
+/// Who asked to stop, and what they get.
+#[derive(Debug)]
+pub enum StopRequest {
+    /// A person asked by the command with this event, and gets the report here.
+    Told {
+        /// The command's event.
+        event_id: String,
+        /// Where the report goes.
+        to: Address,
+    },
+    /// The project is being deleted. Nobody gets a report; fired when nothing of the project runs or waits any more.
+    /// Each room is told what became of its own turn and messages.
+    Silent(oneshot::Sender<()>),
+}
+
+/// What turns work with.
+pub struct Parts {
+    /// How they are run.
+    pub settings: TurnSettings,
+    /// Where they run.
+    pub nodes: Box<dyn Sleds>,
+    /// Whose they are.
+    pub sessions: Sessions,
+    /// Where commands are answered, `stop` among them.
+    pub rooms: Arc<Rooms>,
+    /// Where people hear of them.
+    pub outbox: Outbox,
+    /// What runs them.
+    pub tasks: Tasks,
+    /// What counts them.
+    pub watch: Arc<dyn Watch>,
+}
+
+/// Is told of turns, to count them.
+pub trait Watch: Send + Sync + 'static {
+    /// A turn begins, or is taken up again. `accepted` is when its messages were, for one that begins.
+    fn began(&self, project: Uuid, room: &Room, turn: Uuid, accepted: &[Timestamp]);
+    /// A turn is over, `lasted` after it began or was taken up.
+    fn ended(&self, project: Uuid, turn: Uuid, ending: Ending, lasted: Duration);
+}
+
 /// Runs turns; carries out what the dispatcher decides.
 #[derive(Clone)]
 pub struct Turns {
@@ -88,30 +139,21 @@ pub struct Turns {
 }
 
 struct Inner {
-    settings: TurnSettings,
-    nodes: Box<dyn Sleds>,
-    sessions: Sessions,
-    outbox: Outbox,
-    tasks: Tasks,
+    parts: Parts,
     running: Mutex<HashMap<Uuid, Running>>,
-    /// What a stop did to turns, as long as it is still to be told.
-    stopped: Mutex<HashMap<Uuid, String>>,
+    /// What a stop did to turns, and to whose messages, as long as it is still to be told.
+    stopped: Mutex<HashMap<Uuid, (String, Vec<String>)>>,
+    questions: Questions,
+    /// Stops whose reports are not journaled yet; a turn that is started after one begins after its report.
+    reports: Mutex<Vec<CancellationToken>>,
+    /// Who waits for a message to be answered in full, by its event.
+    pending: Mutex<HashMap<Arc<str>, TaskTrackerToken>>,
 }
 
 struct Running {
     cancel: CancellationToken,
-    /// Whether it is ended because its project is deleted.
-    deleted: bool,
-}
-
-/// Who asked to stop, and what they get.
-#[derive(Debug)]
-pub enum StopRequest {
-    /// A person asked, and gets the report here.
-    Told(Address),
-    /// The project is being deleted. Nobody gets a report; fired when nothing of the project runs or waits any more.
-    /// Each room is told what became of its own turn and messages.
-    Silent(oneshot::Sender<()>),
+    /// Why it is ended, where somebody wants that.
+    why: Option<Why>,
 }
 
 /// A turn that is followed.
@@ -119,8 +161,13 @@ struct Turn {
     id: Uuid,
     session: SessionKey,
     to: Address,
+    messages: Vec<Message>,
+    /// The number of the attempt that was journaled last.
+    attempt: u32,
+    memory: AgentSession,
     activity: Progress,
     cancel: CancellationToken,
+    began: Instant,
 }
 
 /// What a turn came to.
@@ -128,46 +175,76 @@ struct End {
     /// A refusal, when the turn could not be carried out or followed.
     outcome: Result<Outcome, Refusal>,
     agent_ran: bool,
-    /// Whether it was ended because somebody asked for it.
-    asked: bool,
+    /// Why it was ended, where somebody wanted that.
+    why: Option<Why>,
 }
 
 impl Turns {
     /// Nothing runs yet.
-    pub fn new(settings: TurnSettings, nodes: impl Sleds, sessions: Sessions, outbox: Outbox, tasks: Tasks) -> Self {
-        let nodes = Box::new(nodes);
-        let inner =
-            Inner { settings, nodes, sessions, outbox, tasks, running: Mutex::default(), stopped: Mutex::default() };
+    pub fn new(parts: Parts) -> Self {
+        let inner = Inner {
+            parts,
+            running: Mutex::default(),
+            stopped: Mutex::default(),
+            questions: Questions::default(),
+            reports: Mutex::default(),
+            pending: Mutex::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
-    #[cfg(test)]
-    fn running(&self) -> usize {
+    /// How many turns run.
+    pub fn running(&self) -> usize {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Goes on with a turn that was under way when the gateway ended.
-    pub fn resume(&self, unfinished: Unfinished, ended: Ended<Words, StopRequest>) {
-        let Unfinished { session, turn, answers } = unfinished;
-        let this = self.clone();
-        let cancel = self.register(turn);
-        self.inner.tasks.spawn("turn", async move {
-            let to = address(&session, answers.last(), None);
-            let turn = this.turn(turn, session, to, cancel);
-            this.typing(&turn.session, true).await;
-            let end = Box::pin(this.follow(&turn, None)).await;
-            this.conclude(turn, end, (ended, Vec::new()));
-        });
+    /// Holds `token` until the message of this event is answered in full, or taken out.
+    pub fn hold(&self, event_id: &Arc<str>, token: TaskTrackerToken) {
+        self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(event_id), token);
     }
 
-    fn turn(&self, id: Uuid, session: SessionKey, to: Address, cancel: CancellationToken) -> Turn {
-        let activity = Progress::new(&self.inner.outbox, Address { reply_to: None, mention: None, ..to.clone() });
-        Turn { id, session, to, activity, cancel }
+    /// Nobody waits for this message any more: it was taken out.
+    pub fn let_go(&self, event_id: &str) -> Option<TaskTrackerToken> {
+        self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(event_id)
+    }
+
+    /// Goes on with a turn that was under way when the gateway ended.
+    pub fn resume(&self, unfinished: Unfinished, ended: Ended<Handle, StopRequest>) {
+        let Unfinished { session, running } = unfinished;
+        let this = self.clone();
+        let cancel = self.register(running.turn);
+        self.inner.parts.tasks.spawn("turn", async move {
+            let to = address(&session, running.answers.last().map(|last| (&last.event_id, &last.sender, &last.thread)));
+            let memory = match this.inner.parts.sessions.memory(&session, running.turn).await {
+                Ok(memory) => memory,
+                Err(refusal) => {
+                    warn!(turn = %running.turn, %refusal, "a turn is not taken up");
+                    return this.unregister(running.turn);
+                }
+            };
+            let since = running.messages.first().map_or(Timestamp::UNIX_EPOCH, |first| first.at);
+            let activity = Progress::resume(&this.inner.parts.outbox, quiet(&to), transaction(running.turn), since);
+            let turn = Turn {
+                id: running.turn,
+                session,
+                to,
+                messages: running.messages,
+                attempt: running.attempt,
+                memory,
+                activity,
+                cancel,
+                began: Instant::now(),
+            };
+            this.inner.parts.watch.began(turn.session.project, &turn.session.room, turn.id, &[]);
+            this.questions_decided(&turn, &running.decided);
+            let end = Box::pin(this.carry(&turn, true)).await;
+            this.conclude(turn, end, ended);
+        });
     }
 
     fn register(&self, turn: Uuid) -> CancellationToken {
         let cancel = CancellationToken::new();
-        let running = Running { cancel: cancel.clone(), deleted: false };
+        let running = Running { cancel: cancel.clone(), why: None };
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).insert(turn, running);
         cancel
     }
@@ -176,352 +253,218 @@ impl Turns {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&turn);
     }
 
-    fn is_deleted(&self, turn: Uuid) -> bool {
+    /// Why a turn is ended, as it is wanted now.
+    fn why(&self, turn: Uuid) -> Option<Why> {
         let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.get(&turn).is_some_and(|running| running.deleted)
+        running.get(&turn).and_then(|running| running.why)
     }
 
     /// Shows or ends the sign that an answer is being written. It is not worth a wait.
     async fn typing(&self, session: &SessionKey, on: bool) {
-        if let Some(surface) = self.inner.outbox.surface(session.room.surface) {
+        if let Some(surface) = self.inner.parts.outbox.surface(session.room.surface) {
             let shown = tokio::time::timeout(SURFACE_PATIENCE, surface.typing(&session.room, on)).await;
             shown.unwrap_or_else(|_| debug!(room = %session.room, on, "the sign of writing was not taken in time"));
         }
     }
 
-    async fn run(&self, batch: Batch<Words>, cancel: CancellationToken, ended: Ended<Words, StopRequest>) {
-        let Batch { id, session, messages } = batch;
-        let answers: Vec<_> = messages
-            .iter()
-            .map(|words| Answered {
-                event_id: words.event_id.clone(),
-                sender: words.sender.clone(),
-                thread: words.thread.clone(),
-            })
-            .collect();
-        let pending = messages.iter().rev().find_map(|words| words.pending.clone());
-        let to = address(&session, answers.last(), pending);
-        let memory = match self.inner.sessions.begin(&session, id, answers).await {
-            Ok(memory) => memory,
+    /// Shows what became of messages.
+    fn mark(&self, room: &Room, messages: &[Message], mark: Mark) {
+        if let Some(surface) = self.inner.parts.outbox.surface(room.surface) {
+            for message in messages {
+                surface.mark(room, &message.event_id, mark);
+            }
+        }
+    }
+
+    async fn run(&self, batch: Batch<Handle>, cancel: CancellationToken, ended: Ended<Handle, StopRequest>) {
+        let Batch { id, session, messages, .. } = batch;
+        let closed = Instant::now();
+        let event_ids: Vec<&str> = messages.iter().map(|handle| &*handle.event_id).collect();
+        let begun = match self.inner.parts.sessions.begin(&session, id, &event_ids).await {
+            Ok(begun) => begun,
             Err(refusal) => {
-                // Nothing has begun, so nothing ends.
+                // Nothing has begun, so nothing ends; the messages wait in the journal, for the next start.
+                warn!(turn = %id, %refusal, "a turn does not begin");
                 self.unregister(id);
-                drop(self.inner.outbox.post_once(&to, Weight::Answer, refusal.to_markdown(), transaction(id)));
                 return;
             }
         };
-        let turn = self.turn(id, session, to, cancel);
+        let Some(Begun { memory, messages }) = begun else {
+            // All of it was taken out at the last moment.
+            self.unregister(id);
+            return;
+        };
+        let to = address(&session, messages.last().map(|last| (&last.event_id, &last.sender, &last.thread)));
+        self.mark(&session.room, &messages, Mark::Running);
+        let activity = Progress::new(&self.inner.parts.outbox, quiet(&to), transaction(id));
+        let turn = Turn { id, session, to, messages, attempt: 1, memory, activity, cancel, began: closed };
+        let accepted: Vec<_> = turn.messages.iter().filter_map(|message| message.accepted).collect();
+        self.inner.parts.watch.began(turn.session.project, &turn.session.room, id, &accepted);
         self.typing(&turn.session, true).await;
-        let settings = &self.inner.settings;
-        let request = TurnRequest {
-            session: memory,
+        let end = Box::pin(self.carry(&turn, false)).await;
+        self.conclude(turn, end, ended);
+    }
+
+    /// Carries a turn through its attempts.
+    async fn carry(&self, turn: &Turn, taken_up: bool) -> End {
+        let mut reading = Reading::default();
+        let mut attempt = 1;
+        let mut hand_over = !taken_up;
+        loop {
+            let request = if hand_over { self.request(turn, attempt, &reading).await.map(Some) } else { Ok(None) };
+            let end = match request {
+                Ok(request) => Box::pin(self.follow(turn, request, &mut reading)).await,
+                Err(refusal) => End { outcome: Err(refusal), agent_ran: reading.agent_ran, why: None },
+            };
+            attempt = attempt.max(reading.attempt);
+            let again = matches!(end.outcome, Ok(Outcome::Interrupted)) && end.why.is_none() && attempt < ATTEMPTS;
+            if !again {
+                return end;
+            }
+            attempt += 1;
+            if turn.attempt < attempt {
+                info!(turn = %turn.id, attempt, "an interrupted turn is tried again");
+                let told = "⚠ The agent was interrupted: its node ended. It goes on by itself.";
+                let post = Post::notice(quiet(&turn.to), format!("turn-{}-interrupted", turn.id), told);
+                if let Err(refusal) = self.inner.parts.sessions.resume(&turn.session, turn.id, attempt, post).await {
+                    return End { outcome: Err(refusal), ..end };
+                }
+            }
+            hand_over = true;
+        }
+    }
+
+    /// What the sled is asked for. The same turn, attempt and reading make the same request, also under a later gateway.
+    async fn request(&self, turn: &Turn, attempt: u32, reading: &Reading) -> Result<TurnRequest, Refusal> {
+        let words = self.inner.parts.sessions.words(&turn.messages).await?;
+        let settings = &self.inner.parts.settings;
+        let prompt = if attempt == 1 { prompt::render(&words) } else { prompt::render_again(&words, reading.heard) };
+        let resumed = turn.memory.resumed || (attempt > 1 && reading.agent_ran);
+        Ok(TurnRequest {
+            session: AgentSession { id: turn.memory.id, resumed },
             agent: settings.agent.clone(),
-            prompt: prompt::render(&messages),
+            prompt,
             identity: settings.identity.clone(),
-            attempt: 1,
-        };
-        let end = Box::pin(self.follow(&turn, Some(request))).await;
-        self.conclude(turn, end, (ended, messages));
+            attempt,
+            permissions: settings.permissions,
+            keep_warm_secs: settings.keep_warm.as_secs(),
+        })
     }
 
-    /// Hands the turn over, where that is still to be done, and follows it to its end. Whatever goes wrong: when this
-    /// returns, the turn is over, as far as the engine can be made to end it.
-    async fn follow(&self, turn: &Turn, request: Option<TurnRequest>) -> End {
-        let mut reading = Reading { handed: request.is_none(), ..Reading::default() };
-        let went = turn.cancel.run_until_cancelled(Box::pin(self.go_on(turn, request, &mut reading))).await;
-        let (outcome, asked) = match went {
-            Some(Err(refusal)) if reading.handed => {
-                warn!(turn = %turn.id, %refusal, "a turn is given up, and ended");
-                let outcome = match self.stop(turn, reading.handed).await {
-                    // It had ended already, and this is its end.
-                    Ok(outcome @ (Outcome::Answered { .. } | Outcome::Failed { .. })) => Ok(outcome),
-                    Ok(Outcome::Stopped { .. } | Outcome::Interrupted) => Err(refusal),
-                    Err(unstopped) => Err(unstopped),
-                };
-                (outcome, false)
-            }
-            Some(outcome) => (outcome, false),
-            None => (self.stop(turn, reading.handed).await, true),
-        };
-        // An end that came before its beginning was read tells as well.
-        let seen = matches!(
-            outcome,
-            Ok(Outcome::Answered { .. }
-                | Outcome::Stopped { processes: 1.., .. }
-                | Outcome::Stopped { killed: true, .. })
-        );
-        End { outcome, agent_ran: reading.agent_ran || seen, asked }
-    }
-
-    /// Hands over and follows over broken links and a node that is away, as long as it may come back.
-    async fn go_on(
-        &self,
-        turn: &Turn,
-        mut request: Option<TurnRequest>,
-        reading: &mut Reading,
-    ) -> Result<Outcome, Refusal> {
-        loop {
-            let trouble = match self.inner.nodes.sled(turn.session.project).await {
-                Ok(sled) => match self.advance(&sled, turn, &mut request, reading).await {
-                    Ok(outcome) => return Ok(outcome),
-                    Err(error @ (CallError::Closed(_) | CallError::Dropped | CallError::Timeout(_))) => {
-                        Refusal::unavailable(format!("the link to the node broke again and again: {error}"))
-                            .hint("`logs` and `doctor` may tell why.")
-                    }
-                    Err(CallError::Refused(refused))
-                        if refused.kind == RefusalKind::UnknownTurn && request.is_none() =>
-                    {
-                        return Ok(Outcome::Interrupted);
-                    }
-                    Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Busy => {
-                        return Err(Refusal::unavailable("the node works on something else and does not stop it")
-                            .hint("Write again in a while; `doctor` may tell more."));
-                    }
-                    Err(error) if request.is_some() => {
-                        return Err(Refusal::internal("the node did not take the message", error));
-                    }
-                    Err(error) => return Err(Refusal::internal("the node's answer cannot be used", error)),
-                },
-                // Before the hand-over the person can write again; after it the answer may wait in the sled.
-                Err(refusal) if !reading.handed || refusal.kind == Kind::Usage => return Err(refusal),
-                Err(refusal) => refusal,
-            };
-            let Some(wait) = reading.backoff.next() else { return Err(trouble) };
-            info!(turn = %turn.id, %trouble, ?wait, "the node is tried again");
-            tokio::time::sleep(wait).await;
-        }
-    }
-
-    /// One link's worth of a turn.
-    async fn advance(
-        &self,
-        sled: &SledClient,
-        turn: &Turn,
-        request: &mut Option<TurnRequest>,
-        reading: &mut Reading,
-    ) -> Result<Outcome, CallError> {
-        if let Some(wanted) = request {
-            // From the first try on it may run, whatever the answer is.
-            reading.handed = true;
-            match sled.put_turn(turn.id, wanted).await {
-                Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Busy => {
-                    self.make_room(sled).await?;
-                    sled.put_turn(turn.id, wanted).await?
-                }
-                taken => taken?,
-            };
-            *request = None;
-            reading.backoff = Backoff::default();
-        }
-        self.read(sled, turn, reading).await
-    }
-
-    /// Ends the turn that a sled works on and this gateway does not know: nobody waits for its answer.
-    async fn make_room(&self, sled: &SledClient) -> Result<(), CallError> {
-        let Some(stranger) = sled.status().await?.turn else { return Ok(()) };
-        let known = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&stranger.id);
-        if !known {
-            warn!(turn = %stranger.id, "a turn that nobody knows is stopped");
-            match sled.stop_turn(stranger.id, self.grace_ms()).await {
-                // It may have ended meanwhile; whether there is room now, the next hand-over tells.
-                Ok(_) | Err(CallError::Refused(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    async fn read(&self, sled: &SledClient, turn: &Turn, reading: &mut Reading) -> Result<Outcome, CallError> {
-        let activity = &turn.activity;
-        let mut events = sled.turn_events(turn.id, reading.seen);
-        loop {
-            let record = events.next().await.ok_or(CallError::Dropped)??;
-            reading.seen = record.seq;
-            reading.backoff = Backoff::default();
-            match record.event {
-                TurnEvent::Accepted(_) => {}
-                TurnEvent::Started { session_found } => {
-                    reading.agent_ran = true;
-                    if !session_found {
-                        drop(self.inner.outbox.post(
-                            &turn.to,
-                            Weight::Notice,
-                            "The agent has lost its memory of this conversation; it begins afresh.",
-                        ));
-                    }
-                }
-                TurnEvent::Spoke { text } => reading.show(activity, &text::one_line(&text, 300)),
-                TurnEvent::ToolCalled { name, summary } => {
-                    reading.show(activity, &format!("· {} {}", text::one_line(&name, 40), text::code(&summary)));
-                }
-                TurnEvent::RateLimited { retry_after_secs } => {
-                    let until = retry_after_secs
-                        .map(|secs| format!(" for {}", text::span(Duration::from_secs(secs))))
-                        .unwrap_or_default();
-                    reading.show(activity, &format!("The model's service limits the rate{until}."));
-                }
-                TurnEvent::Finished { outcome, .. } => return Ok(outcome),
-            }
-        }
-    }
-
-    /// Ends a turn. A sled that does not do it in time loses its container: a turn cannot hold a stop up. What was never
-    /// `handed` over needs no end.
-    async fn stop(&self, turn: &Turn, handed: bool) -> Result<Outcome, Refusal> {
-        let not_begun = Outcome::Stopped { processes: 0, killed: false };
-        if !handed {
-            return Ok(not_begun);
-        }
-        let project = turn.session.project;
-        let why = match tokio::time::timeout(STOP_MARGIN, self.inner.nodes.sled(project)).await {
-            Ok(Ok(sled)) => match sled.patience(STOP_MARGIN).stop_turn(turn.id, self.grace_ms()).await {
-                Ok(outcome) => return Ok(outcome),
-                Err(CallError::Refused(refused)) if refused.kind == RefusalKind::UnknownTurn => return Ok(not_begun),
-                Err(error) => error.to_string(),
-            },
-            Ok(Err(refusal)) => refusal.sentence(),
-            Err(elapsed) => elapsed.to_string(),
-        };
-        warn!(turn = %turn.id, why, "the sled does not stop the turn; its container is killed");
-        self.kill(project).await
-    }
-
-    async fn kill(&self, project: Uuid) -> Result<Outcome, Refusal> {
-        let mut why = "the engine does not answer".to_owned();
-        let killing = async {
-            for wait in Backoff::default() {
-                match self.inner.nodes.kill(project).await {
-                    Ok(()) => return true,
-                    Err(refusal) => why = refusal.sentence(),
-                }
-                tokio::time::sleep(wait).await;
-            }
-            false
-        };
-        if tokio::time::timeout(KILL_PATIENCE, killing).await == Ok(true) {
-            return Ok(Outcome::Stopped { processes: 0, killed: true });
-        }
-        Err(Refusal::internal("the turn could not be ended, and may still run", why)
-            .hint("The next message ends it first; `doctor` checks the engine."))
-    }
-
-    fn grace_ms(&self) -> u64 {
-        u64::try_from(self.inner.settings.stop_grace.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Journals the end, then tells it; both happen even when the gateway stops meanwhile. If it stops before, the
-    /// next start finds the turn unfinished. `held` goes when all is done: the turn's place, and the people's messages.
-    fn conclude(&self, turn: Turn, end: End, held: (Ended<Words, StopRequest>, Vec<Words>)) {
+    /// Journals the end together with its answer; both happen even when the gateway stops meanwhile. If it stops before,
+    /// the next start finds the turn unfinished. `ended` goes when all is done: the turn's place.
+    fn conclude(&self, turn: Turn, end: End, ended: Ended<Handle, StopRequest>) {
         let this = self.clone();
-        self.inner.tasks.spawn_to_end("end of a turn", async move {
-            let Turn { id, session, to, activity, .. } = turn;
-            let told = Told::of(&end, this.is_deleted(id));
-            let journaled = this.inner.sessions.finish(&session, id, told.ending, end.agent_ran).await;
+        self.inner.parts.tasks.spawn_to_end("end of a turn", async move {
+            let Turn { id, session, to, messages, activity, began, .. } = turn;
+            let told = Told::of(&end, this.why(id));
+            let superseded = told.ending == Ending::Superseded;
+            // Who waits for one of the messages waits for the answer, or for the turn that they are given to next.
+            let mut tokens: Vec<_> = Vec::new();
+            if !superseded {
+                tokens.extend(messages.iter().filter_map(|message| this.let_go(&message.event_id)));
+            }
+            let answers: Vec<_> = messages.iter().map(|message| message.event_id.clone()).collect();
+            if let Some(how) = told.report {
+                let mut stopped = this.inner.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+                stopped.insert(id, (how, answers.clone()));
+            }
+            let posts = told.answer.map(|markdown| Post {
+                to: Address { pending: tokens.pop(), ..to },
+                weight: Weight::Answer,
+                markdown,
+                transaction: transaction(id),
+                answers,
+                failed: matches!(told.ending, Ending::Failed | Ending::Interrupted),
+            });
+            let posts: Vec<_> = posts.into_iter().collect();
+            let finished = this.inner.parts.sessions.finish(&session, id, told.ending, end.agent_ran, posts).await;
+            this.inner.parts.watch.ended(session.project, id, told.ending, began.elapsed());
+            this.inner.questions.forget(id);
             let closing = tokio::time::timeout(SURFACE_PATIENCE, activity.close());
             if tokio::join!(closing, this.typing(&session, false)).0.is_err() {
                 debug!(turn = %id, "the progress of a turn is shown later than its end");
             }
-            if let Err(refusal) = &journaled {
-                // Invariant 3: it is not passed over. The answer is shown all the same, with what is wrong.
-                warn!(turn = %id, %refusal, "the end of a turn is not journaled");
-                drop(this.inner.outbox.post(&to, Weight::Answer, refusal.to_markdown()));
-            }
-            if let Some(how) = told.report {
-                this.inner.stopped.lock().unwrap_or_else(PoisonError::into_inner).insert(id, how);
-            }
-            if let Some(answer) = told.answer {
-                drop(this.inner.outbox.post_once(&to, Weight::Answer, answer, transaction(id)));
+            match &finished {
+                Ok(()) if superseded => this.mark(&session.room, &messages, Mark::Waiting),
+                Ok(()) => {}
+                // Invariant 3: it is not passed over. The journal takes nothing, so nobody can be told in the room; the
+                // next start finds the turn unfinished and ends it again.
+                Err(refusal) => tracing::error!(turn = %id, %refusal, "the end of a turn is not journaled"),
             }
             this.unregister(id);
-            drop(held);
+            drop(tokens);
+            if superseded && finished.is_ok() {
+                ended.requeue();
+            }
         });
     }
 }
 
-/// The waits between tries of a node that is away, as long as it is worth it.
-#[derive(Debug, Default)]
-struct Backoff {
-    tries: u32,
-}
-
-impl Iterator for Backoff {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let wait = FIRST_WAIT.saturating_mul(2u32.saturating_pow(self.tries)).min(LONGEST_WAIT);
-        self.tries += 1;
-        (self.tries <= RETRIES).then_some(wait)
-    }
-}
-
-/// How far a turn has got.
-#[derive(Default)]
-struct Reading {
-    /// Whether the sled may have it.
-    handed: bool,
-    backoff: Backoff,
-    /// The last event that was read.
-    seen: u64,
-    agent_ran: bool,
-    lines: Vec<String>,
-}
-
-impl Reading {
-    fn show(&mut self, activity: &Progress, line: &str) {
-        self.lines.push(line.to_owned());
-        let from = self.lines.len().saturating_sub(TOOL_LINES);
-        self.lines.drain(..from);
-        activity.show(self.lines.join("\n"));
-    }
-}
-
-impl Carrier<Words, StopRequest> for Turns {
-    fn start(&self, batch: Batch<Words>, ended: Ended<Words, StopRequest>) {
+impl Carrier<Handle, StopRequest> for Turns {
+    fn start(&self, batch: Batch<Handle>, ended: Ended<Handle, StopRequest>) {
         let this = self.clone();
         let turn = batch.id;
         let cancel = self.register(turn);
-        self.inner.tasks.spawn("turn", async move {
+        let reports = self.inner.reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.inner.parts.tasks.spawn("turn", async move {
+            // A stop that is told again after a crash must not find what was said after it.
+            for reported in reports {
+                reported.cancelled().await;
+            }
             Box::pin(this.run(batch, cancel, ended)).await;
         });
     }
 
-    fn cancel(&self, batch: Uuid, everywhere: bool) {
+    fn cancel(&self, batch: Uuid, why: Why) {
         if let Some(running) = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&batch) {
-            running.deleted |= everywhere;
+            running.why = running.why.max(Some(why));
             running.cancel.cancel();
         }
     }
 
-    fn full(&self, message: Words) {
-        warn!(sender = %message.sender, room = %message.room, "the queue is full");
-        let to = Address {
-            room: message.room,
-            thread: message.thread,
-            reply_to: Some(message.event_id),
-            mention: Some(message.sender),
-            pending: message.pending,
-        };
-        let told = Refusal::unavailable("too many messages wait already, so this one was not taken")
-            .hint("Wait, or `stop` and write again.");
-        drop(self.inner.outbox.post(&to, Weight::Answer, told.to_markdown()));
+    fn full(&self, session: SessionKey, message: Handle) {
+        warn!(room = %session.room, "the queue is full");
+        let this = self.clone();
+        self.inner.parts.tasks.spawn_to_end("a full queue", async move {
+            let pending = this.let_go(&message.event_id);
+            let told = |removed: &[Message]| {
+                let last = removed.last().map(|last| (&last.event_id, &last.sender, &last.thread));
+                let refusal = Refusal::unavailable("too many messages wait already, so this one was not taken")
+                    .hint("Wait, or `stop` and write again.");
+                vec![Post {
+                    to: Address { pending: pending.clone(), ..address(&session, last) },
+                    weight: Weight::Answer,
+                    markdown: refusal.to_markdown(),
+                    transaction: format!("full-{}", message.event_id),
+                    answers: vec![message.event_id.to_string()],
+                    failed: true,
+                }]
+            };
+            let ids = [&*message.event_id];
+            let removed =
+                this.inner.parts.sessions.remove(&session, &ids, Removal::Refused, Actor::Gateway, told).await;
+            if let Err(refusal) = removed {
+                tracing::error!(%refusal, "a message that was not taken is not journaled as such");
+            }
+        });
     }
 
-    fn stopped(&self, request: StopRequest, ran: Vec<Uuid>, dropped: Vec<Words>) {
-        match request {
-            StopRequest::Told(to) => {
-                let stopped = self.inner.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-                let hows: Vec<_> = ran.iter().filter_map(|turn| stopped.get(turn)).map(String::as_str).collect();
-                drop(self.inner.outbox.post(&to, Weight::Answer, told::report(ran.len(), &hows, dropped.len())));
-            }
-            StopRequest::Silent(done) => {
-                for (to, count) in told::by_room(dropped) {
-                    let told = format!("{}, because the project was deleted.", told::were_dropped(count));
-                    drop(self.inner.outbox.post(&to, Weight::Answer, told));
-                }
-                // Whoever gave up waiting has dropped the receiver.
-                done.send(()).ok();
-            }
-        }
+    fn stopped(&self, request: StopRequest, ran: Vec<Uuid>, dropped: Vec<Handle>) {
+        let hows: Vec<_> = {
+            let stopped = self.inner.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+            ran.iter().filter_map(|turn| stopped.get(turn)).cloned().collect()
+        };
+        let this = self.clone();
+        let reported = CancellationToken::new();
+        self.inner.reports.lock().unwrap_or_else(PoisonError::into_inner).push(reported.clone());
+        self.inner.parts.tasks.spawn_to_end("a stop", async move {
+            let over = reported.clone().drop_guard();
+            this.report(request, &ran, hows, dropped).await;
+            drop(over);
+            let mut reports = this.inner.reports.lock().unwrap_or_else(PoisonError::into_inner);
+            reports.retain(|report| !report.is_cancelled());
+        });
     }
 
     fn over(&self, batch: Uuid) {
@@ -529,17 +472,70 @@ impl Carrier<Words, StopRequest> for Turns {
     }
 }
 
-fn address(session: &SessionKey, last: Option<&Answered>, pending: Option<TaskTrackerToken>) -> Address {
-    Address {
-        room: session.room.clone(),
-        thread: last.and_then(|answered| answered.thread.clone()),
-        reply_to: last.map(|answered| answered.event_id.clone()),
-        mention: last.map(|answered| answered.sender.clone()),
-        pending,
+impl Turns {
+    /// Journals what a stop dropped, and tells of it. If the gateway ends before, the stop has no answer yet and is done again.
+    async fn report(&self, request: StopRequest, ran: &[Uuid], hows: Vec<(String, Vec<String>)>, dropped: Vec<Handle>) {
+        let (why, deleted) = match &request {
+            StopRequest::Told { .. } => (Removal::Stopped, false),
+            StopRequest::Silent(_) => (Removal::Deleted, true),
+        };
+        let mut by_session: HashMap<Arc<SessionKey>, Vec<Arc<str>>> = HashMap::new();
+        for handle in dropped {
+            by_session.entry(handle.session).or_default().push(handle.event_id);
+        }
+        let (hows, answered): (Vec<_>, Vec<_>) = hows.into_iter().unzip();
+        let mut answers: Vec<String> = answered.into_iter().flatten().collect();
+        let mut count = 0;
+        for (session, event_ids) in by_session {
+            let ids: Vec<&str> = event_ids.iter().map(|id| &**id).collect();
+            let told = |removed: &[Message]| if deleted { told::dropped(&session, removed) } else { Vec::new() };
+            match self.inner.parts.sessions.remove(&session, &ids, why, Actor::Gateway, told).await {
+                Ok(removed) => {
+                    count += removed.len();
+                    answers.extend(removed.iter().map(|message| message.event_id.clone()));
+                    self.mark(&session.room, &removed, Mark::Delivered);
+                }
+                Err(refusal) => tracing::error!(%refusal, "messages that a stop dropped are not journaled as such"),
+            }
+            for id in ids {
+                drop(self.let_go(id));
+            }
+        }
+        match request {
+            StopRequest::Told { event_id, to } => {
+                let hows: Vec<_> = hows.iter().map(String::as_str).collect();
+                let room = to.room.clone();
+                let report = told::report(ran.len(), &hows, count);
+                let mut post = Post::answer(to, &event_id, report);
+                // Its people see what became of what they said.
+                post.answers.append(&mut answers);
+                if let Err(refusal) = self.inner.parts.rooms.answer(&room, &event_id, vec![post]).await {
+                    tracing::error!(%refusal, "the answer to a stop is not journaled");
+                }
+            }
+            // Whoever gave up waiting has dropped the receiver.
+            StopRequest::Silent(done) => drop(done.send(())),
+        }
     }
 }
 
-/// Fixed for a turn, so that the surface recognises its answer when it is sent again.
+/// Where a turn's answer goes: to whom it answers last.
+fn address(session: &SessionKey, last: Option<(&String, &crate::chat::Person, &Option<String>)>) -> Address {
+    Address {
+        room: session.room.clone(),
+        thread: last.and_then(|(_, _, thread)| thread.clone()),
+        reply_to: last.map(|(event_id, _, _)| event_id.clone()),
+        mention: last.map(|(_, sender, _)| sender.clone()),
+        pending: None,
+    }
+}
+
+/// The same place, for what nobody needs to be called for.
+fn quiet(to: &Address) -> Address {
+    Address { reply_to: None, mention: None, pending: None, ..to.clone() }
+}
+
+/// The id of a turn's answer.
 fn transaction(turn: Uuid) -> String {
     format!("turn-{turn}")
 }

@@ -11,22 +11,25 @@ use axum::{
     response::IntoResponse,
     routing::{get, post, put},
 };
-use jiff::Timestamp;
+use futures_util::StreamExt;
 use journal::{Journal, SystemClock};
 use link::{
     Hello, Side,
-    requests::{Accepted, NodeStatus, Refusal as Refused, RunningTurn, TurnRecord, paths},
+    requests::{
+        Accepted, Decision, NodeStatus, Refusal as Refused, RefusalKind, RunningTurn, TurnEvent, TurnRecord, paths,
+    },
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use super::*;
 use crate::{
-    chat::{Outbound, Person, Room, SendError, Surface, SurfaceKind},
+    chat::{Inbound, Outbound, Person, SendError, Surface, SurfaceKind},
     dispatch::{
         actor::Dispatcher,
         core::{Event, Limits},
     },
     people::Role,
+    rooms::Mode,
 };
 
 /// Takes what is sent, in order.
@@ -43,6 +46,10 @@ impl Surface for Hall {
     fn edit<'a>(&'a self, _: &'a Room, _: &'a str, _: &'a Outbound) -> BoxFuture<'a, Result<(), SendError>> {
         async { Ok(()) }.boxed()
     }
+    fn find<'a>(&'a self, _: &'a Room, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Option<String>, SendError>> {
+        async { Ok(None) }.boxed()
+    }
+    fn mark(&self, _: &Room, _: &str, _: Mark) {}
     fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {
         async {}.boxed()
     }
@@ -84,52 +91,103 @@ impl Sleds for Arc<Script> {
     }
 }
 
+/// Remembers how turns ended.
+#[derive(Default)]
+struct Endings(Mutex<Vec<Ending>>);
+
+impl Watch for Endings {
+    fn began(&self, _: Uuid, _: &Room, _: Uuid, _: &[Timestamp]) {}
+    fn ended(&self, _: Uuid, _: Uuid, ending: Ending, _: Duration) {
+        self.0.lock().expect("no test panics holding it").push(ending);
+    }
+}
+
 struct Stage {
     script: Arc<Script>,
     turns: Turns,
     sessions: Sessions,
-    dispatcher: Dispatcher<Words, StopRequest>,
+    rooms: Arc<Rooms>,
+    journal: Journal,
+    outbox: Outbox,
+    dispatcher: Dispatcher<Handle, StopRequest>,
     sent: UnboundedReceiver<Outbound>,
     session: SessionKey,
+    endings: Arc<Endings>,
     _folder: tempfile::TempDir,
 }
 
 impl Stage {
-    fn new(sleds: impl IntoIterator<Item = Option<Router>>) -> Self {
+    async fn new(sleds: impl IntoIterator<Item = Option<Router>>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it can be made");
-        let (tasks, sessions) = (Tasks::new(), Sessions::new(journal));
-        let outbox = Outbox::new(tasks.clone());
+        let tasks = Tasks::new();
+        let outbox = Outbox::open(journal.clone(), tasks.clone()).await.expect("it opens");
+        let sessions = Sessions::new(journal.clone(), outbox.clone());
+        let rooms = Rooms::open(journal.clone(), outbox.clone(), Mode::Queue).await.expect("it opens");
+        let rooms = Arc::new(rooms);
         let (sender, sent) = mpsc::unbounded_channel();
         outbox.add(Arc::new(Hall(sender)));
         let script = Arc::new(Script { sleds: Mutex::new(sleds.into_iter().collect()), ..Script::default() });
-        let settings =
-            TurnSettings { agent: Agent::Echo { notice: None }, identity: None, stop_grace: Duration::from_millis(10) };
-        let turns = Turns::new(settings, Arc::clone(&script), sessions.clone(), outbox, tasks.clone());
+        let endings = Arc::new(Endings::default());
+        let turns = Turns::new(Parts {
+            settings: TurnSettings {
+                agent: Agent::Echo { notice: None },
+                identity: None,
+                stop_grace: Duration::from_millis(10),
+                permissions: Permissions::Ask { timeout_secs: 60 },
+                keep_warm: Duration::ZERO,
+            },
+            nodes: Box::new(Arc::clone(&script)),
+            sessions: sessions.clone(),
+            rooms: Arc::clone(&rooms),
+            outbox: outbox.clone(),
+            tasks: tasks.clone(),
+            watch: Arc::clone(&endings) as Arc<dyn Watch>,
+        });
         let limits = Limits { window: Duration::ZERO, max_window: Duration::ZERO, max_queue: 9, max_turns: 2 };
         let (dispatcher, work) = Dispatcher::new(limits, Arc::new(turns.clone()) as Arc<dyn Carrier<_, _>>);
         tasks.spawn("dispatcher", work);
         let room = Room { surface: SurfaceKind::Console, id: "main".into() };
         let session = SessionKey { project: Uuid::now_v7(), room, thread: None };
-        Self { script, turns, sessions, dispatcher, sent, session, _folder: folder }
+        Self { script, turns, sessions, rooms, journal, outbox, dispatcher, sent, session, endings, _folder: folder }
     }
 
-    fn say(&self, text: &str) {
-        let message = Words {
+    fn said(&self, text: &str) -> Inbound {
+        Inbound {
             room: self.session.room.clone(),
-            thread: None,
             event_id: text.into(),
-            sender: Person { surface: SurfaceKind::Console, id: "ann".into() },
+            sender: ann(),
             at: Timestamp::UNIX_EPOCH,
             text: text.into(),
             quoted: None,
+            thread: None,
+            addressed: true,
             pending: None,
-        };
-        let session = self.session.clone();
-        assert!(self.dispatcher.tell(Event::Message { session, rights: Role::Admin, message }));
+        }
     }
 
-    fn stop(&self, room: Option<Room>, request: StopRequest) {
+    async fn accept(&self, text: &str) {
+        let accepted = self.sessions.accept(&self.session, &self.said(text), text, Role::Admin).await;
+        assert!(accepted.expect("it is accepted") != crate::sessions::Accepted::Seen);
+    }
+
+    async fn say(&self, text: &str, interrupts: bool) {
+        self.accept(text).await;
+        let message = Handle { session: Arc::new(self.session.clone()), event_id: text.into() };
+        let session = self.session.clone();
+        assert!(self.dispatcher.tell(Event::Message { session, rights: Role::Admin, interrupts, message }));
+    }
+
+    async fn stop(&self) {
+        let said = Inbound { event_id: "stop".into(), ..self.said("stop") };
+        assert!(self.rooms.receive(&said, None).await.expect("it is received"));
+        let to =
+            Address { room: self.session.room.clone(), thread: None, reply_to: None, mention: None, pending: None };
+        let request = StopRequest::Told { event_id: "stop".into(), to };
+        self.tell_stop(Some(self.session.room.clone()), request);
+    }
+
+    fn tell_stop(&self, room: Option<Room>, request: StopRequest) {
         assert!(self.dispatcher.tell(Event::Stop { room, project: self.session.project, request }));
     }
 
@@ -137,15 +195,56 @@ impl Stage {
         self.sent.recv().await.expect("the surface is alive")
     }
 
+    /// The next message that answers something, or tells something that people are to see.
+    async fn answer(&mut self) -> Outbound {
+        loop {
+            let heard = self.heard().await;
+            if heard.weight == Weight::Answer {
+                return heard;
+            }
+        }
+    }
+
     fn killed(&self) -> u32 {
         self.script.killed.load(Ordering::SeqCst)
     }
+
+    fn endings(&self) -> Vec<Ending> {
+        self.endings.0.lock().expect("no test panics holding it").clone()
+    }
+
+    /// What the next gateway finds.
+    async fn left(&self) -> crate::sessions::Left {
+        let sessions = Sessions::new(self.journal.clone(), self.outbox.clone());
+        sessions.recover().await.expect("it is readable")
+    }
+
+    /// Begins a turn as an earlier gateway did that is gone, and takes it up.
+    async fn take_up(&self, text: &str) -> Uuid {
+        self.accept(text).await;
+        let turn = Uuid::now_v7();
+        self.sessions.begin(&self.session, turn, &[text]).await.expect("it begins").expect("it waits");
+        let unfinished = self.left().await.unfinished.remove(0);
+        self.turns.resume(unfinished, self.dispatcher.adopt(turn));
+        turn
+    }
+}
+
+fn ann() -> Person {
+    Person { surface: SurfaceKind::Console, id: "ann".into() }
+}
+
+fn record(seq: u64, event: TurnEvent) -> String {
+    let record = TurnRecord { seq, at: Timestamp::UNIX_EPOCH, event };
+    format!("{}\n", serde_json::to_string(&record).expect("it serialises"))
+}
+
+fn ended(seq: u64, outcome: Outcome) -> String {
+    record(seq, TurnEvent::Finished { outcome, usage: None })
 }
 
 fn finished(text: &str) -> String {
-    let outcome = Outcome::Answered { text: text.into() };
-    let record = TurnRecord { seq: 1, at: Timestamp::UNIX_EPOCH, event: TurnEvent::Finished { outcome, usage: None } };
-    format!("{}\n", serde_json::to_string(&record).expect("it serialises"))
+    ended(1, Outcome::Answered { text: text.into() })
 }
 
 fn events(lines: String) -> Router {
@@ -164,24 +263,24 @@ fn refused(kind: RefusalKind) -> Refused {
     Refused { kind, message: "no".into() }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_answer_in_the_sled_outlives_a_node_that_is_away_at_start() {
-    let mut stage = Stage::new([None, None, Some(events(finished("done")))]);
-    let turn = Uuid::now_v7();
-    stage.sessions.begin(&stage.session, turn, Vec::new()).await.expect("it begins");
-    let unfinished = stage.sessions.unfinished().await.expect("it is readable").remove(0);
-    stage.turns.resume(unfinished, stage.dispatcher.adopt(turn));
+    let mut stage = Stage::new([None, None, Some(events(finished("done")))]).await;
+    let turn = stage.take_up("hello").await;
     let answer = stage.heard().await;
     assert_eq!((answer.markdown, answer.transaction), ("done".to_owned(), format!("turn-{turn}")));
-    assert!(stage.sessions.unfinished().await.expect("it is readable").is_empty(), "journaled before it is told");
+    assert_eq!(answer.answers, ["hello"]);
+    assert!(stage.left().await.unfinished.is_empty(), "journaled before it is told");
 }
 
-#[tokio::test]
-async fn a_node_that_is_away_before_the_hand_over_is_told_at_once() {
-    let mut stage = Stage::new([None]);
-    stage.say("hello");
-    assert_eq!(stage.heard().await.markdown, "⚠ It is away.");
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_away_is_waited_for_and_then_told() {
+    let mut stage = Stage::new([None]).await;
+    stage.say("hello", false).await;
+    assert_eq!(stage.heard().await.markdown, "⚠ It is away.\nIt is tried again.");
+    assert_eq!(stage.answer().await.markdown, "⚠ It is away.");
     assert_eq!(stage.killed(), 0, "nothing was handed over");
+    assert_eq!(stage.endings(), [Ending::Failed]);
 }
 
 #[tokio::test]
@@ -189,8 +288,8 @@ async fn a_turn_is_dead_before_it_is_called_failed() {
     let unstoppable =
         Router::new().route(paths::TURN_STOP, post(|| async { refused(RefusalKind::Internal).into_response() }));
     let sled = accepting().merge(events("nonsense\n".into()));
-    let mut stage = Stage::new([Some(sled), Some(unstoppable)]);
-    stage.say("hello");
+    let mut stage = Stage::new([Some(sled), Some(unstoppable)]).await;
+    stage.say("hello", false).await;
     assert!(stage.heard().await.markdown.starts_with("⚠ The node's answer cannot be used"));
     assert_eq!(stage.killed(), 1);
 }
@@ -226,8 +325,8 @@ async fn a_broken_hand_over_is_repeated_and_a_stranger_makes_room() {
                 Json(Outcome::Stopped { processes: 1, killed: false })
             }),
         );
-    let mut stage = Stage::new([Some(sled)]);
-    stage.say("hello");
+    let mut stage = Stage::new([Some(sled)]).await;
+    stage.say("hello", false).await;
     assert_eq!(stage.heard().await.markdown, "done");
     assert!(gone.load(Ordering::SeqCst));
 }
@@ -244,37 +343,174 @@ async fn a_stop_does_not_wait_for_a_hand_over_that_hangs() {
             std::future::pending::<()>().await;
         }),
     );
-    let mut stage = Stage::new([Some(hanging), Some(stopping(Outcome::Stopped { processes: 1, killed: false }))]);
-    stage.say("hello");
+    let mut stage = Stage::new([Some(hanging), Some(stopping(Outcome::Stopped { processes: 1, killed: false }))]).await;
+    stage.say("hello", false).await;
     waiting.await.expect("it is handed over");
-    let to = Address { room: stage.session.room.clone(), thread: None, reply_to: None, mention: None, pending: None };
-    stage.stop(Some(stage.session.room.clone()), StopRequest::Told(to));
-    assert_eq!(stage.heard().await.markdown, "Stopped the running turn: 1 process ended by request.");
+    stage.stop().await;
+    let report = stage.answer().await;
+    assert_eq!(report.markdown, "Stopped the running turn: 1 process ended by request.");
+    assert_eq!(report.answers, ["stop", "hello"], "both have their end");
 }
 
 #[tokio::test]
 async fn a_deleted_project_tells_its_rooms_and_says_when_nothing_is_left() {
     let silent = Router::new().route(paths::TURN_EVENTS, get(std::future::pending::<String>));
-    let mut stage =
-        Stage::new([Some(accepting().merge(silent)), Some(stopping(Outcome::Stopped { processes: 1, killed: false }))]);
-    stage.say("hello");
+    let stopping = stopping(Outcome::Stopped { processes: 1, killed: false });
+    let mut stage = Stage::new([Some(accepting().merge(silent)), Some(stopping)]).await;
+    stage.say("hello", false).await;
     while stage.turns.running() == 0 {
         tokio::task::yield_now().await;
     }
-    stage.say("more");
+    stage.say("more", false).await;
     let (done, nothing_left) = oneshot::channel();
-    stage.stop(None, StopRequest::Silent(done));
+    stage.tell_stop(None, StopRequest::Silent(done));
     nothing_left.await.expect("it is told");
     assert_eq!(stage.turns.running(), 0);
     assert_eq!(stage.heard().await.markdown, "Stopped, because the project was deleted.");
     assert_eq!(stage.heard().await.markdown, "1 message that waited was dropped, because the project was deleted.");
 }
 
-#[test]
-fn a_node_that_is_away_is_tried_for_minutes_and_not_for_ever() {
-    let waits: Vec<_> = Backoff::default().collect();
-    assert_eq!(waits[..3], [100, 200, 400].map(Duration::from_millis));
-    assert!(waits.iter().all(|wait| *wait <= LONGEST_WAIT));
-    let all: Duration = waits.iter().sum();
-    assert!(all > Duration::from_mins(2) && all < Duration::from_mins(3), "{all:?}");
+/// A sled that ends the first attempt as `first` says and the second with an answer, and the prompts that it was given.
+fn interrupted(first: String) -> (Router, UnboundedReceiver<TurnRequest>) {
+    let (asked, prompts) = mpsc::unbounded_channel();
+    let second = ended(3, Outcome::Answered { text: "done".into() });
+    let sled = Router::new()
+        .route(
+            paths::TURN,
+            put(move |Json(request): Json<TurnRequest>| async move {
+                asked.send(request).expect("the test listens");
+                Json(Accepted { already: false })
+            }),
+        )
+        .route(
+            paths::TURN_EVENTS,
+            get(move |query: axum::extract::Query<link::requests::EventsQuery>| async move {
+                if query.after == 0 { first } else { second }
+            }),
+        );
+    (sled, prompts)
+}
+
+#[tokio::test]
+async fn an_interrupted_turn_is_said_so_and_resumed_once_with_its_words_if_it_never_had_them() {
+    for heard in [true, false] {
+        let begun = if heard { TurnEvent::Heard } else { TurnEvent::Started { session_found: true } };
+        let (sled, mut prompts) = interrupted([record(1, begun), ended(2, Outcome::Interrupted)].concat());
+        let mut stage = Stage::new([Some(sled.clone()), Some(sled)]).await;
+        stage.say("hello", false).await;
+        assert_eq!(stage.heard().await.markdown, "⚠ The agent was interrupted: its node ended. It goes on by itself.");
+        let answer = stage.answer().await;
+        assert_eq!((answer.markdown.as_str(), answer.answers), ("done", vec!["hello".to_owned()]));
+        let first = prompts.recv().await.expect("there was an attempt");
+        let second = prompts.recv().await.expect("there was another");
+        assert_eq!((first.attempt, first.prompt.as_str(), second.attempt), (1, "hello", 2));
+        assert!(second.prompt.starts_with("You were interrupted before you answered"));
+        assert_eq!(second.prompt.ends_with("\n\nhello"), !heard);
+    }
+}
+
+#[tokio::test]
+async fn a_turn_that_its_sled_never_had_counts_as_interrupted() {
+    let unknown =
+        Router::new().route(paths::TURN_EVENTS, get(|| async { refused(RefusalKind::UnknownTurn).into_response() }));
+    let sled = accepting().merge(events(finished("done")));
+    let mut stage = Stage::new([Some(unknown), Some(sled)]).await;
+    let turn = stage.take_up("hello").await;
+    assert_eq!(stage.heard().await.transaction, format!("turn-{turn}-interrupted"));
+    assert_eq!(stage.answer().await.markdown, "done");
+}
+
+#[tokio::test]
+async fn a_second_interruption_ends_the_turn_visibly() {
+    let (first, second) = (ended(1, Outcome::Interrupted), ended(2, Outcome::Interrupted));
+    let events = Router::new().route(
+        paths::TURN_EVENTS,
+        get(move |query: axum::extract::Query<link::requests::EventsQuery>| async move {
+            if query.after == 0 { first } else { second }
+        }),
+    );
+    let sled = accepting().merge(events);
+    let mut stage = Stage::new([Some(sled.clone()), Some(sled)]).await;
+    stage.say("hello", false).await;
+    let answer = stage.answer().await;
+    assert!(answer.markdown.starts_with("⚠ The agent was interrupted again"), "{}", answer.markdown);
+    assert_eq!(answer.answers, ["hello"]);
+    assert_eq!(stage.endings(), [Ending::Interrupted]);
+}
+
+#[tokio::test]
+async fn a_message_that_interrupts_begins_anew_with_all_that_is_not_answered() {
+    let silent = Router::new().route(paths::TURN_EVENTS, get(std::future::pending::<String>));
+    let first = accepting().merge(silent);
+    let (sled, mut prompts) = interrupted(finished("both"));
+    let stopping = stopping(Outcome::Stopped { processes: 1, killed: false });
+    let mut stage = Stage::new([Some(first), Some(stopping), Some(sled)]).await;
+    stage.say("one", true).await;
+    while stage.turns.running() == 0 {
+        tokio::task::yield_now().await;
+    }
+    stage.say("two", true).await;
+    let answer = stage.answer().await;
+    assert_eq!((answer.markdown.as_str(), answer.answers), ("both", vec!["one".to_owned(), "two".to_owned()]));
+    let prompt = prompts.recv().await.expect("it was asked").prompt;
+    assert!(prompt.contains("one") && prompt.contains("two"), "{prompt}");
+    assert_eq!(stage.endings()[0], Ending::Superseded);
+}
+
+#[tokio::test]
+async fn a_question_is_told_and_decided_by_whom_it_concerns() {
+    let asked = TurnEvent::PermissionAsked {
+        request: "q-1".into(),
+        tool: "Bash".into(),
+        summary: "rm -r target".into(),
+        deadline: "2026-01-02T03:04:05Z".parse().expect("it is a time"),
+    };
+    let (answered, mut answers) = mpsc::unbounded_channel();
+    let asked = record(1, asked);
+    let after = async move {
+        assert_eq!(answers.recv().await, Some(true));
+        Ok::<_, std::io::Error>(ended(2, Outcome::Answered { text: "done".into() }))
+    };
+    let body = futures_util::stream::iter([Ok(asked)]).chain(futures_util::stream::once(after));
+    let body = Arc::new(Mutex::new(Some(axum::body::Body::from_stream(body))));
+    let sled = || {
+        let answered = answered.clone();
+        Router::new().route(
+            paths::TURN_PERMISSION,
+            post(move |Json(answer): Json<link::requests::PermissionAnswer>| async move {
+                answered.send(answer.allow).expect("the turn waits");
+                Json(Decision::Allowed)
+            }),
+        )
+    };
+    let following = accepting().merge(sled()).route(
+        paths::TURN_EVENTS,
+        get(move || {
+            let body = body.lock().expect("no test panics holding it").take().expect("it is read once");
+            async move { body }
+        }),
+    );
+    let mut stage = Stage::new([Some(following), Some(sled())]).await;
+    stage.say("hello", false).await;
+    let question = stage.answer().await;
+    assert!(question.answers.is_empty(), "it ends no message");
+    let name = question.transaction.strip_prefix("question-").expect("it is a question").to_owned();
+    assert_eq!(
+        question.markdown,
+        format!(
+            "⚠ The agent asks for leave: Bash `rm -r target`\n`!approve {name}` or `!deny {name}`, until 03:04:05 UTC."
+        )
+    );
+    let bob = Person { id: "bob".into(), ..ann() };
+    let room = stage.session.room.clone();
+    let elsewhere = Room { id: "elsewhere".into(), ..room.clone() };
+    let turns = stage.turns.clone();
+    let decide = async |by: &Person, role, room: &Room| turns.decide(&name, Verdict::Approve, by, role, room).await;
+    let refusal = decide(&bob, Role::Member, &room).await.expect_err("he did not ask for this turn");
+    assert_eq!(refusal.what, "this question is not yours to answer");
+    decide(&ann(), Role::Member, &elsewhere).await.expect_err("it was asked in another room");
+    let said = decide(&ann(), Role::Member, &room).await.expect("she may");
+    assert_eq!(said, "Allowed: Bash `rm -r target`");
+    assert_eq!(stage.answer().await.markdown, "done");
+    decide(&ann(), Role::Member, &room).await.expect_err("the turn is over");
 }

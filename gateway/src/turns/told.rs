@@ -2,8 +2,14 @@
 
 use link::requests::{FailureReason, Outcome};
 
-use super::End;
-use crate::{outbox::Address, prompt::Words, sessions::Ending, text};
+use super::{End, address};
+use crate::{
+    chat::Weight,
+    dispatch::{SessionKey, core::Why},
+    outbox::Post,
+    sessions::{Ending, Message},
+    text,
+};
 
 /// What people hear of a turn's end.
 pub struct Told {
@@ -16,20 +22,29 @@ pub struct Told {
 }
 
 impl Told {
-    /// How `end` ends, and who hears what. `deleted`: its project is being deleted, which the room is told in the place of what the end looks like.
-    pub fn of(end: &End, deleted: bool) -> Self {
+    /// How `end` ends, and who hears what. `why` is what is wanted by now: its project may be deleted since, which the room
+    /// is told in the place of what the end looks like.
+    pub fn of(end: &End, why: Option<Why>) -> Self {
+        let deleted = why == Some(Why::Deleted);
+        let asked = end.why.is_some();
+        if why == Some(Why::Superseded)
+            && asked
+            && matches!(end.outcome, Ok(Outcome::Stopped { .. } | Outcome::Interrupted))
+        {
+            return Self { ending: Ending::Superseded, answer: None, report: None };
+        }
         let (ending, answer, report) = match &end.outcome {
             Ok(Outcome::Answered { text }) => (Ending::Answered, Some(said(text)), None),
             Ok(Outcome::Failed { reason, last_lines }) => (Ending::Failed, Some(failure(reason, last_lines)), None),
             Ok(Outcome::Stopped { processes, killed }) => {
-                let unasked = (!end.asked).then(|| "⚠ The turn was stopped.".to_owned());
-                (Ending::Stopped, unasked, end.asked.then(|| stopped(*processes, *killed, end.agent_ran)))
+                let unasked = (!asked).then(|| "⚠ The turn was stopped.".to_owned());
+                (Ending::Stopped, unasked, asked.then(|| stopped(*processes, *killed, end.agent_ran)))
             }
             Ok(Outcome::Interrupted) => {
-                let told = "⚠ The agent was interrupted before it answered.\nWrite again to go on; it remembers what came before.";
+                let told = "⚠ The agent was interrupted again before it answered.\nWrite again to go on; it remembers what came before.";
                 (Ending::Interrupted, Some(told.to_owned()), None)
             }
-            Err(refusal) if end.asked => (Ending::Failed, None, Some(refusal.to_markdown())),
+            Err(refusal) if asked => (Ending::Failed, None, Some(refusal.to_markdown())),
             Err(refusal) => (Ending::Failed, Some(refusal.to_markdown()), None),
         };
         let answer = match ending {
@@ -58,14 +73,17 @@ pub fn were_dropped(count: usize) -> String {
     format!("{} that waited {} dropped", text::count(count, "message"), if count == 1 { "was" } else { "were" })
 }
 
-/// How many messages of each room there are, and where the room is told of them.
-pub fn by_room(messages: Vec<Words>) -> Vec<(Address, usize)> {
-    let mut rooms: Vec<(Address, usize)> = Vec::new();
-    for Words { room, thread, event_id, pending, .. } in messages {
-        let count = rooms.extract_if(.., |(to, _)| to.room == room).map(|(_, count)| count).sum::<usize>();
-        rooms.push((Address { room, thread, reply_to: Some(event_id), mention: None, pending }, count + 1));
-    }
-    rooms
+/// What a room is told of messages that were dropped because their project is deleted.
+pub fn dropped(session: &SessionKey, messages: &[Message]) -> Vec<Post> {
+    let Some(last) = messages.last() else { return Vec::new() };
+    vec![Post {
+        to: address(session, Some((&last.event_id, &last.sender, &last.thread))),
+        weight: Weight::Answer,
+        markdown: format!("{}, because the project was deleted.", were_dropped(messages.len())),
+        transaction: format!("dropped-{}", last.event_id),
+        answers: messages.iter().map(|message| message.event_id.clone()).collect(),
+        failed: true,
+    }]
 }
 
 /// What a stop did to the turn that ran.
@@ -117,24 +135,23 @@ fn failure(reason: &FailureReason, last_lines: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
-    use crate::{
-        chat::{Person, Room, SurfaceKind},
-        refusal::Refusal,
-    };
+    use crate::refusal::Refusal;
 
-    fn stopped_end(processes: u32, agent_ran: bool, asked: bool) -> End {
-        End { outcome: Ok(Outcome::Stopped { processes, killed: false }), agent_ran, asked }
+    const STOPPED: Option<Why> = Some(Why::Stopped);
+    const DELETED: Option<Why> = Some(Why::Deleted);
+
+    fn stopped_end(processes: u32, agent_ran: bool, why: Option<Why>) -> End {
+        End { outcome: Ok(Outcome::Stopped { processes, killed: false }), agent_ran, why }
     }
 
     #[test]
     fn a_stop_says_what_it_did_and_does_not_contradict_itself() {
-        let of = |end: &End| Told::of(end, false).report.expect("somebody asked");
-        assert_eq!(of(&stopped_end(0, false, true)), "Stopped before the agent began.");
-        assert_eq!(of(&stopped_end(2, true, true)), "Stopped the running turn: 2 processes ended by request.");
-        let killed = End { outcome: Ok(Outcome::Stopped { processes: 0, killed: true }), agent_ran: true, asked: true };
+        let of = |end: &End| Told::of(end, STOPPED).report.expect("somebody asked");
+        assert_eq!(of(&stopped_end(0, false, STOPPED)), "Stopped before the agent began.");
+        assert_eq!(of(&stopped_end(2, true, STOPPED)), "Stopped the running turn: 2 processes ended by request.");
+        let killed =
+            End { outcome: Ok(Outcome::Stopped { processes: 0, killed: true }), agent_ran: true, why: STOPPED };
         assert_eq!(of(&killed), "Stopped the running turn: its container was killed.");
 
         assert_eq!(report(0, &[], 0), "Nothing was running.");
@@ -148,43 +165,36 @@ mod tests {
 
     #[test]
     fn every_end_is_told_somebody() {
-        let unasked = Told::of(&stopped_end(1, true, false), false);
+        let unasked = Told::of(&stopped_end(1, true, None), None);
         assert_eq!(unasked.answer.as_deref(), Some("⚠ The turn was stopped."));
         assert_eq!(unasked.report, None, "nobody waits for a report");
 
-        let asked = Told::of(&stopped_end(1, true, true), false);
+        let asked = Told::of(&stopped_end(1, true, STOPPED), STOPPED);
         assert_eq!(asked.answer, None, "the report tells it");
 
-        let deleted = Told::of(&stopped_end(1, true, true), true);
+        let deleted = Told::of(&stopped_end(1, true, DELETED), DELETED);
         assert_eq!(deleted.answer.as_deref(), Some("Stopped, because the project was deleted."));
 
-        let refused = |asked| End { outcome: Err(Refusal::unavailable("it may still run")), agent_ran: true, asked };
-        assert_eq!(Told::of(&refused(false), false).answer.as_deref(), Some("⚠ It may still run."));
-        assert_eq!(Told::of(&refused(true), false).report.as_deref(), Some("⚠ It may still run."));
-        assert_eq!(Told::of(&refused(true), true).answer.as_deref(), Some("⚠ It may still run."));
+        let refused = |why| End { outcome: Err(Refusal::unavailable("it may still run")), agent_ran: true, why };
+        assert_eq!(Told::of(&refused(None), None).answer.as_deref(), Some("⚠ It may still run."));
+        assert_eq!(Told::of(&refused(STOPPED), STOPPED).report.as_deref(), Some("⚠ It may still run."));
+        assert_eq!(Told::of(&refused(DELETED), DELETED).answer.as_deref(), Some("⚠ It may still run."));
 
-        let answered = End { outcome: Ok(Outcome::Answered { text: " ".into() }), agent_ran: true, asked: true };
-        let told = Told::of(&answered, true);
+        let answered = End { outcome: Ok(Outcome::Answered { text: " ".into() }), agent_ran: true, why: STOPPED };
+        let told = Told::of(&answered, DELETED);
         assert_eq!(told.answer.as_deref(), Some("(The agent ended without a word.)"), "it was faster than the stop");
         assert_eq!(told.report, None);
     }
 
     #[test]
-    fn each_room_is_told_once_of_its_dropped_messages() {
-        let words = |room: &str, event: &str| Words {
-            room: Room { surface: SurfaceKind::Console, id: room.into() },
-            thread: None,
-            event_id: event.into(),
-            sender: Person { surface: SurfaceKind::Console, id: "ann".into() },
-            at: Timestamp::UNIX_EPOCH,
-            text: String::new(),
-            quoted: None,
-            pending: None,
-        };
-        let rooms = by_room(vec![words("a", "1"), words("b", "2"), words("a", "3")]);
-        let told: Vec<_> =
-            rooms.iter().map(|(to, count)| (to.room.id.as_str(), to.reply_to.as_deref(), *count)).collect();
-        assert_eq!(told, [("b", Some("2"), 1), ("a", Some("3"), 2)]);
+    fn what_is_superseded_is_told_nobody_unless_it_was_faster() {
+        let superseded = Some(Why::Superseded);
+        let told = Told::of(&stopped_end(1, true, superseded), superseded);
+        assert_eq!((told.ending, told.answer, told.report), (Ending::Superseded, None, None));
+        let told = Told::of(&stopped_end(1, true, superseded), STOPPED);
+        assert_eq!(told.ending, Ending::Stopped, "a stop came on top");
+        let answered = End { outcome: Ok(Outcome::Answered { text: "yes".into() }), agent_ran: true, why: superseded };
+        assert_eq!(Told::of(&answered, superseded).answer.as_deref(), Some("yes"));
         assert_eq!(were_dropped(1), "1 message that waited was dropped");
     }
 }

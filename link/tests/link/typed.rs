@@ -11,8 +11,9 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, future, stream};
 use http::StatusCode;
 use jiff::Timestamp;
 use link::requests::{
-    Accepted, Agent, AgentSession, BODY_LIMIT, CommandOutput, EventsQuery, GitRequest, LINE_LIMIT, LogsQuery,
-    NodeStatus, Outcome, Refusal, RefusalKind, StopRequest, TurnEvent, TurnRecord, TurnRequest, paths,
+    Accepted, Agent, AgentSession, BODY_LIMIT, CommandOutput, Decision, EventsQuery, GitRequest, LINE_LIMIT, LogsQuery,
+    NodeStatus, Outcome, PermissionAnswer, Permissions, Refusal, RefusalKind, StopRequest, TurnEvent, TurnRecord,
+    TurnRequest, paths,
 };
 use link::{CallError, Closed, Limits, SledClient};
 use uuid::Uuid;
@@ -31,6 +32,8 @@ fn turn() -> TurnRequest {
         prompt: "what does this do?".to_owned(),
         identity: None,
         attempt: 1,
+        permissions: Permissions::Ask { timeout_secs: 60 },
+        keep_warm_secs: 120,
     }
 }
 
@@ -63,12 +66,28 @@ async fn every_call_reaches_its_route_and_comes_back() {
                 Json(Outcome::Stopped { processes: 2, killed: stop.grace_ms == 7 })
             }),
         )
+        .route(
+            paths::TURN_PERMISSION,
+            post(async |Path((_, request)): Path<(Uuid, String)>, Json(answer): Json<PermissionAnswer>| {
+                Json(if request == "toolu_01-a" && answer.allow { Decision::Allowed } else { Decision::TimedOut })
+            }),
+        )
         .route(paths::GIT, post(async |Json(git): Json<GitRequest>| Json(output(git.args.join(" ")))))
         .route(paths::LOGS, get(async |Query(logs): Query<LogsQuery>| Json(output(logs.lines.to_string()))));
     let (client, _gateway, _sled) = calling(sled).await;
     assert_eq!(client.status().await.unwrap(), status);
     assert_eq!(client.put_turn(Uuid::from_u128(9), &turn()).await.unwrap(), Accepted { already: true });
     assert_eq!(client.stop_turn(Uuid::from_u128(9), 7).await.unwrap(), Outcome::Stopped { processes: 2, killed: true });
+    let answer = async |request: &str, allow| client.answer_permission(Uuid::from_u128(9), request, allow).await;
+    assert_eq!(answer("toolu_01-a", true).await.unwrap(), Decision::Allowed);
+    assert_eq!(answer("toolu_01-a", false).await.unwrap(), Decision::TimedOut);
+    for odd in ["", "../stop", "a b", "ä", &"x".repeat(65)] {
+        let refused = answer(odd, true).await.unwrap_err();
+        assert!(
+            matches!(&refused, CallError::Refused(Refusal { kind: RefusalKind::UnknownPermission, .. })),
+            "{odd:?}: {refused}"
+        );
+    }
     assert_eq!(client.git(vec!["log".to_owned(), "-1".to_owned()]).await.unwrap(), output("log -1".to_owned()));
     assert_eq!(client.logs(20).await.unwrap(), output("20".to_owned()));
 }
@@ -216,4 +235,14 @@ async fn an_unknown_turn_is_refused_on_the_stream_too() {
     let (client, _gateway, _sled) = calling(Router::new().route(paths::TURN_EVENTS, any(refuse))).await;
     let first = client.turn_events(Uuid::from_u128(1), 0).next().await;
     assert!(matches!(first, Some(Err(CallError::Refused(Refusal { kind: RefusalKind::UnknownTurn, .. })))));
+}
+
+#[test]
+fn a_request_of_the_previous_version_is_understood() {
+    let mut before = serde_json::to_value(turn()).unwrap();
+    for added in ["permissions", "keep_warm_secs"] {
+        before.as_object_mut().unwrap().remove(added);
+    }
+    let wanted = TurnRequest { permissions: Permissions::Bypass, keep_warm_secs: 0, ..turn() };
+    assert_eq!(serde_json::from_value::<TurnRequest>(before).unwrap(), wanted);
 }

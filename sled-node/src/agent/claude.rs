@@ -1,6 +1,7 @@
 //! The Claude Code CLI: its command line, its settings, and whether it still has a session.
 //!
-//! Tried with 2.1.197. The container is the fence, so it may use every tool (SEC-8); the repository's own instructions count.
+//! Tried with 2.1.197. The container is the fence, so it may use every tool (SEC-8); the repository's own instructions count. Where it is to ask
+//! first, the repository's settings, hooks and MCP servers do not, because they could answer in people's place.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -8,18 +9,43 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Result};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use link::requests::AgentSession;
+use link::requests::{AgentSession, Permissions};
 use serde::Deserialize;
 use uuid::Uuid;
 
-/// Telemetry, self-update and whatever else is not the model itself: off (SEC-8).
-pub const SETTINGS: [(&str, &str); 5] = [
+/// Telemetry, self-update and whatever else is not the model itself: off (SEC-8). So is what goes on behind a turn's result, because a turn
+/// ends with it and so do its processes: the CLI would notice that, and take turns that nobody asked for.
+pub const SETTINGS: [(&str, &str); 9] = [
+    // With --add-dir it reads the instructions there even where the repository's settings do not count.
+    ("CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD", "1"),
+    ("CLAUDE_CODE_DISABLE_BACKGROUND_TASKS", "1"),
+    ("CLAUDE_CODE_DISABLE_CRON", "1"),
     ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
+    ("CLAUDE_CODE_DISABLE_WORKFLOWS", "1"),
     ("DISABLE_AUTOUPDATER", "1"),
     ("DISABLE_BUG_COMMAND", "1"),
     ("DISABLE_ERROR_REPORTING", "1"),
     ("DISABLE_TELEMETRY", "1"),
 ];
+
+/// For every session: many turns of one process, whose words it echoes when it has them.
+const ALWAYS: [&str; 7] = [
+    "claude",
+    "-p",
+    "--input-format=stream-json",
+    "--output-format=stream-json",
+    "--verbose",
+    "--replay-user-messages",
+    // It would wake up between turns, or ask what an answer of yes or no does not answer.
+    "--disallowed-tools=ScheduleWakeup,AskUserQuestion,EnterPlanMode",
+];
+
+/// Where nobody is asked.
+const BYPASS: [&str; 1] = ["--dangerously-skip-permissions"];
+
+/// Where people are.
+const ASK: [&str; 4] =
+    ["--permission-prompt-tool=stdio", "--setting-sources=user", "--strict-mcp-config", "--add-dir=."];
 
 /// How much of a session's file is looked through for a conversation, which is at its beginning, in bytes.
 const MAX_SEARCH: u64 = 64 * 1024 * 1024;
@@ -27,8 +53,13 @@ const MAX_SEARCH: u64 = 64 * 1024 * 1024;
 /// Longest line that is understood there, in bytes.
 const MAX_LINE: u64 = 8 * 1024 * 1024;
 
-/// The command line for one turn, and whether the session's memory is as expected.
-pub fn argv(session: &AgentSession, model: Option<&str>, home: &Path) -> Result<(Vec<OsString>, bool)> {
+/// The command line, and whether the session's memory is as expected.
+pub fn argv(
+    session: &AgentSession,
+    model: Option<&str>,
+    permissions: Permissions,
+    home: &Path,
+) -> Result<(Vec<OsString>, bool)> {
     let memory = memory(home, session.id)?;
     if let Memory::Unusable(files) = &memory {
         // The CLI would neither resume this session nor begin another under its id.
@@ -38,18 +69,12 @@ pub fn argv(session: &AgentSession, model: Option<&str>, home: &Path) -> Result<
         }
     }
     let found = matches!(memory, Memory::Found);
-    let mut argv: Vec<OsString> = [
-        "claude",
-        "-p",
-        "--input-format",
-        "stream-json",
-        "--output-format",
-        "stream-json",
-        "--verbose",
-        "--dangerously-skip-permissions",
-    ]
-    .map(Into::into)
-    .into();
+    let mut argv: Vec<OsString> = ALWAYS.map(Into::into).into();
+    let permissions = match permissions {
+        Permissions::Bypass => BYPASS.as_slice(),
+        Permissions::Ask { .. } => ASK.as_slice(),
+    };
+    argv.extend(permissions.iter().map(Into::into));
     argv.push(if found { "--resume" } else { "--session-id" }.into());
     argv.push(session.id.to_string().into());
     if let Some(model) = model {
@@ -131,7 +156,7 @@ mod tests {
             std::fs::create_dir_all(folder).unwrap();
             std::fs::write(&path, content).unwrap();
         }
-        let (argv, found) = argv(&session, None, home.path()).unwrap();
+        let (argv, found) = argv(&session, None, Permissions::Bypass, home.path()).unwrap();
         let how = argv[argv.len() - 2].to_str().unwrap().to_owned();
         // Either the file is resumed, or it does not stand in the way.
         assert_eq!(path.exists(), how == "--resume");
@@ -161,7 +186,9 @@ mod tests {
         let folder = home.path().join(".claude/projects/-workspace");
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join(format!("{}.jsonl", Uuid::nil()));
-        let resumed = || argv(&AgentSession { id: Uuid::nil(), resumed: true }, None, home.path()).unwrap().1;
+        let resumed = || {
+            argv(&AgentSession { id: Uuid::nil(), resumed: true }, None, Permissions::Bypass, home.path()).unwrap().1
+        };
 
         // Opening a pipe that nobody writes to would wait for ever.
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -188,8 +215,39 @@ mod tests {
     #[test]
     fn the_command_line() {
         let home = tempfile::tempdir().unwrap();
-        let (argv, _) = argv(&AgentSession { id: Uuid::nil(), resumed: false }, Some("opus"), home.path()).unwrap();
-        let line: Vec<_> = argv.iter().map(|word| word.to_str().unwrap()).collect();
-        insta::assert_snapshot!(line.join(" "), @"claude -p --input-format stream-json --output-format stream-json --verbose --dangerously-skip-permissions --session-id 00000000-0000-0000-0000-000000000000 --model=opus");
+        let line = |permissions| {
+            let session = AgentSession { id: Uuid::nil(), resumed: false };
+            let (argv, _) = argv(&session, Some("opus"), permissions, home.path()).unwrap();
+            argv.iter().map(|word| word.to_str().unwrap().to_owned()).collect::<Vec<_>>().join("\n")
+        };
+        insta::assert_snapshot!(line(Permissions::Bypass), @r"
+        claude
+        -p
+        --input-format=stream-json
+        --output-format=stream-json
+        --verbose
+        --replay-user-messages
+        --disallowed-tools=ScheduleWakeup,AskUserQuestion,EnterPlanMode
+        --dangerously-skip-permissions
+        --session-id
+        00000000-0000-0000-0000-000000000000
+        --model=opus
+        ");
+        insta::assert_snapshot!(line(Permissions::Ask { timeout_secs: 1 }), @r"
+        claude
+        -p
+        --input-format=stream-json
+        --output-format=stream-json
+        --verbose
+        --replay-user-messages
+        --disallowed-tools=ScheduleWakeup,AskUserQuestion,EnterPlanMode
+        --permission-prompt-tool=stdio
+        --setting-sources=user
+        --strict-mcp-config
+        --add-dir=.
+        --session-id
+        00000000-0000-0000-0000-000000000000
+        --model=opus
+        ");
     }
 }

@@ -35,11 +35,15 @@ pub fn run(mut notice: Option<String>, input: impl BufRead, mut output: impl Wri
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]
     fn it_says_what_it_was_told_and_the_notice_once() {
-        let input = [stream_json::prompt_line("hello\n\"you\""), stream_json::prompt_line("again")].concat();
+        let input =
+            [stream_json::prompt_line("hello\n\"you\"", Uuid::nil()), stream_json::prompt_line("again", Uuid::nil())]
+                .concat();
         let mut output = Vec::new();
         run(Some("No key yet.".to_owned()), input.as_slice(), &mut output).unwrap();
         let answers: Vec<String> = output

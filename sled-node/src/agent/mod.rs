@@ -4,12 +4,13 @@
 
 mod claude;
 pub mod echo;
+pub mod live;
 pub mod stream_json;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use link::requests::{Agent, GitIdentity, TurnRequest};
+use link::requests::{Agent, GitIdentity, Permissions, TurnRequest};
 
 use crate::environment::Environment;
 
@@ -26,7 +27,7 @@ pub struct Surroundings {
     pub model_port: u16,
 }
 
-/// How an agent is run for one turn.
+/// How an agent is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
     /// Program and arguments.
@@ -44,6 +45,7 @@ pub fn prepare(request: &TurnRequest, surroundings: &Surroundings) -> std::io::R
         ("ANTHROPIC_BASE_URL", format!("http://127.0.0.1:{}", surroundings.model_port)),
         // The gateway drops it and adds the real one; the CLI only wants something to be there.
         ("ANTHROPIC_API_KEY", "the-gateway-holds-the-key".to_owned()),
+        ("MUSHER_PERMISSIONS", permissions(request.permissions).to_owned()),
         ("MUSHER_SESSION_ID", request.session.id.to_string()),
         ("MUSHER_SESSION_RESUMED", u8::from(request.session.resumed).to_string()),
     ]);
@@ -55,7 +57,7 @@ pub fn prepare(request: &TurnRequest, surroundings: &Surroundings) -> std::io::R
     let (argv, session_found) = match &request.agent {
         Agent::Claude { model } => {
             environment.extend(claude::SETTINGS);
-            claude::argv(&request.session, model.as_deref(), &surroundings.home)?
+            claude::argv(&request.session, model.as_deref(), request.permissions, &surroundings.home)?
         }
         Agent::Command { argv } => (argv.iter().map(Into::into).collect(), true),
         Agent::Echo { notice } => {
@@ -64,6 +66,13 @@ pub fn prepare(request: &TurnRequest, surroundings: &Surroundings) -> std::io::R
         }
     };
     Ok(Launch { argv, environment, session_found })
+}
+
+fn permissions(permissions: Permissions) -> &'static str {
+    match permissions {
+        Permissions::Bypass => "bypass",
+        Permissions::Ask { .. } => "ask",
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +90,8 @@ mod tests {
             prompt: "hello".to_owned(),
             identity,
             attempt: 1,
+            permissions: Permissions::Bypass,
+            keep_warm_secs: 0,
         }
     }
 
@@ -105,6 +116,7 @@ mod tests {
         GIT_COMMITTER_NAME=Rex
         HOME=/home/dev
         LANG=C.UTF-8
+        MUSHER_PERMISSIONS=bypass
         MUSHER_SESSION_ID=00000000-0000-0000-0000-000000000000
         MUSHER_SESSION_RESUMED=0
         NO_PROXY=127.0.0.1,localhost

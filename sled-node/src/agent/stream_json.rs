@@ -2,11 +2,13 @@
 //!
 //! Everything that comes out is hostile and leaves this module bounded. It starts nothing and keeps no time of its own.
 
-use jiff::Timestamp;
 use link::requests::{FailureReason, Outcome, TurnEvent, Usage};
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
+use crate::permissions::Question;
 use crate::text::{MAX_ERROR, error_line, one_line, paragraphs};
 
 /// Longest line of an agent's output, in bytes; a longer one breaks the protocol.
@@ -21,10 +23,77 @@ const MAX_SUMMARY: usize = 200;
 /// Longest name of a tool, in characters.
 const MAX_NAME: usize = 80;
 
-/// The line that hands an agent its words.
-pub fn prompt_line(words: &str) -> Vec<u8> {
-    let line = serde_json::json!({ "type": "user", "message": { "role": "user", "content": words } });
-    format!("{line}\n").into_bytes()
+/// Longest name that an agent gives a request, in bytes.
+const MAX_REQUEST_ID: usize = 200;
+
+/// The line that hands an agent its words. By `id` it is known again when the agent echoes it; the CLI lets a line go whose id it has seen
+/// before, so each gets a fresh one.
+pub fn prompt_line(words: &str, id: Uuid) -> Vec<u8> {
+    line(&json!({ "type": "user", "uuid": id, "message": { "role": "user", "content": words } }))
+}
+
+/// The line that lets an agent use a tool as it asked to.
+pub fn allow(request: &str, input: &RawValue) -> Vec<u8> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Allowed<'a> {
+        behavior: &'static str,
+        /// Byte for byte as it came.
+        updated_input: &'a RawValue,
+    }
+    control_success(request, Allowed { behavior: "allow", updated_input: input })
+}
+
+/// The line that does not, and says why.
+pub fn deny(request: &str, why: &str) -> Vec<u8> {
+    control_success(request, json!({ "behavior": "deny", "message": why }))
+}
+
+/// The line that answers what cannot be answered, so that the agent does not wait for it.
+pub fn control_error(request: &str, error: &str) -> Vec<u8> {
+    let response = json!({ "subtype": "error", "request_id": request, "error": error });
+    line(&json!({ "type": "control_response", "response": response }))
+}
+
+fn control_success(request_id: &str, response: impl Serialize) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Success<'a, R> {
+        subtype: &'static str,
+        request_id: &'a str,
+        #[serde(rename = "response")]
+        content: R,
+    }
+    #[derive(Serialize)]
+    struct Line<T> {
+        r#type: &'static str,
+        response: T,
+    }
+    let response = Success { subtype: "success", request_id, content: response };
+    line(&Line { r#type: "control_response", response })
+}
+
+fn line(value: &impl Serialize) -> Vec<u8> {
+    // Strings, numbers and what was JSON already: nothing that could not be written.
+    let mut line = serde_json::to_vec(value).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// Whether a line of an agent that was told nothing means that it works all the same. Its waiting must not be taken for work: it may tell of
+/// what became of its tools, or what its limits are.
+pub fn is_work(line: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Told {
+        r#type: String,
+        #[serde(default)]
+        subtype: String,
+    }
+    let Ok(told) = serde_json::from_slice::<Told>(line) else { return false };
+    match told.r#type.as_str() {
+        "assistant" | "control_request" | "result" | "user" => true,
+        "system" => told.subtype == "init",
+        _ => false,
+    }
 }
 
 /// The words of such a line: the practice agent's ear.
@@ -45,24 +114,66 @@ pub fn read_prompt(line: &str) -> serde_json::Result<String> {
 pub enum Heard {
     /// So many events, or none.
     Events(Vec<TurnEvent>),
+    /// The agent is ready: its start is over.
+    Ready,
+    /// It asks for leave, after what was still held back.
+    Asked(Vec<TurnEvent>, Question),
+    /// It no longer wants to know what it asked under this name of its own.
+    Withdrawn(String),
+    /// It wants something, under this name of its own, that nobody here can do.
+    Unanswerable(String),
     /// The turn's result, after what was still held back.
     End(Vec<TurnEvent>, Outcome, Option<Usage>),
+    /// The service's limit has ended it, after what was still held back: it is to go on later.
+    Limited(Vec<TurnEvent>, Limit, Option<Usage>),
     /// Not a line of the protocol.
     Noise,
 }
 
-/// Understands one turn's lines.
+/// A hard limit of the model's service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// When it lifts, in seconds since 1970, if the service said.
+    pub resets_at: Option<i64>,
+    /// What the agent says of it.
+    pub text: String,
+}
+
+/// Understands what an agent says from when it gets its words to its result.
 #[derive(Debug, Default)]
 pub struct Listener {
+    /// The id of the words that it was given.
+    words: Uuid,
+    /// That it has words of the attempt's was told.
+    heard: bool,
     /// What the agent said last: its answer, if nothing follows but the result.
     held: Option<String>,
-    /// The present rate limit was told of.
-    limited: bool,
+    /// That the agent is slowed down was told.
+    slowed: bool,
+    /// The service has refused, and the agent has not spoken since.
+    refused: Option<Refused>,
+}
+
+/// A refusal of the model's service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Refused {
+    /// When it lifts, in seconds since 1970, if the service said.
+    resets_at: Option<i64>,
 }
 
 impl Listener {
-    /// Takes a line; `now` turns a moment into a duration.
-    pub fn hear(&mut self, line: &[u8], now: Timestamp) -> Heard {
+    /// For an agent that was given `words`; `heard` if it is known to have the attempt's words.
+    pub fn new(words: Uuid, heard: bool) -> Self {
+        Self { words, heard, ..Self::default() }
+    }
+
+    /// Whether the agent is known to have the attempt's words.
+    pub fn heard(&self) -> bool {
+        self.heard
+    }
+
+    /// Takes a line.
+    pub fn hear(&mut self, line: &[u8]) -> Heard {
         #[derive(Deserialize)]
         struct Kind {
             r#type: String,
@@ -80,10 +191,22 @@ impl Listener {
                 }
             },
             "rate_limit_event" => {
-                Heard::Events(serde_json::from_slice(line).map_or(Vec::new(), |limit| self.rate_limit(&limit, now)))
+                if let Ok(RateLimit { rate_limit_info: info }) = serde_json::from_slice(line) {
+                    // A warning is no refusal, and a refusal that is lifted none any more.
+                    self.refused = (info.status == "rejected").then_some(Refused { resets_at: info.resets_at });
+                }
+                Heard::Events(Vec::new())
             }
-            "system" => Heard::Events(serde_json::from_slice(line).map_or(Vec::new(), |system| self.system(&system))),
-            // Tool results, echoes and what later versions may say.
+            "system" => match serde_json::from_slice(line) {
+                Ok(System { subtype, .. }) if subtype == "init" => Heard::Ready,
+                Ok(system) => Heard::Events(self.system(&system)),
+                Err(_) => Heard::Events(Vec::new()),
+            },
+            "user" => Heard::Events(serde_json::from_slice(line).map_or(Vec::new(), |user| self.user(&user))),
+            "control_request" => serde_json::from_slice(line).map_or(Heard::Noise, |request| self.control(request)),
+            "control_cancel_request" => serde_json::from_slice(line)
+                .map_or(Heard::Noise, |Withdrawal { request_id }| Heard::Withdrawn(request_id)),
+            // What later versions may say.
             _ => Heard::Events(Vec::new()),
         }
     }
@@ -93,9 +216,46 @@ impl Listener {
         self.held.take().map(|text| TurnEvent::Spoke { text }).into_iter().collect()
     }
 
+    /// An echo of the words shows that the agent has them.
+    fn user(&mut self, user: &User) -> Vec<TurnEvent> {
+        if user.is_replay && user.uuid.as_deref().is_none_or(|id| Uuid::parse_str(id) == Ok(self.words)) {
+            self.has_words()
+        } else {
+            // A tool's result.
+            Vec::new()
+        }
+    }
+
+    fn has_words(&mut self) -> Vec<TurnEvent> {
+        if std::mem::replace(&mut self.heard, true) { Vec::new() } else { vec![TurnEvent::Heard] }
+    }
+
+    fn control(&mut self, request: ControlRequest) -> Heard {
+        let ControlRequest { request_id, request } = request;
+        if request_id.len() > MAX_REQUEST_ID {
+            return Heard::Noise;
+        }
+        match (request.subtype.as_str(), request.tool_name, request.input) {
+            ("can_use_tool", Some(tool), Some(input)) => {
+                let shown = serde_json::from_str(input.get()).unwrap_or(Value::Null);
+                let (tool, summary) = (one_line(&tool, MAX_NAME), summary(&tool, &shown));
+                Heard::Asked(self.flush(), Question { agents_id: request_id, tool, summary, input })
+            }
+            _ => Heard::Unanswerable(request_id),
+        }
+    }
+
     fn assistant(&mut self, said: Assistant) -> Vec<TurnEvent> {
-        self.limited = false;
-        let mut events = Vec::new();
+        if let Some(error) = said.error {
+            // The CLI's own word, not the model's; the result says it again.
+            if error == "rate_limit" {
+                self.refused.get_or_insert(Refused { resets_at: None });
+            }
+            return Vec::new();
+        }
+        self.slowed = false;
+        self.refused = None;
+        let mut events = self.has_words();
         for block in said.message.content {
             match block {
                 // What a helper of the agent's says is for the agent.
@@ -130,9 +290,16 @@ impl Listener {
             let text = said
                 .or_else(|| (!result.errors.is_empty()).then(|| result.errors.join("\n")))
                 .unwrap_or(result.subtype);
-            // The CLI says an error of the model's service as if the agent had said it.
+            // An error of the model's service can come as if the agent had said it.
             self.held.take_if(|held| *held == paragraphs(&text, MAX_TEXT));
             let text = paragraphs(&text, MAX_ERROR);
+            if result.api_error_status == Some(429) || self.refused.is_some() {
+                return Heard::Limited(
+                    self.flush(),
+                    Limit { resets_at: self.refused.and_then(|refused| refused.resets_at), text },
+                    usage,
+                );
+            }
             return Heard::End(self.flush(), failed(FailureReason::Reported { text }), usage);
         }
         let text = match said {
@@ -146,28 +313,15 @@ impl Listener {
         Heard::End(self.flush(), Outcome::Answered { text }, usage)
     }
 
-    /// Soft warnings are not told; a hard limit is, once.
-    fn rate_limit(&mut self, limit: &RateLimit, now: Timestamp) -> Vec<TurnEvent> {
-        if limit.rate_limit_info.status != "rejected" {
-            return Vec::new();
-        }
-        let resets_at = limit.rate_limit_info.resets_at;
-        self.limited_for(resets_at.map(|at| u64::try_from(at.saturating_sub(now.as_second())).unwrap_or(0)))
-    }
-
-    /// The CLI tries again by itself when the service says 429.
+    /// The CLI tries again by itself when the service says 429: told, once until it goes on.
     fn system(&mut self, system: &System) -> Vec<TurnEvent> {
-        if system.subtype != "api_retry" || system.error_status != Some(429) {
+        if system.subtype != "api_retry"
+            || system.error_status != Some(429)
+            || std::mem::replace(&mut self.slowed, true)
+        {
             return Vec::new();
         }
-        self.limited_for(None)
-    }
-
-    fn limited_for(&mut self, retry_after_secs: Option<u64>) -> Vec<TurnEvent> {
-        if std::mem::replace(&mut self.limited, true) {
-            return Vec::new();
-        }
-        vec![TurnEvent::RateLimited { retry_after_secs }]
+        vec![TurnEvent::RateLimited { retry_after_secs: None }]
     }
 }
 
@@ -200,6 +354,33 @@ fn summary(tool: &str, input: &Value) -> String {
 struct Assistant {
     message: Message,
     parent_tool_use_id: Option<String>,
+    /// The kind of failure that the CLI tells of in the agent's place.
+    error: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct User {
+    #[serde(default, rename = "isReplay")]
+    is_replay: bool,
+    uuid: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ControlRequest {
+    request_id: String,
+    request: Wanted,
+}
+
+#[derive(Deserialize)]
+struct Wanted {
+    subtype: String,
+    tool_name: Option<String>,
+    input: Option<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct Withdrawal {
+    request_id: String,
 }
 
 #[derive(Deserialize)]
@@ -227,6 +408,7 @@ struct ResultLine {
     #[serde(default)]
     subtype: String,
     is_error: bool,
+    api_error_status: Option<u16>,
     result: Option<String>,
     #[serde(default)]
     errors: Vec<String>,

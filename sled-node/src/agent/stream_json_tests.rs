@@ -3,21 +3,22 @@ use serde_json::json;
 
 use super::*;
 
+const WORDS: Uuid = Uuid::from_u128(7);
+
 /// Everything that the lines amount to, as JSON lines; an end is shown as `turn.finished`.
 fn check(lines: &[Value]) -> String {
-    let mut listener = Listener::default();
-    let now = Timestamp::from_second(1_000).unwrap();
+    let mut listener = Listener::new(WORDS, true);
     let mut shown = Vec::new();
     for line in lines {
-        let events = match listener.hear(line.to_string().as_bytes(), now) {
-            Heard::Events(events) => events,
-            Heard::End(mut events, outcome, usage) => {
-                events.push(TurnEvent::Finished { outcome, usage });
-                events
+        match listener.hear(line.to_string().as_bytes()) {
+            Heard::Events(events) => shown.extend(events.iter().map(|event| format!("{event:?}"))),
+            Heard::End(events, outcome, usage) => {
+                shown.extend(events.iter().map(|event| format!("{event:?}")));
+                shown.push(format!("{:?}", TurnEvent::Finished { outcome, usage }));
             }
             Heard::Noise => panic!("not understood: {line}"),
-        };
-        shown.extend(events.iter().map(|event| format!("{event:?}")));
+            other => shown.push(format!("{other:?}")),
+        }
     }
     shown.join("\n")
 }
@@ -44,6 +45,7 @@ fn a_turn_with_a_tool() {
                "usage": {"input_tokens": 20, "cache_read_input_tokens": 5, "output_tokens": 14, "service_tier": "standard"}}),
     ]);
     insta::assert_snapshot!(shown, @r#"
+    Ready
     Spoke { text: "I will look." }
     ToolCalled { name: "Bash", summary: "cargo test --all" }
     Finished { outcome: Answered { text: "All is well." }, usage: Some(Usage { input_tokens: 25, output_tokens: 14, cost_usd: Some(0.5) }) }
@@ -80,24 +82,126 @@ fn errors_are_reported_once() {
     insta::assert_snapshot!(shown, @r#"Finished { outcome: Failed { reason: Reported { text: "error_max_turns" }, last_lines: [] }, usage: None }"#);
 }
 
+/// A result that is an error, and with which status of the service's.
+fn error_result(status: Option<u16>) -> Value {
+    json!({"type": "result", "subtype": "success", "is_error": true, "api_error_status": status, "result": "API Error",
+           "usage": {"input_tokens": 3}})
+}
+
+fn limit(status: &str, resets_at: Option<i64>) -> Value {
+    json!({"type": "rate_limit_event", "rate_limit_info": {"status": status, "resetsAt": resets_at}})
+}
+
 #[test]
-fn a_hard_rate_limit_is_told_once_and_a_warning_not_at_all() {
-    let event = |status: &str, resets_at: Option<i64>| json!({"type": "rate_limit_event", "rate_limit_info": {"status": status, "resetsAt": resets_at}});
+fn being_slowed_down_is_told_once_and_a_warning_not_at_all() {
     let retry = |status: u16| json!({"type": "system", "subtype": "api_retry", "attempt": 1, "retry_delay_ms": 580.5, "error_status": status});
     let shown = check(&[
-        event("allowed_warning", Some(1_060)),
+        limit("allowed_warning", Some(1_060)),
         retry(529),
-        event("rejected", Some(1_060)),
         retry(429),
         retry(429),
         text("on we go"),
         retry(429),
-        event("rejected", Some(900)),
+        limit("allowed", Some(1_060)),
+        json!({"type": "result", "is_error": false, "result": "done"}),
     ]);
-    insta::assert_snapshot!(shown, @r"
-    RateLimited { retry_after_secs: Some(60) }
+    insta::assert_snapshot!(shown, @r#"
     RateLimited { retry_after_secs: None }
-    ");
+    RateLimited { retry_after_secs: None }
+    Spoke { text: "on we go" }
+    Finished { outcome: Answered { text: "done" }, usage: None }
+    "#);
+}
+
+#[test]
+fn a_turn_that_a_hard_limit_ends_is_to_go_on() {
+    // As the CLI tells it: its own words in the agent's place, and an error as the result.
+    let refused = json!({"type": "assistant", "error": "rate_limit", "message": {"model": "<synthetic>", "content": [{"type": "text", "text": "API Error"}]}});
+    insta::assert_snapshot!(check(&[limit("rejected", Some(1_060)), refused.clone(), error_result(Some(429))]), @r#"Limited([], Limit { resets_at: Some(1060), text: "API Error" }, Some(Usage { input_tokens: 3, output_tokens: 0, cost_usd: None }))"#);
+    // By any one of the three.
+    insta::assert_snapshot!(check(&[limit("rejected", Some(1_060)), error_result(None)]), @r#"Limited([], Limit { resets_at: Some(1060), text: "API Error" }, Some(Usage { input_tokens: 3, output_tokens: 0, cost_usd: None }))"#);
+    insta::assert_snapshot!(check(&[refused, error_result(None)]), @r#"Limited([], Limit { resets_at: None, text: "API Error" }, Some(Usage { input_tokens: 3, output_tokens: 0, cost_usd: None }))"#);
+    insta::assert_snapshot!(check(&[error_result(Some(429))]), @r#"Limited([], Limit { resets_at: None, text: "API Error" }, Some(Usage { input_tokens: 3, output_tokens: 0, cost_usd: None }))"#);
+    // A refusal that the agent got over is none, nor is one that was lifted, nor another error.
+    let over = [limit("rejected", Some(1_060)), text("on we go"), error_result(Some(500))];
+    insta::assert_snapshot!(check(&over), @r#"
+    Spoke { text: "on we go" }
+    Finished { outcome: Failed { reason: Reported { text: "API Error" }, last_lines: [] }, usage: Some(Usage { input_tokens: 3, output_tokens: 0, cost_usd: None }) }
+    "#);
+    insta::assert_snapshot!(check(&[limit("rejected", Some(1_060)), limit("allowed", None), error_result(None)]), @r#"Finished { outcome: Failed { reason: Reported { text: "API Error" }, last_lines: [] }, usage: Some(Usage { input_tokens: 3, output_tokens: 0, cost_usd: None }) }"#);
+    // Nor is what the agent says of limits.
+    insta::assert_snapshot!(check(&[text("rate_limit 429 rejected"), error_result(Some(503))]), @r#"
+    Spoke { text: "rate_limit 429 rejected" }
+    Finished { outcome: Failed { reason: Reported { text: "API Error" }, last_lines: [] }, usage: Some(Usage { input_tokens: 3, output_tokens: 0, cost_usd: None }) }
+    "#);
+}
+
+/// Whether the words were heard after each of the lines.
+fn heard(lines: &[Value]) -> Vec<bool> {
+    let mut listener = Listener::new(WORDS, false);
+    let mut told = 0;
+    let heard = lines.iter().map(|line| {
+        if let Heard::Events(events) = listener.hear(line.to_string().as_bytes()) {
+            told += events.iter().filter(|event| **event == TurnEvent::Heard).count();
+        }
+        listener.heard()
+    });
+    let heard: Vec<bool> = heard.collect();
+    assert_eq!(told, usize::from(heard.ends_with(&[true])), "it is told once");
+    heard
+}
+
+#[test]
+fn the_words_are_heard_when_they_are_echoed_or_the_agent_speaks() {
+    let echo = |id: Option<Uuid>| json!({"type": "user", "message": {"role": "user", "content": "hi"}, "uuid": id, "isReplay": true});
+    let init = json!({"type": "system", "subtype": "init"});
+    assert_eq!(heard(&[init.clone(), echo(Some(WORDS)), text("hello"), echo(Some(WORDS))]), [false, true, true, true]);
+    assert_eq!(heard(&[init, text("hello"), text("again")]), [false, true, true]);
+    // An agent that keeps no ids.
+    assert_eq!(heard(&[echo(None)]), [true]);
+    // Other words, a tool's result, and the CLI's own word of an error.
+    let result = json!({"type": "user", "message": {"role": "user", "content": [{"type": "tool_result", "content": "ok"}]}, "uuid": WORDS});
+    let error = json!({"type": "assistant", "error": "rate_limit", "message": {"content": []}});
+    assert_eq!(heard(&[echo(Some(Uuid::nil())), result, error]), [false, false, false]);
+}
+
+#[test]
+fn questions_are_passed_on_bounded_and_unknown_ones_are_not_left_open() {
+    let asks = |request: &Value| json!({"type": "control_request", "request_id": "r1", "request": request});
+    let shown = check(&[
+        text("I will look."),
+        asks(
+            &json!({"subtype": "can_use_tool", "tool_name": "Bash", "display_name": "Bash", "input": {"command": "ls\n -l"}, "permission_suggestions": []}),
+        ),
+        json!({"type": "control_cancel_request", "request_id": "r1"}),
+        asks(&json!({"subtype": "hook_callback"})),
+        asks(&json!({"subtype": "can_use_tool"})),
+        json!({"type": "control_response", "response": {"subtype": "success", "request_id": "r1"}}),
+    ]);
+    insta::assert_snapshot!(shown, @r#"
+    Asked([Spoke { text: "I will look." }], Question { agents_id: "r1", tool: "Bash", summary: "ls -l", input: RawValue({"command":"ls\n -l"}) })
+    Withdrawn("r1")
+    Unanswerable("r1")
+    Unanswerable("r1")
+    "#);
+    let long = json!({"type": "control_request", "request_id": "r".repeat(201), "request": {"subtype": "x"}});
+    assert_eq!(Listener::default().hear(long.to_string().as_bytes()), Heard::Noise);
+}
+
+#[test]
+fn what_a_waiting_agent_may_say() {
+    for (line, wanted) in [
+        (json!({"type": "system", "subtype": "init"}), true),
+        (text("by the way"), true),
+        (error_result(None), true),
+        (json!({"type": "control_request", "request_id": "r1", "request": {"subtype": "can_use_tool"}}), true),
+        (json!({"type": "system", "subtype": "task_updated"}), false),
+        (limit("allowed", None), false),
+        (json!({"type": "keep_alive"}), false),
+        (json!("noise"), false),
+    ] {
+        assert_eq!(is_work(line.to_string().as_bytes()), wanted, "{line}");
+    }
 }
 
 #[test]
@@ -127,7 +231,7 @@ fn tools_are_told_in_one_bounded_line() {
 
 #[test]
 fn what_is_no_line_of_the_protocol_is_noise_and_a_broken_result_ends_the_turn() {
-    let hear = |line: &str| Listener::default().hear(line.as_bytes(), Timestamp::UNIX_EPOCH);
+    let hear = |line: &str| Listener::default().hear(line.as_bytes());
     for noise in
         ["", "Segmentation fault", "{", "[]", "{\"type\": 1}", r#"{"type":"assistant","message":"?"}"#, "\u{0}"]
     {
@@ -144,7 +248,6 @@ fn long_texts_still_fit_the_links_line() {
     for c in ["\"", "\\", "\n", "ä", "\u{1}"] {
         let shown = Listener::default().hear(
             json!({"type": "result", "is_error": false, "result": c.repeat(2 * 1024 * 1024)}).to_string().as_bytes(),
-            Timestamp::UNIX_EPOCH,
         );
         let Heard::End(_, outcome, None) = shown else { panic!("{c:?}: {shown:?}") };
         let event = serde_json::to_string(&TurnEvent::Finished { outcome, usage: None }).unwrap();
@@ -155,7 +258,7 @@ fn long_texts_still_fit_the_links_line() {
 #[test]
 fn a_malformed_result_is_not_quoted_in_full() {
     let line = json!({"type": "result", "is_error": "\"".repeat(5 * 1024 * 1024)}).to_string();
-    let shown = Listener::default().hear(line.as_bytes(), Timestamp::UNIX_EPOCH);
+    let shown = Listener::default().hear(line.as_bytes());
     let Heard::End(_, Outcome::Failed { reason: FailureReason::Protocol { error }, .. }, None) = shown else {
         panic!("it is no failure")
     };
@@ -166,7 +269,7 @@ fn a_malformed_result_is_not_quoted_in_full() {
 proptest! {
     #[test]
     fn words_arrive_as_they_were_said(words: String) {
-        let line = prompt_line(&words);
+        let line = prompt_line(&words, WORDS);
         prop_assert_eq!(line.split(|byte| *byte == b'\n').count(), 2);
         prop_assert_eq!(read_prompt(std::str::from_utf8(&line).unwrap()).unwrap(), words);
     }
@@ -176,11 +279,11 @@ proptest! {
         prop_oneof![
             "\\PC{0,60}",
             Just(r#"{"type":"assistant","message":{"content":[{"type":"text","text":"x"}]}}"#.to_owned()),
-            r#"\{"type":"(assistant|result|system|rate_limit_event|user)","(message|result|is_error|subtype)":("x"|7|null|true|\{\}|\[\])\}"#,
+            r#"\{"type":"(assistant|result|system|rate_limit_event|user|control_request|control_cancel_request)","(message|result|is_error|subtype|request_id|request|isReplay)":("x"|7|null|true|\{\}|\[\])\}"#,
         ], 0..20)) {
         let mut listener = Listener::default();
         for line in lines {
-            listener.hear(line.as_bytes(), Timestamp::UNIX_EPOCH);
+            listener.hear(line.as_bytes());
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use futures_util::StreamExt;
-use link::requests::{Agent, AgentSession, CommandOutput, Outcome, TurnEvent, TurnRecord, TurnRequest};
+use link::requests::{Agent, AgentSession, CommandOutput, Outcome, Permissions, TurnEvent, TurnRecord, TurnRequest};
 use link::{Hello, Limits, Link, Side, SledClient};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -154,7 +154,15 @@ pub fn lives(pid: i32) -> bool {
 /// A turn of a fresh session.
 pub fn request(agent: Agent, prompt: &str) -> TurnRequest {
     let session = AgentSession { id: Uuid::now_v7(), resumed: false };
-    TurnRequest { session, agent, prompt: prompt.to_owned(), identity: None, attempt: 1 }
+    TurnRequest {
+        session,
+        agent,
+        prompt: prompt.to_owned(),
+        identity: None,
+        attempt: 1,
+        permissions: Permissions::Bypass,
+        keep_warm_secs: 0,
+    }
 }
 
 /// A turn of an agent that is a shell script.
@@ -187,6 +195,9 @@ pub fn kinds(events: &[TurnRecord]) -> Vec<&'static str> {
     let kind = |record: &TurnRecord| match record.event {
         TurnEvent::Accepted(_) => "accepted",
         TurnEvent::Started { .. } => "started",
+        TurnEvent::Heard => "heard",
+        TurnEvent::PermissionAsked { .. } => "asked",
+        TurnEvent::PermissionSettled { .. } => "settled",
         TurnEvent::Spoke { .. } => "spoke",
         TurnEvent::ToolCalled { .. } => "tool called",
         TurnEvent::RateLimited { .. } => "rate limited",

@@ -4,9 +4,11 @@
 
 mod harness;
 
+mod asking;
 mod connect;
 mod model;
 mod sshd;
 mod trees;
 mod turns;
+mod warm;
 mod workspace;

@@ -32,7 +32,7 @@ async fn a_turn_is_answered_and_can_be_read_again_from_any_event() {
     assert!(!client.put_turn(id, &request).await.unwrap().already);
 
     let all = events(&client, id, 0).await;
-    assert_eq!(kinds(&all), ["accepted", "started", "finished"]);
+    assert_eq!(kinds(&all), ["accepted", "started", "heard", "finished"]);
     assert_eq!(outcome(&all), answered("No key.\n\nYou said: hi"));
     assert!(all.iter().zip(1..).all(|(record, seq)| record.seq == seq));
     assert_eq!(all[0].event, TurnEvent::Accepted(request));
@@ -43,7 +43,7 @@ async fn a_turn_is_answered_and_can_be_read_again_from_any_event() {
     assert!(node.ended().await.success());
     node.start_again().await;
     let client = node.client().await;
-    for after in 0..3 {
+    for after in 0..4 {
         assert_eq!(events(&client, id, after).await, all[usize::try_from(after).unwrap()..]);
     }
     assert_eq!(client.stop_turn(id, 0).await.unwrap(), answered("No key.\n\nYou said: hi"));
@@ -57,9 +57,9 @@ async fn a_turn_is_run_once_however_often_it_is_handed_over() {
     let request = echo(None, "hi");
     assert!(!client.put_turn(id, &request).await.unwrap().already);
     assert!(client.put_turn(id, &request).await.unwrap().already);
-    assert_eq!(events(&client, id, 0).await.len(), 3);
+    assert_eq!(events(&client, id, 0).await.len(), 4);
     assert!(client.put_turn(id, &request).await.unwrap().already);
-    assert_eq!(events(&client, id, 0).await.len(), 3);
+    assert_eq!(events(&client, id, 0).await.len(), 4);
 
     assert_eq!(refused(client.put_turn(id, &echo(None, "something else")).await), RefusalKind::Mismatch);
     // Only an interrupted attempt is followed by another.
@@ -81,7 +81,7 @@ async fn a_turn_whose_request_breaks_off_runs_all_the_same() {
         // The gateway hands it over again, as it does after a link that broke.
         client.put_turn(id, &request).await.unwrap();
         let told = events(&client, id, 0).await;
-        assert_eq!(kinds(&told), ["accepted", "started", "finished"], "round {round}");
+        assert_eq!(kinds(&told), ["accepted", "started", "heard", "finished"], "round {round}");
         assert_eq!(client.stop_turn(id, 0).await.unwrap(), answered("You said: hi"));
     }
 }
@@ -183,6 +183,7 @@ async fn what_an_agent_does_is_told_as_it_happens() {
     let mut next = async || futures_util::StreamExt::next(&mut told).await.unwrap().unwrap().event;
     assert!(matches!(next().await, TurnEvent::Accepted(_)));
     assert_eq!(next().await, TurnEvent::Started { session_found: true });
+    assert_eq!(next().await, TurnEvent::Heard);
     assert_eq!(next().await, TurnEvent::Spoke { text: "looking".to_owned() });
     assert_eq!(next().await, TurnEvent::ToolCalled { name: "Bash".to_owned(), summary: "ls".to_owned() });
     std::fs::write(node.path("workspace/go"), "").unwrap();
@@ -213,7 +214,7 @@ async fn a_sled_that_was_killed_finds_its_turn_interrupted() {
     let again = link::requests::TurnRequest { attempt: 2, ..echo(None, "again") };
     assert!(!client.put_turn(id, &again).await.unwrap().already);
     let told = events(&client, id, 3).await;
-    assert_eq!((kinds(&told), told[0].seq), (vec!["accepted", "started", "finished"], 4));
+    assert_eq!((kinds(&told), told[0].seq), (vec!["accepted", "started", "heard", "finished"], 4));
     assert_eq!(outcome(&told), answered("You said: again"));
 }
 

@@ -6,19 +6,16 @@ use matrix_sdk::{
     ruma::{OwnedUserId, RoomId},
 };
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
 use super::{
-    MatrixSurface, Outbound, Room, SendError, SurfaceKind,
-    failure::Backoff,
+    MatrixSurface,
     intake::{self, Own, Reading},
     lock,
 };
-use crate::chat::Weight;
 
 /// What people are told.
 const REFUSAL: &str = "This version works in unencrypted rooms only; invite me to one without encryption.";
-/// How often telling is tried.
-const ATTEMPTS: usize = 6;
 
 /// Whether an event was said under encryption, or where it should have been.
 pub(super) fn concerns(room: &SdkRoom, event: &TimelineEvent) -> bool {
@@ -38,32 +35,12 @@ impl MatrixSurface {
         self.tasks.spawn(async move { surface.shutdown.run_until_cancelled(surface.tell_refusal(&room)).await });
     }
 
-    async fn tell_refusal(&self, room_id: &RoomId) {
-        let room = Room { surface: SurfaceKind::Matrix, id: room_id.to_string() };
-        let refusal = Outbound {
-            weight: Weight::Notice,
-            markdown: REFUSAL.to_owned(),
-            reply_to: None,
-            mention: None,
-            thread: None,
-            transaction: uuid::Uuid::new_v4().to_string(),
-        };
-        let mut backoff = Backoff::new();
-        for attempt in 1..=ATTEMPTS {
-            // The SDK encrypts it; where it cannot, it sends nothing.
-            match self.put(&room, &refusal, None).await {
-                Ok(_) => {
-                    info!(room = %room_id, "messages in an encrypted room are not taken, and people were told");
-                    return;
-                }
-                Err(error @ SendError::Refused { .. }) => {
-                    warn!(room = %room_id, "messages in an encrypted room are not taken, and people could not be told: {error}");
-                    return;
-                }
-                Err(SendError::Transient { message, retry_after, .. }) => {
-                    warn!(room = %room_id, attempt, "messages in an encrypted room are not taken, and people are not told yet: {message}");
-                    backoff.wait(retry_after).await;
-                }
+    async fn tell_refusal(&self, room: &RoomId) {
+        // The SDK encrypts it; where it cannot, it sends nothing.
+        match self.tell(room, REFUSAL, Uuid::new_v4().to_string()).await {
+            Ok(()) => info!(%room, "messages in an encrypted room are not taken, and people were told"),
+            Err(refusal) => {
+                warn!(%room, %refusal, "messages in an encrypted room are not taken, and people could not be told");
             }
         }
     }

@@ -1,16 +1,20 @@
-//! One event of a room's timeline, read: whether it says something to us, and what (MTX-4, first steps).
+//! One event of a room's timeline, read: whether it tells us something, and what (MTX-4, first steps).
 //!
 //! Pure functions over the event. Nothing is fetched, stored or decided about people here.
 
 use matrix_sdk::ruma::{
     MatrixToUri, OwnedEventId, OwnedUserId, UserId,
     events::{
-        AnySyncMessageLikeEvent, AnySyncStateEvent, AnySyncTimelineEvent, SyncStateEvent,
+        AnySyncMessageLikeEvent, AnySyncStateEvent, AnySyncTimelineEvent, SyncMessageLikeEvent, SyncStateEvent,
+        reaction::OriginalSyncReactionEvent,
+        relation::Replacement,
         room::{
             member::{MembershipState, OriginalSyncRoomMemberEvent},
             message::{
-                FormattedBody, MessageFormat, MessageType, OriginalSyncRoomMessageEvent, Relation, SyncRoomMessageEvent,
+                FormattedBody, MessageFormat, MessageType, OriginalSyncRoomMessageEvent, Relation,
+                RoomMessageEventContentWithoutRelation,
             },
+            redaction::{OriginalSyncRoomRedactionEvent, SyncRoomRedactionEvent},
         },
     },
     matrix_uri::MatrixId,
@@ -28,7 +32,13 @@ pub(super) struct Own<'a> {
     pub(super) user: &'a UserId,
     /// Its display names.
     pub(super) names: Vec<String>,
+    /// Whether a redaction names its event in its content, as from room version 11 on. What stands in the other
+    /// place is not protected by the room's rules.
+    pub(super) redacts_in_content: bool,
 }
+
+/// The longest sign of a reaction that is read, in bytes.
+const MAX_SIGN: usize = 64;
 
 /// What an event is to us.
 #[derive(Debug)]
@@ -43,6 +53,37 @@ pub(super) enum Reading {
         known: Known,
         /// What was said to us, if it was: not by the bot itself, and no notice.
         said: Option<Said>,
+    },
+    /// A person's new text for a message.
+    Edit {
+        /// The edit's own id.
+        event_id: OwnedEventId,
+        /// The message.
+        original: OwnedEventId,
+        /// Who edited.
+        sender: OwnedUserId,
+        /// The new text, stripped like a message's.
+        text: String,
+    },
+    /// Somebody other than the bot took something back.
+    Redaction {
+        /// The redaction's own id.
+        event_id: OwnedEventId,
+        /// What was taken back.
+        redacts: OwnedEventId,
+        /// Who took it back.
+        sender: OwnedUserId,
+    },
+    /// A person has put a sign on an event.
+    Reaction {
+        /// The reaction's own id.
+        event_id: OwnedEventId,
+        /// What it was put on.
+        target: OwnedEventId,
+        /// Who reacted.
+        sender: OwnedUserId,
+        /// The sign, without variation selectors.
+        key: String,
     },
     /// Nothing that is read, and why not.
     Nothing(&'static str),
@@ -68,15 +109,20 @@ pub(super) struct Said {
 /// Reads an event.
 pub(super) fn read(event: AnySyncTimelineEvent, own: &Own<'_>) -> Reading {
     match event {
-        AnySyncTimelineEvent::MessageLike(AnySyncMessageLikeEvent::RoomMessage(SyncRoomMessageEvent::Original(
-            message,
-        ))) => read_message(message, own),
+        AnySyncTimelineEvent::MessageLike(event) => match event {
+            AnySyncMessageLikeEvent::RoomMessage(SyncMessageLikeEvent::Original(message)) => read_message(message, own),
+            AnySyncMessageLikeEvent::RoomRedaction(SyncRoomRedactionEvent::Original(redaction)) => {
+                read_redaction(redaction, own)
+            }
+            AnySyncMessageLikeEvent::Reaction(SyncMessageLikeEvent::Original(reaction)) => read_reaction(reaction, own),
+            _ => Reading::Nothing("nothing that is read"),
+        },
         AnySyncTimelineEvent::State(AnySyncStateEvent::RoomMember(SyncStateEvent::Original(member)))
             if joins(&member, own.user) =>
         {
             Reading::Joined
         }
-        _ => Reading::Nothing("not a message"),
+        AnySyncTimelineEvent::State(_) => Reading::Nothing("nothing that is read"),
     }
 }
 
@@ -91,7 +137,7 @@ fn joins(member: &OriginalSyncRoomMemberEvent, user: &UserId) -> bool {
 fn read_message(message: OriginalSyncRoomMessageEvent, own: &Own<'_>) -> Reading {
     let content = message.content;
     let (replies_to, thread) = match content.relates_to {
-        Some(Relation::Replacement(_)) => return Reading::Nothing("an edit"),
+        Some(Relation::Replacement(edit)) => return read_edit(message.event_id, message.sender, edit, own),
         Some(Relation::Reply(reply)) => (Some(reply.in_reply_to.event_id), None),
         Some(Relation::Thread(thread)) => {
             // A thread's fallback names its latest message for clients that know no threads: not a reply.
@@ -108,8 +154,8 @@ fn read_message(message: OriginalSyncRoomMessageEvent, own: &Own<'_>) -> Reading
     };
     // Clients that know no threads see a thread's latest message quoted as well, so a thread counts here.
     let body = if replies_to.is_some() || thread.is_some() { without_fallback(&body) } else { &body };
-    let ours = message.sender == own.user;
-    let said = (!ours && !notice).then(|| {
+    let sender = message.sender;
+    let said = (sender != own.user && !notice).then(|| {
         let html = formatted.as_ref().filter(|formatted| formatted.format == MessageFormat::Html);
         let (text, led) = without_mention(body, html, own);
         let mentions_us = match &content.mentions {
@@ -121,7 +167,7 @@ fn read_message(message: OriginalSyncRoomMessageEvent, own: &Own<'_>) -> Reading
             }
         };
         Said {
-            sender: message.sender,
+            sender: sender.clone(),
             at_ms: i64::from(message.origin_server_ts.get()),
             text: text.to_owned(),
             replies_to,
@@ -129,7 +175,61 @@ fn read_message(message: OriginalSyncRoomMessageEvent, own: &Own<'_>) -> Reading
             mentions_us,
         }
     });
-    Reading::Message { event_id: message.event_id, known: Known { ours, text: body.to_owned() }, said }
+    Reading::Message { event_id: message.event_id, known: Known { sender, text: body.to_owned() }, said }
+}
+
+fn read_edit(
+    event_id: OwnedEventId,
+    sender: OwnedUserId,
+    edit: Replacement<RoomMessageEventContentWithoutRelation>,
+    own: &Own<'_>,
+) -> Reading {
+    if sender == own.user {
+        return Reading::Nothing("an edit of our own");
+    }
+    let (body, formatted) = match edit.new_content.msgtype {
+        MessageType::Text(text) => (text.body, text.formatted),
+        MessageType::Emote(emote) => (emote.body, emote.formatted),
+        _ => return Reading::Nothing("an edit to something that is not text"),
+    };
+    // Whether the message is a reply does not stand in its edit, so only what names a user is a fallback: people quote, too.
+    let fallback = body.starts_with("> <@") || body.starts_with("> * <@");
+    let body = if fallback { without_fallback(&body) } else { &body };
+    let html = formatted.as_ref().filter(|formatted| formatted.format == MessageFormat::Html);
+    let text = without_mention(body, html, own).0.to_owned();
+    Reading::Edit { event_id, original: edit.event_id, sender, text }
+}
+
+fn read_redaction(redaction: OriginalSyncRoomRedactionEvent, own: &Own<'_>) -> Reading {
+    if redaction.sender == own.user {
+        return Reading::Nothing("a redaction of our own");
+    }
+    let (proper, other) = if own.redacts_in_content {
+        (redaction.content.redacts, redaction.redacts)
+    } else {
+        (redaction.redacts, redaction.content.redacts)
+    };
+    match proper.or(other) {
+        Some(redacts) => Reading::Redaction { event_id: redaction.event_id, redacts, sender: redaction.sender },
+        None => Reading::Nothing("a redaction of nothing"),
+    }
+}
+
+fn read_reaction(reaction: OriginalSyncReactionEvent, own: &Own<'_>) -> Reading {
+    if reaction.sender == own.user {
+        return Reading::Nothing("a reaction of our own");
+    }
+    let target = reaction.content.relates_to;
+    if target.key.len() > MAX_SIGN {
+        return Reading::Nothing("a reaction with more than a sign");
+    }
+    let key = target.key.chars().filter(|char| !is_variation_selector(*char)).collect();
+    Reading::Reaction { event_id: reaction.event_id, target: target.event_id, sender: reaction.sender, key }
+}
+
+/// Whether it only says how the character before it is to look.
+pub(super) fn is_variation_selector(char: char) -> bool {
+    ('\u{FE00}'..='\u{FE0F}').contains(&char)
 }
 
 /// The text without the quoted lines that older clients put before a reply.

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use matrix_sdk::{
     Client, SessionMeta, SessionTokens,
     authentication::matrix::MatrixSession,
@@ -47,14 +48,33 @@ struct Session {
     access_token: String,
 }
 
-/// Up to where in the homeserver's stream the inbox has taken everything.
+/// Up to where the inbox has taken everything, in all rooms.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Position {
-    /// A token of the sync stream.
-    pub(super) token: String,
-    /// The position was reached with another store: this one knows nothing of the rooms yet, and cannot
-    /// go on from there.
-    pub(super) store_is_new: bool,
+#[serde(untagged)]
+pub(super) enum Position {
+    /// A place in the homeserver's stream.
+    Token {
+        /// A token of the sync stream.
+        token: String,
+        /// The position was reached with another store: this one knows nothing of the rooms yet, and cannot
+        /// go on from there.
+        store_is_new: bool,
+    },
+    /// The place was lost with the store; what was said since then may not have been taken.
+    Time {
+        /// The moment.
+        since: Timestamp,
+    },
+}
+
+impl Position {
+    /// The token from which this store can go on.
+    pub(super) fn resumable(&self) -> Option<&str> {
+        match self {
+            Self::Token { token, store_is_new: false } => Some(token),
+            _ => None,
+        }
+    }
 }
 
 /// Restores the stored session; logs in where there is none, or where the homeserver does not know it any more.
@@ -137,7 +157,10 @@ async fn begin(settings: &MatrixSettings, session: Session, carried: Option<Posi
     // The position first: once session.json names the device, its store is complete.
     if let Some(carried) = carried {
         let client = open(settings, Some(&session)).await?;
-        let position = Position { store_is_new: true, ..carried };
+        let position = match carried {
+            Position::Token { token, .. } => Position::Token { token, store_is_new: true },
+            time @ Position::Time { .. } => time,
+        };
         set_position(&client, &position).await.map_err(|failure| store_error(settings, failure.reason().to_owned()))?;
     }
     write_session(settings, &session)?;
@@ -151,9 +174,9 @@ async fn resume(settings: &MatrixSettings, session: &Session) -> Result<Client, 
     // The SDK drops an answer whose token it has stored already. Where it got further than the inbox, that
     // would lose messages, so it is put back.
     let store = client.state_store();
-    match position.filter(|position| !position.store_is_new) {
-        Some(position) => {
-            store.set_kv_data(StateStoreDataKey::SyncToken, StateStoreDataValue::SyncToken(position.token)).await
+    match position.as_ref().and_then(Position::resumable) {
+        Some(token) => {
+            store.set_kv_data(StateStoreDataKey::SyncToken, StateStoreDataValue::SyncToken(token.to_owned())).await
         }
         None => store.remove_kv_data(StateStoreDataKey::SyncToken).await,
     }
@@ -185,7 +208,7 @@ async fn open(settings: &MatrixSettings, session: Option<&Session>) -> Result<Cl
     builder.build().await.map_err(|error| store_error(settings, error))
 }
 
-/// The position of the old device's store; without it, what was said meanwhile is not answered.
+/// The position of the old device's store; without it, the inbox is asked for the newest message that it knows.
 async fn carried_position(settings: &MatrixSettings, old: &Session) -> Option<Position> {
     let read = async {
         let client = open(settings, Some(old)).await.map_err(local)?;
@@ -372,7 +395,7 @@ mod tests {
         let client = connect(&settings).await.expect("it is restored");
         assert_eq!(client.device_id(), Some(device_id!("DEVICE")));
         assert_eq!(position(&client).await, Ok(None));
-        let taken = Position { token: "s1".to_owned(), store_is_new: false };
+        let taken = Position::Token { token: "s1".to_owned(), store_is_new: false };
         set_position(&client, &taken).await.expect("it can be stored");
         // The SDK is further than the inbox.
         let further = StateStoreDataValue::SyncToken("s2".to_owned());
@@ -390,14 +413,14 @@ mod tests {
         let settings = settings(dir.path().to_owned());
         let (old, new) = (session(&settings, "OLD"), session(&settings, "../NEW"));
         let client = begin(&settings, old.clone(), None).await.expect("it opens");
-        set_position(&client, &Position { token: "s1".to_owned(), store_is_new: false })
+        set_position(&client, &Position::Token { token: "s1".to_owned(), store_is_new: false })
             .await
             .expect("it can be stored");
         drop(client);
 
         let carried = carried_position(&settings, &old).await;
         let client = begin(&settings, new.clone(), carried).await.expect("it opens");
-        assert_eq!(position(&client).await, Ok(Some(Position { token: "s1".to_owned(), store_is_new: true })));
+        assert_eq!(position(&client).await, Ok(Some(Position::Token { token: "s1".to_owned(), store_is_new: true })));
         assert_eq!(sync_token(&client).await, None);
         let (old, new) = (store_path(&settings, &old), store_path(&settings, &new));
         assert_ne!(old, new);
@@ -429,6 +452,17 @@ mod tests {
         let damaged = connect(&settings).await.expect_err("it is damaged");
         assert!(matches!(damaged, MatrixError::Store { .. }), "{damaged:?}");
         assert_eq!(std::fs::read(session_path(&settings)).expect("it is there"), b"{");
+    }
+
+    #[test]
+    fn a_stored_position_is_read_back_whatever_its_kind() {
+        let token = |store_is_new| Position::Token { token: "s1".to_owned(), store_is_new };
+        let time = Position::Time { since: Timestamp::from_second(1_700_000_000).expect("a time") };
+        for (position, resumable) in [(token(false), Some("s1")), (token(true), None), (time, None)] {
+            let stored = serde_json::to_string(&position).expect("it can be written");
+            assert_eq!(serde_json::from_str::<Position>(&stored).expect("it can be read"), position, "{stored}");
+            assert_eq!(position.resumable(), resumable);
+        }
     }
 
     #[test]

@@ -4,20 +4,26 @@
 //! projects and commands; it hands messages to the inbox and moves its position in the homeserver's
 //! stream only after the inbox has taken them. It never logs out.
 //!
-//! `login` opens or restores the session, `sync` receives, `intake` reads single events, `rooms` joins
-//! and declines, `ambient` knows where every message counts, `encrypted` refuses, `send` and `typing` speak, `html` formats, `failure` reads errors.
+//! `login` opens or restores the session, `sync` receives, `walk` closes gaps, `handover` gives the inbox what `intake`
+//! reads in single events, `rooms` joins and declines, `ambient` knows where every message counts, `encrypted` refuses,
+//! `notices` tells of what was not taken, `send`, `marks` and `typing` speak, `find` looks for what was said, `html` formats, `failure` reads errors.
 
 mod ambient;
 mod encrypted;
 mod failure;
+mod find;
+mod handover;
 mod html;
 mod intake;
 mod login;
+mod marks;
+mod notices;
 mod rooms;
 mod seen;
 mod send;
 mod sync;
 mod typing;
+mod walk;
 
 use std::{
     collections::HashSet,
@@ -28,16 +34,20 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
+use jiff::Timestamp;
 use matrix_sdk::{
     Client,
     ruma::{OwnedRoomId, RoomOrAliasId},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-use self::{ambient::Ambient, seen::Seen, typing::Typing};
-use super::{Inbox, Outbound, Person, Room, SendError, Surface, SurfaceKind};
+use self::{ambient::Ambient, marks::Marks, notices::Gaps, seen::Seen, typing::Typing};
+use super::{Inbox, Mark, Outbound, Person, Room, SendError, Surface, SurfaceKind};
 
 /// What the surface needs to know to start.
 #[derive(Debug, Clone)]
@@ -203,6 +213,10 @@ pub struct MatrixSurface {
     synced: AtomicBool,
     seen: Mutex<Seen>,
     typing: Typing,
+    marks: Mutex<Marks>,
+    /// Told when there is a mark to be shown.
+    marked: Notify,
+    gaps: Mutex<Gaps>,
     ambient: Ambient,
     /// Encrypted rooms in which people were told that nothing is taken.
     refused: Mutex<HashSet<OwnedRoomId>>,
@@ -239,6 +253,9 @@ impl MatrixSurface {
             synced: AtomicBool::new(false),
             seen: Mutex::new(Seen::default()),
             typing: Typing::default(),
+            marks: Mutex::new(Marks::new(Instant::now())),
+            marked: Notify::new(),
+            gaps: Mutex::default(),
             ambient,
             refused: Mutex::new(HashSet::new()),
             rooms_in_hand: Mutex::new(HashSet::new()),
@@ -281,6 +298,21 @@ impl Surface for MatrixSurface {
         async move { self.put(room, message, Some(event_id)).await.map(drop) }.boxed()
     }
 
+    fn find<'a>(
+        &'a self,
+        room: &'a Room,
+        transaction: &'a str,
+        since: Timestamp,
+    ) -> BoxFuture<'a, Result<Option<String>, SendError>> {
+        self.find_sent(room, transaction, since).boxed()
+    }
+
+    fn mark(&self, room: &Room, event_id: &str, mark: Mark) {
+        if let Err(error) = self.want_mark(room, event_id, mark) {
+            tracing::warn!(%room, event_id, %error, "a mark is not shown");
+        }
+    }
+
     fn typing<'a>(&'a self, room: &'a Room, on: bool) -> BoxFuture<'a, ()> {
         self.show_typing(room, on);
         std::future::ready(()).boxed()
@@ -291,7 +323,13 @@ impl Surface for MatrixSurface {
     }
 
     fn health(&self) -> Result<(), String> {
-        self.trouble.borrow().clone().map_or(Ok(()), Err)
+        if let Some(trouble) = self.trouble.borrow().clone() {
+            return Err(trouble);
+        }
+        match lock(&self.gaps).first() {
+            Some(room) => Err(format!("messages of {room} could not be read, and people there are not told yet")),
+            None => Ok(()),
+        }
     }
 }
 

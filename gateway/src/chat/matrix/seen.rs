@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use matrix_sdk::ruma::{OwnedEventId, OwnedRoomId};
+use matrix_sdk::ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 
 /// How many events are remembered.
 const CAPACITY: usize = 2048;
@@ -14,8 +14,8 @@ const MAX_TEXT: usize = 4096;
 /// A message that was said earlier.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Known {
-    /// Whether the bot said it.
-    pub(super) ours: bool,
+    /// Who said it.
+    pub(super) sender: OwnedUserId,
     /// Its text.
     pub(super) text: String,
 }
@@ -64,7 +64,7 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
-    use matrix_sdk::ruma::{EventId, room_id};
+    use matrix_sdk::ruma::{EventId, room_id, user_id};
 
     use super::*;
 
@@ -74,7 +74,8 @@ mod tests {
         let event = |n: usize| EventId::parse(format!("$event{n}:b.c")).expect("an event id");
         let mut seen = Seen::default();
         for n in 0..=CAPACITY {
-            seen.insert(room.clone(), event(n), Memory::Said(Known { ours: false, text: "ü".repeat(MAX_TEXT) }));
+            let known = Known { sender: user_id!("@ann:b.c").to_owned(), text: "ü".repeat(MAX_TEXT) };
+            seen.insert(room.clone(), event(n), Memory::Said(known));
         }
         assert_eq!(seen.get(room.clone(), event(0)), None);
         assert_eq!(seen.get(other, event(1)), None);

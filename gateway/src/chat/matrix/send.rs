@@ -11,6 +11,7 @@ use matrix_sdk::{
     ruma::{EventId, RoomId, TransactionId, UserId},
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{
     MatrixSurface, Outbound, Room, SendError, SurfaceKind,
@@ -54,17 +55,26 @@ impl MatrixSurface {
             .with_transaction_id(<&TransactionId>::from(message.transaction.as_str()))
             .with_request_config(RequestConfig::new().disable_retry().timeout(PATIENCE))
             .await
-            .map_err(|error| send_error(Failure::from(error)))?;
+            .map_err(|error| self.unsent(Failure::from(error)))?;
         let event_id = sent.response.event_id;
         if replaces.is_none() {
-            let known = Known { ours: true, text: message.markdown.clone() };
+            let known = Known { sender: joined.own_user_id().to_owned(), text: message.markdown.clone() };
             lock(&self.seen).insert(room_id, event_id.clone(), Memory::Said(known));
         }
         Ok(event_id.to_string())
     }
+
+    /// Nothing else is sent while the homeserver wants no messages.
+    fn unsent(&self, failure: Failure) -> SendError {
+        let error = send_error(failure);
+        if let SendError::Transient { retry_after, .. } = &error {
+            lock(&self.marks).yield_to_messages(Instant::now(), *retry_after);
+        }
+        error
+    }
 }
 
-fn send_error(failure: Failure) -> SendError {
+pub(super) fn send_error(failure: Failure) -> SendError {
     match failure {
         Failure::Permanent { reason, .. } => refused(reason),
         // An unknown token is mended by the sync loop, which logs in anew.
@@ -74,11 +84,11 @@ fn send_error(failure: Failure) -> SendError {
     }
 }
 
-fn refused(message: String) -> SendError {
+pub(super) fn refused(message: String) -> SendError {
     SendError::Refused { surface: SurfaceKind::Matrix, message }
 }
 
-fn transient(message: String, retry_after: Option<Duration>) -> SendError {
+pub(super) fn transient(message: String, retry_after: Option<Duration>) -> SendError {
     SendError::Transient { surface: SurfaceKind::Matrix, message, retry_after }
 }
 
@@ -110,7 +120,7 @@ fn content_of(message: &Outbound, replaces: Option<&str>, plain: &str, html: Opt
     } else if let Some(relation) = relation(message.thread.as_deref(), message.reply_to.as_deref()) {
         content["m.relates_to"] = relation;
     }
-    content["dev.musher"] = json!({"transaction": message.transaction, "answers": Vec::from_iter(&message.reply_to)});
+    content["dev.musher"] = json!({"transaction": message.transaction, "answers": message.answers});
     content
 }
 
@@ -157,6 +167,7 @@ mod tests {
             reply_to: None,
             mention: None,
             thread: None,
+            answers: Vec::new(),
             transaction: "txn-1".to_owned(),
         }
     }
@@ -179,6 +190,7 @@ mod tests {
         let answer = Outbound {
             reply_to: Some("$question".to_owned()),
             mention: Some(Person { surface: SurfaceKind::Matrix, id: "@ann:example.org".to_owned() }),
+            answers: vec!["$before".to_owned(), "$question".to_owned()],
             ..outbound("**done**")
         };
         let content = content(&answer, None);
@@ -193,7 +205,7 @@ mod tests {
         let mentions = read.mentions.expect("mentions are always there");
         assert_eq!(mentions.user_ids.iter().map(|id| id.as_str()).collect::<Vec<_>>(), ["@ann:example.org"]);
         assert!(!mentions.room);
-        assert_eq!(content["dev.musher"], json!({"transaction": "txn-1", "answers": ["$question"]}));
+        assert_eq!(content["dev.musher"], json!({"transaction": "txn-1", "answers": ["$before", "$question"]}));
     }
 
     #[test]

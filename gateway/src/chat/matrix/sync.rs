@@ -1,41 +1,53 @@
-//! Receiving: a sync loop whose position moves only past what the inbox has taken.
+//! Receiving: a sync loop whose position moves only past what the inbox has taken (DUR-1).
 //!
-//! matrix-sdk stores its own sync token before anybody has seen the events. So the position is kept
-//! apart, and written after the inbox has taken everything up to it.
+//! The frontier of every room is one and the same: the stored [`Position`], a token of the homeserver's
+//! stream. Up to it the inbox has everything of every room, without a gap. matrix-sdk stores its own token
+//! before anybody has seen the events, so ours is kept apart, and written after the inbox has taken
+//! everything up to it; at start the SDK's is put back to ours.
+//!
+//! Between two positions a room's events are complete in the sync, or the sync says that they are not
+//! (`limited`): then the room is walked back from where its events begin to the frontier, and handed over
+//! from there on. The walk is of any length and never skips: it is tried until the homeserver answers, and
+//! when that refuses for good, the room is told and health says so. A new device has no store to go on with,
+//! but tokens are the homeserver's, not the device's: it walks every room back to the old position. Where the
+//! position itself is lost, and the inbox is not, every room is walked back to the time of the newest message
+//! that the inbox knows.
+//!
+//! Walks end where the bot came into the room: what was said before was not said to it (DUR-4). With a state
+//! directory that was lost as a whole everything that was said so far is history, also what nobody has
+//! answered: that cannot be told from what was answered and forgotten, and silence is the lesser evil (DUR-5).
 
 use std::{
-    collections::HashSet,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use jiff::Timestamp;
+use futures_util::{StreamExt, stream};
+use jiff::{SignedDuration, Timestamp};
 use matrix_sdk::{
-    Client, Room as SdkRoom, RoomMemberships,
-    config::{RequestConfig, SyncSettings, SyncToken},
-    deserialized_responses::TimelineEvent,
-    room::{Messages, MessagesOptions},
+    Client, Room as SdkRoom,
+    config::{SyncSettings, SyncToken},
     ruma::{
-        EventId, OwnedEventId, OwnedRoomId, UInt,
+        UInt,
         api::client::{
             filter::{Filter as PresenceFilter, FilterDefinition, RoomEventFilter},
             sync::sync_events::v3::Filter,
         },
-        assign,
     },
     sync::{JoinedRoomUpdate, SyncResponse},
 };
-use tracing::{debug, error, warn};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
 
 use super::{
-    MatrixSurface, SurfaceKind, encrypted,
+    MatrixSurface, SurfaceKind,
     failure::{Backoff, Failure},
-    intake::{self, Own, Reading, Said},
-    lock,
+    handover::Handed,
+    intake::Own,
     login::{self, Position},
-    seen::{Known, Memory},
+    walk::{Until, Walk, is_own_join},
 };
-use crate::chat::{Inbound, InboxError, Person, Room};
+use crate::chat::InboxError;
 
 /// How long the homeserver may hold a sync back when nothing happens.
 const LONG_POLL: Duration = Duration::from_secs(30);
@@ -43,28 +55,35 @@ const LONG_POLL: Duration = Duration::from_secs(30);
 pub(super) const LOOK_UP_PATIENCE: Duration = Duration::from_secs(5);
 /// How many events a room gives in one sync; what is missing before them is walked back to.
 const TIMELINE_LIMIT: u32 = 50;
-/// How many events a page of a walk has.
-const PAGE: u32 = 100;
-/// How many pages a walk has at most, per room.
-const MAX_PAGES: usize = 50;
-/// How many events are remembered as handed over before the position is stored past them.
-const MAX_HANDED: usize = 50_000;
-/// What a walk looks at.
-const WALKED_TYPES: [&str; 3] = ["m.room.message", "m.room.encrypted", "m.room.member"];
+/// From how many rooms events are handed over at once.
+const ROOMS_AT_ONCE: usize = 16;
+/// How far the clocks of homeservers and of this machine may be apart.
+const CLOCK_SLACK: SignedDuration = SignedDuration::from_mins(10);
 
 /// Why receiving cannot go on.
-enum Halt {
+#[derive(Debug)]
+pub(super) enum Halt {
     /// The inbox takes nothing any more.
     Stopping,
     /// Something failed; what to do about it.
     Failed(Failure),
+    /// Another room has said why.
+    Elsewhere,
+}
+
+/// What the rooms of one sync have in common.
+struct Taking<'a> {
+    since: Option<&'a Position>,
+    next_batch: &'a str,
+    handed: &'a Handed,
+    /// Cancelled when a room cannot go on: the others end at the next event.
+    halted: CancellationToken,
 }
 
 /// What receiving knows beyond one client.
 struct Receiving {
     backoff: Backoff,
-    /// What the inbox took after the stored position: it must not get it again when a sync is repeated.
-    handed: HashSet<(OwnedRoomId, OwnedEventId)>,
+    handed: Handed,
     /// Whether the ambient rooms were looked for.
     ambient_sought: bool,
 }
@@ -72,18 +91,24 @@ struct Receiving {
 impl MatrixSurface {
     /// Receives until the shutdown, then waits for everything that the surface runs.
     pub(super) async fn run(self: Arc<Self>) {
-        self.shutdown.run_until_cancelled(Box::pin(self.receive())).await;
+        let working = async {
+            tokio::select! {
+                () = self.receive() => {}
+                () = self.keep_marks() => {}
+            }
+        };
+        self.shutdown.run_until_cancelled(Box::pin(working)).await;
         self.trouble.send_replace(Some("the gateway is stopping".to_owned()));
         self.tasks.close();
         self.tasks.wait().await;
     }
 
     async fn receive(&self) {
-        let mut receiving = Receiving { backoff: Backoff::new(), handed: HashSet::new(), ambient_sought: false };
+        let mut receiving = Receiving { backoff: Backoff::new(), handed: Handed::default(), ambient_sought: false };
         loop {
             let client = self.client();
             let failure = match self.receive_from(&client, &mut receiving).await {
-                Halt::Stopping => return,
+                Halt::Stopping | Halt::Elsewhere => return,
                 Halt::Failed(failure) => failure,
             };
             self.report(&failure);
@@ -126,13 +151,19 @@ impl MatrixSurface {
             Ok(position) => position,
             Err(failure) => return Halt::Failed(failure),
         };
+        if position.is_none() {
+            position = match self.lost_position(client).await {
+                Ok(position) => position,
+                Err(halt) => return halt,
+            };
+        }
         loop {
             let first = !self.synced.load(Ordering::Acquire);
-            let since = position.as_ref().filter(|position| !position.store_is_new);
+            let since = position.as_ref().and_then(Position::resumable);
             let settings = SyncSettings::new()
                 .filter(filter())
                 .timeout(if first { Duration::ZERO } else { LONG_POLL })
-                .token(since.map_or(SyncToken::NoToken, |position| SyncToken::Specific(position.token.clone())));
+                .token(since.map_or(SyncToken::NoToken, |token| SyncToken::Specific(token.to_owned())));
             let response = match client.sync_once(settings).await {
                 Ok(response) => response,
                 Err(error) => return Halt::Failed(Failure::from(error)),
@@ -145,10 +176,10 @@ impl MatrixSurface {
                 }
                 receiving.ambient_sought = true;
             }
-            if let Err(halt) = self.take(client, position.as_ref(), &response, &mut receiving.handed).await {
+            if let Err(halt) = self.take(client, position.as_ref(), &response, &receiving.handed).await {
                 return halt;
             }
-            let reached = Position { token: response.next_batch, store_is_new: false };
+            let reached = Position::Token { token: response.next_batch, store_is_new: false };
             if position.as_ref() != Some(&reached) {
                 self.store_position(client, &reached).await;
                 position = Some(reached);
@@ -174,213 +205,106 @@ impl MatrixSurface {
         }
     }
 
-    /// Hands everything that was said since `since` to the inbox, except what is in `handed` already.
+    /// Hands everything that happened since `since` to the inbox, except what is in `handed` already: the rooms
+    /// side by side, each in its order.
     async fn take(
         &self,
         client: &Client,
         since: Option<&Position>,
         response: &SyncResponse,
-        handed: &mut HashSet<(OwnedRoomId, OwnedEventId)>,
+        handed: &Handed,
     ) -> Result<(), Halt> {
+        let taking = Taking { since, next_batch: &response.next_batch, handed, halted: CancellationToken::new() };
+        let mut rooms = Vec::with_capacity(response.rooms.joined.len());
         for (room_id, update) in &response.rooms.joined {
             let Some(room) = client.get_room(room_id) else { continue };
-            let names = own_names(&room).await;
-            let own = Own { user: room.own_user_id(), names };
-            // The very first sync: what was said before the bot came is history.
-            let Some(since) = since else {
-                for event in &update.timeline.events {
-                    self.understand(&room, event, &own);
-                }
-                continue;
+            rooms.push(self.take_room(room, update, &taking));
+        }
+        // All of them end by themselves: what the inbox has in hand must not be cut off when another room fails.
+        let mut rooms = stream::iter(rooms).buffer_unordered(ROOMS_AT_ONCE);
+        let mut outcome = Ok(());
+        while let Some(taken) = rooms.next().await {
+            outcome = match (outcome, taken) {
+                (Ok(()) | Err(Halt::Elsewhere), Err(halt)) => Err(halt),
+                (outcome, _) => outcome,
             };
-            for event in self.events_since(&room, since, update, &response.next_batch, &own).await? {
-                if encrypted::concerns(&room, &event) {
-                    self.refuse_encrypted(&room, &event, &own);
-                    continue;
-                }
-                let Some((event_id, said)) = self.understand(&room, &event, &own) else { continue };
-                // Before anything is fetched for it: nobody holds up people who may speak (invariant 12).
-                if !self.listens_to(said.sender.as_str()) {
-                    debug!(room = %room_id, event = %event_id, sender = %said.sender, "not listened to");
-                    continue;
-                }
-                let key = (room_id.clone(), event_id);
-                if handed.contains(&key) {
-                    continue;
-                }
-                let message = self.inbound(&room, &key.1, said).await;
-                self.hand_over(message).await?;
-                if handed.len() < MAX_HANDED {
-                    handed.insert(key);
+        }
+        outcome
+    }
+
+    async fn take_room(&self, room: SdkRoom, update: &JoinedRoomUpdate, taking: &Taking<'_>) -> Result<(), Halt> {
+        if taking.halted.is_cancelled() {
+            return Err(Halt::Elsewhere);
+        }
+        let taken = Box::pin(self.take_timeline(&room, update, taking)).await;
+        if taken.is_err() {
+            taking.halted.cancel();
+        }
+        taken
+    }
+
+    async fn take_timeline(&self, room: &SdkRoom, update: &JoinedRoomUpdate, taking: &Taking<'_>) -> Result<(), Halt> {
+        let own = own(room).await;
+        let timeline = &update.timeline;
+        let Some(since) = taking.since else {
+            // The very first sync: what was said before the bot came is history.
+            timeline.events.iter().for_each(|event| self.remember(room, event, &own));
+            return Ok(());
+        };
+        let (gap, recent) = match since {
+            Position::Token { token, store_is_new: false } => {
+                let joined = timeline.events.iter().rposition(|event| is_own_join(event, &own));
+                let gap = timeline.prev_batch.as_ref().filter(|_| timeline.limited && joined.is_none());
+                let recent = &timeline.events[joined.map_or(0, |at| at + 1)..];
+                (gap.map(|from| (from.clone(), Until::Token(token.clone()))), recent)
+            }
+            Position::Token { token, .. } => {
+                (Some((taking.next_batch.to_owned(), Until::Token(token.clone()))), &[][..])
+            }
+            Position::Time { since } => (Some((taking.next_batch.to_owned(), Until::Time(*since))), &[][..]),
+        };
+        if let Some((from, until)) = gap {
+            let mut walk = Walk::back(self, room, from.clone(), until, &own, &taking.halted).await?;
+            while let Some(events) = walk.forward(self, room, &own, &taking.halted).await? {
+                for event in &events {
+                    self.take_event(room, event, &own, taking.handed, &taking.halted).await?;
                 }
             }
+            if walk.cut {
+                self.tell_gap(room.room_id(), &from);
+            }
+        }
+        for event in recent {
+            self.take_event(room, event, &own, taking.handed, &taking.halted).await?;
         }
         Ok(())
     }
 
-    /// The events of a room after `since`, oldest first, none from before the bot came into the room.
-    async fn events_since(
-        &self,
-        room: &SdkRoom,
-        since: &Position,
-        update: &JoinedRoomUpdate,
-        next_batch: &str,
-        own: &Own<'_>,
-    ) -> Result<Vec<TimelineEvent>, Halt> {
-        if since.store_is_new {
-            return self.walk_back(room, next_batch, &since.token, own).await;
-        }
-        let timeline = &update.timeline;
-        let joined = timeline.events.iter().rposition(|event| is_own_join(event, own));
-        let recent = timeline.events[joined.map_or(0, |at| at + 1)..].to_vec();
-        match &timeline.prev_batch {
-            Some(gap) if timeline.limited && joined.is_none() => {
-                let mut events = self.walk_back(room, gap, &since.token, own).await?;
-                events.extend(recent);
-                Ok(events)
-            }
-            _ => Ok(recent),
-        }
-    }
-
-    /// Reads a room's history from `from` back to `to`, or to where the bot came into the room.
-    async fn walk_back(&self, room: &SdkRoom, from: &str, to: &str, own: &Own<'_>) -> Result<Vec<TimelineEvent>, Halt> {
-        let mut newest_first = Vec::new();
-        let mut from = from.to_owned();
-        for _ in 0..MAX_PAGES {
-            let Some(page) = self.page_back(room, &from, to).await? else { break };
-            let joined = page.chunk.iter().position(|event| is_own_join(event, own));
-            newest_first.extend(page.chunk.into_iter().take(joined.unwrap_or(usize::MAX)));
-            match page.end {
-                Some(end) if joined.is_none() => from = end,
-                _ => {
-                    newest_first.reverse();
-                    return Ok(newest_first);
-                }
-            }
-        }
-        warn!(room = %room.room_id(), read = newest_first.len(), "older messages were not read: the gap is too long or closed to the bot");
-        newest_first.reverse();
-        Ok(newest_first)
-    }
-
-    /// A page of a walk; `None` when the homeserver will never give it.
-    async fn page_back(&self, room: &SdkRoom, from: &str, to: &str) -> Result<Option<Messages>, Halt> {
+    /// What is to be done where no position is stored: nothing when the inbox is as new as the store, otherwise
+    /// what was said since the newest message that the inbox knows. Stored at once: when it has taken some of that,
+    /// it knows newer ones.
+    async fn lost_position(&self, client: &Client) -> Result<Option<Position>, Halt> {
         let mut backoff = Backoff::new();
-        loop {
-            let filter = assign!(RoomEventFilter::with_lazy_loading(), { types: Some(WALKED_TYPES.map(str::to_owned).to_vec()) });
-            let options = assign!(MessagesOptions::backward().from(from), { to: Some(to.to_owned()), limit: UInt::from(PAGE), filter });
-            let failure = match room.messages(options).await {
-                Ok(page) => return Ok(Some(page)),
-                Err(error) => Failure::from(error),
-            };
-            self.report(&failure);
-            match failure {
-                Failure::Permanent { .. } => return Ok(None),
-                Failure::UnknownToken { .. } => return Err(Halt::Failed(failure)),
-                Failure::Transient { .. } | Failure::Local { .. } => backoff.wait(failure.retry_after()).await,
-            }
-        }
-    }
-
-    /// Reads an event, remembers it, and gives what was said to us by it.
-    fn understand(&self, room: &SdkRoom, event: &TimelineEvent, own: &Own<'_>) -> Option<(OwnedEventId, Said)> {
-        if encrypted::concerns(room, event) {
-            return None;
-        }
-        let id = event.event_id();
-        let parsed = event
-            .raw()
-            .deserialize()
-            .inspect_err(|error| debug!(room = %room.room_id(), event = ?id, %error, "ignoring a malformed event"))
-            .ok()?;
-        match intake::read(parsed, own) {
-            Reading::Message { event_id, known, said } => {
-                lock(&self.seen).insert(room.room_id().to_owned(), event_id.clone(), Memory::Said(known));
-                Some((event_id, said?))
-            }
-            Reading::Nothing(why) => {
-                debug!(room = %room.room_id(), event = ?id, why, "ignoring an event");
-                None
-            }
-            Reading::Joined => None,
-        }
-    }
-
-    async fn inbound(&self, room: &SdkRoom, event_id: &EventId, said: Said) -> Inbound {
-        let replied = match said.replies_to {
-            Some(id) => self.look_up(room, id).await,
-            None => None,
-        };
-        let addressed = said.mentions_us
-            || replied.as_ref().is_some_and(|replied| replied.ours)
-            || self.ambient.contains(room.room_id())
-            || is_direct(room).await;
-        Inbound {
-            room: Room { surface: SurfaceKind::Matrix, id: room.room_id().to_string() },
-            event_id: event_id.to_string(),
-            sender: Person { surface: SurfaceKind::Matrix, id: said.sender.to_string() },
-            // A homeserver may write any number there.
-            at: Timestamp::from_millisecond(said.at_ms).unwrap_or(Timestamp::UNIX_EPOCH),
-            text: said.text,
-            quoted: replied.map(|replied| replied.text),
-            thread: said.thread.map(|root| root.to_string()),
-            addressed,
-            pending: None,
-        }
-    }
-
-    /// An earlier message of the room, asked for once where it is not known.
-    async fn look_up(&self, room: &SdkRoom, event_id: OwnedEventId) -> Option<Known> {
-        let room_id = room.room_id().to_owned();
-        let known = lock(&self.seen).get(room_id.clone(), event_id.clone());
-        match known {
-            Some(Memory::Said(known)) => return Some(known),
-            Some(Memory::InVain) => return None,
-            None => {}
-        }
-        let config = RequestConfig::new().disable_retry().timeout(LOOK_UP_PATIENCE);
-        let found = match room.event(&event_id, Some(config)).await {
-            Ok(event) => {
-                let own = Own { user: room.own_user_id(), names: Vec::new() };
-                match event.raw().deserialize().map(|event| intake::read(event, &own)) {
-                    Ok(Reading::Message { known, .. }) => Memory::Said(known),
-                    _ => Memory::InVain,
-                }
-            }
-            Err(error) => {
-                let failure = Failure::from(error);
-                debug!(room = %room_id, event = %event_id, "a message that was replied to is not to be had: {}", failure.reason());
-                if !matches!(failure, Failure::Permanent { .. }) {
-                    return None;
-                }
-                Memory::InVain
-            }
-        };
-        lock(&self.seen).insert(room_id, event_id, found.clone());
-        match found {
-            Memory::Said(known) => Some(known),
-            Memory::InVain => None,
-        }
-    }
-
-    /// Gives the message to the inbox until it is taken.
-    async fn hand_over(&self, message: Inbound) -> Result<(), Halt> {
-        let mut backoff = Backoff::new();
-        loop {
-            match self.inbox.accept(message.clone()).await {
-                Ok(()) => return Ok(()),
+        let newest = loop {
+            match self.inbox.newest(SurfaceKind::Matrix).await {
+                Ok(newest) => break newest,
                 Err(InboxError::Stopping) => return Err(Halt::Stopping),
                 Err(error @ InboxError::Journal(_)) => {
-                    error!(room = %message.room, event = message.event_id, error = &error as &dyn std::error::Error, "a message waits before the inbox");
+                    error!(error = &error as &dyn std::error::Error, "the inbox does not say what it knows");
                     self.trouble.send_replace(Some(error.to_string()));
                     backoff.wait(None).await;
                 }
             }
-        }
+        };
+        let Some(newest) = newest else { return Ok(None) };
+        let since = earlier(newest);
+        warn!(%since, "the position in the homeserver's stream is lost; the rooms are read back to what the inbox knows");
+        let position = Position::Time { since };
+        self.store_position(client, &position).await;
+        Ok(Some(position))
     }
 
-    fn report(&self, failure: &Failure) {
+    pub(super) fn report(&self, failure: &Failure) {
         warn!("receiving failed: {}", failure.reason());
         self.trouble.send_replace(Some(failure.reason().to_owned()));
     }
@@ -395,24 +319,19 @@ fn filter() -> Filter {
     Filter::FilterDefinition(filter)
 }
 
-fn is_own_join(event: &TimelineEvent, own: &Own<'_>) -> bool {
-    event.raw().deserialize().is_ok_and(|event| matches!(intake::read(event, own), Reading::Joined))
-}
-
-/// The name under which the room shows the bot.
-async fn own_names(room: &SdkRoom) -> Vec<String> {
+/// Who the bot is in this room.
+async fn own(room: &SdkRoom) -> Own<'_> {
     let member = room.get_member_no_sync(room.own_user_id()).await;
-    member.ok().flatten().and_then(|member| member.display_name().map(str::to_owned)).into_iter().collect()
+    let name = member.ok().flatten().and_then(|member| member.display_name().map(str::to_owned));
+    let rules = room.clone_info().room_version_rules_or_default();
+    Own {
+        user: room.own_user_id(),
+        names: name.into_iter().collect(),
+        redacts_in_content: rules.redaction.content_field_redacts,
+    }
 }
 
-/// Whether the room is a conversation of two: marked so, or by its members.
-async fn is_direct(room: &SdkRoom) -> bool {
-    if room.is_direct().await.unwrap_or(false) {
-        return true;
-    }
-    match room.active_members_count() {
-        // The homeserver gave no summary.
-        0 => room.members(RoomMemberships::ACTIVE).await.is_ok_and(|members| members.len() == 2),
-        count => count == 2,
-    }
+/// A moment that is certainly before what was said at `moment` by another machine's clock.
+pub(super) fn earlier(moment: Timestamp) -> Timestamp {
+    moment.saturating_sub(CLOCK_SLACK).unwrap_or(Timestamp::MIN)
 }

@@ -1,6 +1,6 @@
 //! The surface against a homeserver of a few lines, for what must hold at moments that a real one does not offer.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::{
     Json, Router,
@@ -15,21 +15,90 @@ use tokio::{
 };
 
 use super::*;
-use crate::chat::{Inbound, InboxError};
+use crate::chat::{Edited, Inbound, InboxError, Reacted, Redacted};
+
+mod marks;
+mod walks;
 
 /// How long is waited for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An inbox that tells what it is given, and takes it or never answers. It listens to Ann alone.
+/// What an inbox is given.
+#[derive(Debug, Clone)]
+enum Given {
+    Said(Inbound),
+    Edited(Edited),
+    Redacted(Redacted),
+    Reacted(Reacted),
+}
+
+impl Given {
+    /// Its kind, and the event that it is about.
+    fn brief(&self) -> String {
+        match self {
+            Self::Said(message) => format!("said {}: {}", message.event_id, message.text),
+            Self::Edited(edit) => format!("edited {} by {}: {}", edit.event_id, edit.edit_id, edit.text),
+            Self::Redacted(redaction) => format!("redacted {} by {}", redaction.event_id, redaction.by.id),
+            Self::Reacted(reaction) => format!("reacted to {}: {}", reaction.event_id, reaction.key),
+        }
+    }
+}
+
+/// What a test's inbox does with what it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Does {
+    Take,
+    /// Has it in hand for ever.
+    Keep,
+    /// Cannot write down the first edit.
+    FailOnce,
+}
+
+/// An inbox that tells what it is given. It listens to Ann alone.
 struct TestInbox {
-    given: mpsc::UnboundedSender<Inbound>,
-    takes: bool,
+    given: mpsc::UnboundedSender<Given>,
+    does: Does,
+    failed: AtomicBool,
+    newest: Option<Timestamp>,
+}
+
+impl TestInbox {
+    fn new(does: Does, newest: Option<Timestamp>) -> (Arc<Self>, mpsc::UnboundedReceiver<Given>) {
+        let (given, receiver) = mpsc::unbounded_channel();
+        (Arc::new(Self { given, does, failed: AtomicBool::new(false), newest }), receiver)
+    }
+
+    fn take(&self, given: Given) -> BoxFuture<'_, Result<(), InboxError>> {
+        if self.does == Does::FailOnce
+            && matches!(given, Given::Edited(_))
+            && !self.failed.swap(true, Ordering::Relaxed)
+        {
+            return std::future::ready(Err(InboxError::Journal("the disk is full".into()))).boxed();
+        }
+        self.given.send(given).expect("the test listens");
+        if self.does == Does::Keep { std::future::pending().boxed() } else { std::future::ready(Ok(())).boxed() }
+    }
 }
 
 impl Inbox for TestInbox {
     fn accept(&self, message: Inbound) -> BoxFuture<'_, Result<(), InboxError>> {
-        self.given.send(message).expect("the test listens");
-        if self.takes { std::future::ready(Ok(())).boxed() } else { std::future::pending().boxed() }
+        self.take(Given::Said(message))
+    }
+
+    fn edited(&self, edit: Edited) -> BoxFuture<'_, Result<(), InboxError>> {
+        self.take(Given::Edited(edit))
+    }
+
+    fn redacted(&self, redaction: Redacted) -> BoxFuture<'_, Result<(), InboxError>> {
+        self.take(Given::Redacted(redaction))
+    }
+
+    fn reacted(&self, reaction: Reacted) -> BoxFuture<'_, Result<(), InboxError>> {
+        self.take(Given::Reacted(reaction))
+    }
+
+    fn newest(&self, _: SurfaceKind) -> BoxFuture<'_, Result<Option<Timestamp>, InboxError>> {
+        std::future::ready(Ok(self.newest)).boxed()
     }
 
     fn listens_to(&self, person: &Person) -> bool {
@@ -51,7 +120,7 @@ fn answer(next: &str, events: &[Value]) -> Value {
 }
 
 /// What a test's homeserver answers to a request, by its number among those to the same path, from 1, its path
-/// without prefix, and the sync token: `Null` is no answer at all.
+/// without prefix, and the token of the stream from which something is asked for: `Null` is no answer at all.
 type Answers = fn(usize, &str, Option<&str>) -> Option<(u16, Value)>;
 
 /// The stream: history at first, then one message, then nothing.
@@ -91,7 +160,8 @@ async fn serve(State(stub): State<Stub>, uri: Uri, body: Bytes) -> (StatusCode, 
     };
     stub.arrived.send_modify(|arrived| *arrived += 1);
     let query = Url::parse(&format!("http://stub/?{}", uri.query().unwrap_or_default())).expect("a query");
-    let since = query.query_pairs().find(|(key, _)| key == "since").map(|(_, value)| value.into_owned());
+    let since =
+        query.query_pairs().find(|(key, _)| key == "since" || key == "from").map(|(_, value)| value.into_owned());
     let (status, body) = (stub.answers)(number, &path, since.as_deref()).unwrap_or_else(|| {
         let body = match path.as_str() {
             "/_matrix/client/versions" => json!({"versions": ["v1.11"]}),
@@ -103,7 +173,10 @@ async fn serve(State(stub): State<Stub>, uri: Uri, body: Bytes) -> (StatusCode, 
             "keys/upload" => json!({"one_time_key_counts": {"signed_curve25519": 50}}),
             "keys/query" => json!({"device_keys": {}}),
             path if path.ends_with("/members") => json!({"chunk": []}),
-            path if path.contains("/send/") => json!({"event_id": "$sent"}),
+            path if path.ends_with("/state/m.room.encryption/") => {
+                return (404, json!({"errcode": "M_NOT_FOUND", "error": "not encrypted"}));
+            }
+            path if path.contains("/send/") || path.contains("/redact/") => json!({"event_id": "$sent"}),
             _ => json!({}),
         };
         (200, body)
@@ -142,7 +215,11 @@ impl Homeserver {
         let found = || lock(&self.requests).iter().filter(|(path, _)| path.contains(what)).cloned().collect::<Vec<_>>();
         let mut arrived = self.arrived.clone();
         let waited = timeout(PATIENCE, arrived.wait_for(|_| found().len() >= count)).await;
-        drop(waited.expect("they come in time").expect("the homeserver lives"));
+        let Ok(waited) = waited else {
+            let paths = lock(&self.requests).iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
+            panic!("{what} does not come in time: {paths:?}");
+        };
+        drop(waited.expect("the homeserver lives"));
         found()
     }
 }
@@ -150,28 +227,42 @@ impl Homeserver {
 /// A surface at work.
 struct Running {
     surface: Arc<MatrixSurface>,
-    messages: mpsc::UnboundedReceiver<Inbound>,
+    given: mpsc::UnboundedReceiver<Given>,
     stop: CancellationToken,
     end: oneshot::Receiver<()>,
 }
 
 impl Running {
-    async fn start(settings: MatrixSettings, takes: bool) -> Self {
-        let (given, messages) = mpsc::unbounded_channel();
+    async fn start(settings: MatrixSettings, does: Does) -> Self {
+        let (inbox, given) = TestInbox::new(does, None);
+        Self::with(settings, inbox, given).await
+    }
+
+    async fn with(settings: MatrixSettings, inbox: Arc<dyn Inbox>, given: mpsc::UnboundedReceiver<Given>) -> Self {
         let stop = CancellationToken::new();
-        let (surface, receiving) = MatrixSurface::start(settings, Arc::new(TestInbox { given, takes }), stop.clone())
-            .await
-            .expect("it starts");
+        let (surface, receiving) = MatrixSurface::start(settings, inbox, stop.clone()).await.expect("it starts");
         let (ended, end) = oneshot::channel();
         tokio::spawn(async move {
             receiving.await;
             ended.send(()).expect("the test waits");
         });
-        Self { surface, messages, stop, end }
+        Self { surface, given, stop, end }
+    }
+
+    async fn given(&mut self) -> Given {
+        timeout(PATIENCE, self.given.recv()).await.expect("it comes in time").expect("something comes")
     }
 
     async fn message(&mut self) -> Inbound {
-        timeout(PATIENCE, self.messages.recv()).await.expect("it comes in time").expect("a message comes")
+        match self.given().await {
+            Given::Said(message) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until all of the present sync is taken.
+    async fn taken(&self) {
+        self.trouble(Option::is_none).await;
     }
 
     async fn trouble(&self, wanted: impl FnMut(&Option<String>) -> bool) {
@@ -179,12 +270,12 @@ impl Running {
         drop(timeout(PATIENCE, trouble.wait_for(wanted)).await.expect("in time").expect("the surface lives"));
     }
 
-    /// Ends it; gives the messages that nobody has read.
+    /// Ends it; gives what nobody has read.
     async fn end(mut self) -> Vec<String> {
         self.stop.cancel();
         self.end.await.expect("the loop ends");
         assert!(self.surface.health().is_err());
-        std::iter::from_fn(|| self.messages.try_recv().ok()).map(|message| message.event_id).collect()
+        std::iter::from_fn(|| self.given.try_recv().ok()).map(|given| given.brief()).collect()
     }
 }
 
@@ -194,11 +285,11 @@ async fn a_message_that_the_inbox_has_not_taken_comes_again_after_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
     // The first life ends while the inbox still has the message in hand; the SDK has stored its token.
     let mut lives = Vec::new();
-    for takes in [false, true] {
-        let mut running = Running::start(homeserver.settings(dir.path()), takes).await;
+    for does in [Does::Keep, Does::Take] {
+        let mut running = Running::start(homeserver.settings(dir.path()), does).await;
         let message = running.message().await;
         lives.push((message.event_id, message.text, message.addressed));
-        if takes {
+        if does == Does::Take {
             running.trouble(Option::is_none).await;
         }
         // History never comes, and nothing comes twice in one life.
@@ -214,7 +305,7 @@ async fn a_position_that_cannot_be_stored_is_stored_later_and_nothing_comes_twic
     // The first life makes the store and leaves the message; then the store refuses the next position.
     let homeserver = Homeserver::start(one_message).await;
     let dir = tempfile::tempdir().expect("a directory");
-    let mut running = Running::start(homeserver.settings(dir.path()), false).await;
+    let mut running = Running::start(homeserver.settings(dir.path()), Does::Keep).await;
     assert_eq!(running.message().await.event_id, "$new");
     running.end().await;
 
@@ -223,7 +314,7 @@ async fn a_position_that_cannot_be_stored_is_stored_later_and_nothing_comes_twic
     let database = rusqlite::Connection::open(path).expect("it opens");
     let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON kv_blob WHEN instr(NEW.value, '\"s2\"') BEGIN SELECT RAISE(ABORT, 'full'); END";
     database.execute_batch(refuse).expect("it can be changed");
-    let mut running = Running::start(homeserver.settings(dir.path()), true).await;
+    let mut running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
     assert_eq!(running.message().await.event_id, "$new");
     running.trouble(|trouble| trouble.as_ref().is_some_and(|why| why.starts_with("the Matrix store failed"))).await;
     database.execute_batch("DROP TRIGGER refuse").expect("it can be changed");
@@ -245,7 +336,9 @@ async fn what_was_handed_over_does_not_come_again_when_the_session_ends_in_the_n
                 200,
                 json!({"next_batch": "s2", "rooms": {"join": {"!a:example.org": room("$a"), "!b:example.org": room("$b")}}}),
             )),
-            "rooms/!b:example.org/messages" if number == 1 => {
+            // So late that the other room is done.
+            "rooms/!b:example.org/messages" if number == 1 => Some((502, json!({}))),
+            "rooms/!b:example.org/messages" if number == 2 => {
                 Some((401, json!({"errcode": "M_UNKNOWN_TOKEN", "error": "gone"})))
             }
             path if path.ends_with("/messages") => Some((200, json!({"start": "gap", "chunk": []}))),
@@ -254,7 +347,7 @@ async fn what_was_handed_over_does_not_come_again_when_the_session_ends_in_the_n
     }
     let homeserver = Homeserver::start(two_rooms).await;
     let dir = tempfile::tempdir().expect("a directory");
-    let mut running = Running::start(homeserver.settings(dir.path()), true).await;
+    let mut running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
     assert_eq!(running.message().await.event_id, "$a");
     assert_eq!(running.message().await.event_id, "$b");
     running.trouble(Option::is_none).await;
@@ -280,7 +373,7 @@ async fn ambient_rooms_are_known_before_the_first_message_and_strangers_cost_not
     let homeserver = Homeserver::start(with_alias).await;
     let dir = tempfile::tempdir().expect("a directory");
     let ambient = vec!["#team:example.org".to_owned(), "!other:example.org".to_owned()];
-    let mut running = Running::start(MatrixSettings { ambient, ..homeserver.settings(dir.path()) }, true).await;
+    let mut running = Running::start(MatrixSettings { ambient, ..homeserver.settings(dir.path()) }, Does::Take).await;
     let message = running.message().await;
     assert_eq!((message.event_id.as_str(), message.addressed), ("$new", true));
     running.trouble(Option::is_none).await;
@@ -308,7 +401,7 @@ async fn encrypted_rooms_are_refused_once_and_never_in_clear() {
     }
     let homeserver = Homeserver::start(encrypted).await;
     let dir = tempfile::tempdir().expect("a directory");
-    let running = Running::start(homeserver.settings(dir.path()), true).await;
+    let running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
     let sent = homeserver.requests("/send/", 1).await;
     assert_eq!(running.end().await, Vec::<String>::new());
     assert_eq!(sent.len(), 1);
@@ -321,7 +414,7 @@ async fn encrypted_rooms_are_refused_once_and_never_in_clear() {
 async fn typing_ends_with_the_last_that_writes_in_the_room() {
     let homeserver = Homeserver::start(one_message).await;
     let dir = tempfile::tempdir().expect("a directory");
-    let running = Running::start(homeserver.settings(dir.path()), true).await;
+    let running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
     let room = Room { surface: SurfaceKind::Matrix, id: "!room:example.org".to_owned() };
     for on in [true, true, false] {
         running.surface.typing(&room, on).await;
@@ -350,9 +443,8 @@ async fn settings_that_name_no_room_are_refused_with_a_hint() {
             device_name: "Musher".to_owned(),
         };
         assert!(!format!("{settings:?}").contains("hidden"));
-        let (given, _messages) = mpsc::unbounded_channel();
-        let started =
-            MatrixSurface::start(settings, Arc::new(TestInbox { given, takes: true }), CancellationToken::new()).await;
+        let (inbox, _given) = TestInbox::new(Does::Take, None);
+        let started = MatrixSurface::start(settings, inbox, CancellationToken::new()).await;
         let Err(error) = started else { panic!("it started") };
         assert_eq!(error.to_string(), "`general` is neither a room id nor a room alias");
         assert!(error.hint().contains("room_ids"));

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use super::*;
 
 fn own() -> Own<'static> {
-    Own { user: user_id!("@musher:example.org"), names: vec!["Musher Bot".to_owned()] }
+    Own { user: user_id!("@musher:example.org"), names: vec!["Musher Bot".to_owned()], redacts_in_content: true }
 }
 
 fn event(sender: &str, content: &Value) -> Reading {
@@ -48,7 +48,7 @@ fn only_what_people_say_is_read() {
     }
     match event("@musher:example.org", &text("our own")) {
         Reading::Message { known, said: None, .. } => {
-            assert_eq!(known, Known { ours: true, text: "our own".to_owned() });
+            assert_eq!(known, Known { sender: user_id!("@musher:example.org").to_owned(), text: "our own".to_owned() });
         }
         other => panic!("{other:?}"),
     }
@@ -152,4 +152,103 @@ fn only_our_own_coming_in_is_a_join() {
     assert!(!member("@musher:example.org", Some("join"), "join"));
     assert!(!member("@musher:example.org", Some("join"), "leave"));
     assert!(!member("@ann:example.org", None, "join"));
+}
+
+/// What an edit to this content says.
+fn edited(sender: &str, new_content: &Value) -> Option<String> {
+    let content = json!({
+        "msgtype": "m.text", "body": "* fallback", "m.new_content": new_content,
+        "m.relates_to": {"rel_type": "m.replace", "event_id": "$old"},
+    });
+    match event(sender, &content) {
+        Reading::Edit { event_id, original, sender: editor, text } => {
+            assert_eq!((event_id.as_str(), original.as_str(), editor.as_str()), ("$e", "$old", sender));
+            Some(text)
+        }
+        Reading::Nothing(_) => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_edit_is_read_like_a_message() {
+    let ann = "@ann:example.org";
+    for (body, left) in [
+        ("new words", "new words"),
+        ("Musher Bot: new words", "new words"),
+        ("@musher new words", "new words"),
+        ("> <@ann:example.org> earlier\n> more\n\nMusher Bot: and now?", "and now?"),
+        ("> * <@ann:example.org> waves\n\nand now?", "and now?"),
+        // A quote of the person's own, of what only looks like a fallback.
+        ("> <b>x</b>\n\nwhat does it mean?", "> <b>x</b>\n\nwhat does it mean?"),
+        ("", ""),
+    ] {
+        assert_eq!(edited(ann, &text(body)).as_deref(), Some(left), "{body}");
+    }
+    let pill = json!({
+        "msgtype": "m.text", "body": "The Sled: go", "format": "org.matrix.custom.html",
+        "formatted_body": r#"<a href="https://matrix.to/#/@musher:example.org">The Sled</a>: go"#,
+    });
+    assert_eq!(edited(ann, &pill).as_deref(), Some("go"));
+    assert_eq!(edited(ann, &json!({"msgtype": "m.emote", "body": "waves"})).as_deref(), Some("waves"));
+    assert_eq!(edited(ann, &json!({"msgtype": "m.notice", "body": "x"})), None);
+    assert_eq!(edited(ann, &json!({"msgtype": "m.image", "body": "x.png", "url": "mxc://example.org/x"})), None);
+    assert_eq!(edited("@musher:example.org", &text("our draft")), None);
+}
+
+#[test]
+fn a_redaction_names_its_event_where_the_rooms_version_says() {
+    let redaction = |sender: &str, top: Option<&str>, content: Option<&str>, redacts_in_content: bool| {
+        let mut event = json!({
+            "type": "m.room.redaction", "event_id": "$r", "sender": sender, "origin_server_ts": 1, "content": {},
+        });
+        if let Some(top) = top {
+            event["redacts"] = json!(top);
+        }
+        if let Some(content) = content {
+            event["content"]["redacts"] = json!(content);
+        }
+        let own = Own { redacts_in_content, ..own() };
+        match read(serde_json::from_value(event).expect("an event"), &own) {
+            Reading::Redaction { redacts, sender: by, .. } => {
+                assert_eq!(by, sender);
+                Some(redacts.to_string())
+            }
+            _ => None,
+        }
+    };
+    let ann = "@ann:example.org";
+    for (top, content, in_content, names) in [
+        (Some("$top"), None, false, "$top"),
+        (Some("$top"), Some("$content"), false, "$top"),
+        (Some("$top"), Some("$content"), true, "$content"),
+        (None, Some("$content"), true, "$content"),
+        (Some("$top"), None, true, "$top"),
+    ] {
+        assert_eq!(
+            redaction(ann, top, content, in_content).as_deref(),
+            Some(names),
+            "{top:?} {content:?} {in_content}"
+        );
+    }
+    assert_eq!(redaction("@musher:example.org", Some("$top"), None, false), None);
+}
+
+#[test]
+fn reactions_are_signs_of_others() {
+    let reaction = |sender: &str, key: &str| {
+        let event = json!({
+            "type": "m.reaction", "event_id": "$r", "sender": sender, "origin_server_ts": 1,
+            "content": {"m.relates_to": {"rel_type": "m.annotation", "event_id": "$question", "key": key}},
+        });
+        match read(serde_json::from_value(event).expect("an event"), &own()) {
+            Reading::Reaction { target, key, .. } => Some((target.to_string(), key)),
+            _ => None,
+        }
+    };
+    for (key, read) in [("✅", "✅"), ("👍\u{FE0F}", "👍"), ("👍🏽", "👍🏽"), ("yes", "yes")] {
+        assert_eq!(reaction("@ann:example.org", key), Some(("$question".to_owned(), read.to_owned())));
+    }
+    assert_eq!(reaction("@ann:example.org", &"x".repeat(65)), None);
+    assert_eq!(reaction("@musher:example.org", "⏳"), None);
 }

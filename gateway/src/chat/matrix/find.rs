@@ -1,0 +1,86 @@
+//! Looking for a message of ours in a room: the homeserver forgets transaction ids, the room does not.
+
+use std::sync::atomic::Ordering;
+
+use jiff::Timestamp;
+use matrix_sdk::{RoomState, deserialized_responses::TimelineEvent, ruma::RoomId};
+use serde::Deserialize;
+
+use super::{
+    MatrixSurface, Room, SendError,
+    send::{refused, send_error, transient},
+    sync::earlier,
+    walk::{is_older, page},
+};
+
+/// What a message of ours may be sent as.
+const TYPES: [&str; 2] = ["m.room.message", "m.room.encrypted"];
+
+impl MatrixSurface {
+    /// The event that was sent under this transaction at `since` or later, the edits of others left aside.
+    pub(super) async fn find_sent(
+        &self,
+        room: &Room,
+        transaction: &str,
+        since: Timestamp,
+    ) -> Result<Option<String>, SendError> {
+        let Ok(room_id) = RoomId::parse(&room.id) else {
+            return Err(refused(format!("`{}` is not a room id", room.id)));
+        };
+        // Before, the store may not know yet that the bot is in the room.
+        if !self.synced.load(Ordering::Acquire) {
+            return Err(transient("the first sync is not done".to_owned(), None));
+        }
+        let joined = self.client().get_room(&room_id).filter(|room| room.state() == RoomState::Joined);
+        let Some(joined) = joined else {
+            return Err(refused("the bot is not in that room".to_owned()));
+        };
+        let since = earlier(since);
+        let us = joined.own_user_id();
+        let mut from: Option<String> = None;
+        loop {
+            let senders = Some(vec![us.to_owned()]);
+            let page = page(&joined, from.as_deref(), None, &TYPES, senders).await.map_err(send_error)?;
+            // Of ours alone: anybody else's may bear any time.
+            let ours = || page.chunk.iter().filter(|event| event.sender().is_some_and(|sender| sender == us));
+            if let Some(found) = ours().find(|event| was_sent_under(event, transaction)) {
+                return Ok(found.event_id().map(|id| id.to_string()));
+            }
+            let older = ours().any(|event| is_older(event, since));
+            match page.end {
+                Some(end) if !older && from.as_ref() != Some(&end) => from = Some(end),
+                _ => return Ok(None),
+            }
+        }
+    }
+}
+
+/// The part of an event that says under which transaction it was sent.
+#[derive(Deserialize)]
+struct Sent {
+    content: Content,
+}
+
+#[derive(Deserialize)]
+struct Content {
+    #[serde(rename = "dev.musher")]
+    musher: Musher,
+    #[serde(rename = "m.relates_to")]
+    relates_to: Option<Relation>,
+}
+
+#[derive(Deserialize)]
+struct Musher {
+    transaction: String,
+}
+
+#[derive(Deserialize)]
+struct Relation {
+    rel_type: Option<String>,
+}
+
+fn was_sent_under(event: &TimelineEvent, transaction: &str) -> bool {
+    let Ok(Sent { content }) = serde_json::from_str::<Sent>(event.raw().json().get()) else { return false };
+    let edit = content.relates_to.and_then(|relation| relation.rel_type).is_some_and(|kind| kind == "m.replace");
+    !edit && content.musher.transaction == transaction
+}

@@ -1,0 +1,304 @@
+//! From an event of a room's timeline to the inbox: what was said, edited, taken back, reacted to.
+//!
+//! Who may speak is asked before anything is fetched for an event (invariant 12). What the inbox has in
+//! hand is awaited to its end; only the shutdown cuts it off.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, atomic::Ordering},
+};
+
+use jiff::Timestamp;
+use matrix_sdk::{
+    Room as SdkRoom, RoomMemberships,
+    config::RequestConfig,
+    deserialized_responses::TimelineEvent,
+    ruma::{EventId, OwnedEventId, OwnedRoomId, UserId},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use super::{
+    MatrixSurface, SurfaceKind, encrypted,
+    failure::{Backoff, Failure},
+    intake::{self, Own, Reading, Said},
+    lock,
+    seen::{Known, Memory},
+    sync::{Halt, LOOK_UP_PATIENCE},
+};
+use crate::chat::{Edited, Inbound, InboxError, Person, Reacted, Redacted, Room};
+
+/// How many events are remembered as handed over before the position is stored past them.
+const MAX_HANDED: usize = 50_000;
+/// How often a message that was edited is looked for.
+const LOOK_UPS: usize = 3;
+
+/// What the inbox took after the stored position: it need not get it again when a sync is repeated. What is
+/// more than is remembered comes again, and the inbox knows it.
+#[derive(Debug, Default)]
+pub(super) struct Handed(Mutex<HashSet<(OwnedRoomId, OwnedEventId)>>);
+
+impl Handed {
+    fn contains(&self, key: &(OwnedRoomId, OwnedEventId)) -> bool {
+        lock(&self.0).contains(key)
+    }
+
+    fn insert(&self, key: (OwnedRoomId, OwnedEventId)) {
+        let mut handed = lock(&self.0);
+        if handed.len() < MAX_HANDED {
+            handed.insert(key);
+        }
+    }
+
+    /// The position is stored past all of it.
+    pub(super) fn clear(&self) {
+        lock(&self.0).clear();
+    }
+}
+
+/// Something for the inbox.
+#[derive(Debug, Clone)]
+enum Heard {
+    Said(Inbound),
+    Edited(Edited),
+    Redacted(Redacted),
+    Reacted(Reacted),
+}
+
+impl MatrixSurface {
+    /// Remembers what was said before the bot listened.
+    pub(super) fn remember(&self, room: &SdkRoom, event: &TimelineEvent, own: &Own<'_>) {
+        if encrypted::concerns(room, event) {
+            return;
+        }
+        if let Some(Reading::Message { event_id, known, .. }) = parse(room, event, own) {
+            lock(&self.seen).insert(room.room_id().to_owned(), event_id, Memory::Said(known));
+        }
+    }
+
+    /// Hands over what the event tells, unless the inbox has it.
+    pub(super) async fn take_event(
+        &self,
+        room: &SdkRoom,
+        event: &TimelineEvent,
+        own: &Own<'_>,
+        handed: &Handed,
+        halted: &CancellationToken,
+    ) -> Result<(), Halt> {
+        let Some(reading) = parse(room, event, own) else { return Ok(()) };
+        // What is taken back and reacted to is in clear in every room.
+        let open = matches!(reading, Reading::Redaction { .. } | Reading::Reaction { .. });
+        if !open && encrypted::concerns(room, event) {
+            self.refuse_encrypted(room, event, own);
+            return Ok(());
+        }
+        if let Reading::Message { event_id, known, .. } = &reading {
+            lock(&self.seen).insert(room.room_id().to_owned(), event_id.clone(), Memory::Said(known.clone()));
+        }
+        let (event_id, sender) = match &reading {
+            Reading::Message { event_id, said: Some(said), .. } => (event_id, &said.sender),
+            Reading::Edit { event_id, sender, .. }
+            | Reading::Redaction { event_id, sender, .. }
+            | Reading::Reaction { event_id, sender, .. } => (event_id, sender),
+            Reading::Nothing(why) => {
+                debug!(room = %room.room_id(), event = ?event.event_id(), why, "ignoring an event");
+                return Ok(());
+            }
+            Reading::Message { said: None, .. } | Reading::Joined => return Ok(()),
+        };
+        // Before anything is fetched for it: nobody holds up people who may speak. What is gone is gone for everybody.
+        if !matches!(reading, Reading::Redaction { .. }) && !self.listens_to(sender.as_str()) {
+            debug!(room = %room.room_id(), event = %event_id, %sender, "not listened to");
+            return Ok(());
+        }
+        let key = (room.room_id().to_owned(), event_id.clone());
+        if handed.contains(&key) {
+            return Ok(());
+        }
+        if let Some(heard) = self.heard(room, reading).await {
+            self.hand_over(&key, heard, halted).await?;
+            handed.insert(key);
+        }
+        Ok(())
+    }
+
+    async fn heard(&self, room: &SdkRoom, reading: Reading) -> Option<Heard> {
+        let there = Room { surface: SurfaceKind::Matrix, id: room.room_id().to_string() };
+        match reading {
+            Reading::Message { event_id, said: Some(said), .. } => {
+                Some(Heard::Said(self.inbound(room, there, &event_id, said).await))
+            }
+            Reading::Edit { event_id, original, sender, text } => {
+                let edits_own = self.has_sent(room, &original, &sender).await;
+                if !edits_own {
+                    debug!(room = %room.room_id(), event = %event_id, %sender, "ignoring an edit of what is not theirs, or not to be had");
+                }
+                edits_own.then(|| {
+                    Heard::Edited(Edited {
+                        room: there,
+                        event_id: original.to_string(),
+                        edit_id: event_id.to_string(),
+                        sender: person(&sender),
+                        text,
+                    })
+                })
+            }
+            Reading::Redaction { redacts, sender, .. } => {
+                Some(Heard::Redacted(Redacted { room: there, event_id: redacts.to_string(), by: person(&sender) }))
+            }
+            Reading::Reaction { event_id, target, sender, key } => Some(Heard::Reacted(Reacted {
+                room: there,
+                event_id: target.to_string(),
+                reaction_id: event_id.to_string(),
+                sender: person(&sender),
+                key,
+                encrypted: room.encryption_state().is_encrypted(),
+            })),
+            Reading::Message { said: None, .. } | Reading::Joined | Reading::Nothing(_) => None,
+        }
+    }
+
+    async fn inbound(&self, room: &SdkRoom, there: Room, event_id: &EventId, said: Said) -> Inbound {
+        let replied = match said.replies_to {
+            Some(id) => self.look_up(room, &id).await.said(),
+            None => None,
+        };
+        let addressed = said.mentions_us
+            || replied.as_ref().is_some_and(|replied| replied.sender == room.own_user_id())
+            || self.ambient.contains(room.room_id())
+            || is_direct(room).await;
+        Inbound {
+            room: there,
+            event_id: event_id.to_string(),
+            sender: person(&said.sender),
+            // A homeserver may write any number there.
+            at: Timestamp::from_millisecond(said.at_ms).unwrap_or(Timestamp::UNIX_EPOCH),
+            text: said.text,
+            quoted: replied.map(|replied| replied.text),
+            thread: said.thread.map(|root| root.to_string()),
+            addressed,
+            pending: None,
+        }
+    }
+
+    /// Whether this person has sent this message. A homeserver relates any two events as somebody says.
+    async fn has_sent(&self, room: &SdkRoom, message: &EventId, person: &UserId) -> bool {
+        let mut backoff = Backoff::new();
+        for attempt in 1..=LOOK_UPS {
+            match self.look_up(room, message).await {
+                LookedUp::Found(Memory::Said(known)) => return known.sender == person,
+                LookedUp::Found(Memory::InVain) => return false,
+                LookedUp::NotNow(failure) if attempt < LOOK_UPS => backoff.wait(failure.retry_after()).await,
+                LookedUp::NotNow(failure) => {
+                    warn!(room = %room.room_id(), event = %message, "an edit is not taken, for its message is not to be had: {}", failure.reason());
+                }
+            }
+        }
+        false
+    }
+
+    /// An earlier message of the room, asked for once where it is not known.
+    async fn look_up(&self, room: &SdkRoom, event_id: &EventId) -> LookedUp {
+        let (room_id, event_id) = (room.room_id().to_owned(), event_id.to_owned());
+        let known = lock(&self.seen).get(room_id.clone(), event_id.clone());
+        if let Some(memory) = known {
+            return LookedUp::Found(memory);
+        }
+        let config = RequestConfig::new().disable_retry().timeout(LOOK_UP_PATIENCE);
+        let found = match room.event(&event_id, Some(config)).await {
+            Ok(event) => {
+                let own = Own { user: room.own_user_id(), names: Vec::new(), redacts_in_content: true };
+                match event.raw().deserialize().map(|event| intake::read(event, &own)) {
+                    Ok(Reading::Message { known, .. }) => Memory::Said(known),
+                    _ => Memory::InVain,
+                }
+            }
+            Err(error) => {
+                let failure = Failure::from(error);
+                debug!(room = %room_id, event = %event_id, "an earlier message is not to be had: {}", failure.reason());
+                if !matches!(failure, Failure::Permanent { .. }) {
+                    return LookedUp::NotNow(failure);
+                }
+                Memory::InVain
+            }
+        };
+        lock(&self.seen).insert(room_id, event_id, found.clone());
+        LookedUp::Found(found)
+    }
+
+    /// Gives it to the inbox until it is taken.
+    async fn hand_over(
+        &self,
+        (room, event): &(OwnedRoomId, OwnedEventId),
+        heard: Heard,
+        halted: &CancellationToken,
+    ) -> Result<(), Halt> {
+        if matches!(heard, Heard::Said(_)) && self.synced.load(Ordering::Acquire) {
+            // Said while the surface lives: no earlier run can have marked it.
+            lock(&self.marks).live(room.clone(), event.clone());
+        }
+        let mut backoff = Backoff::new();
+        loop {
+            if halted.is_cancelled() {
+                return Err(Halt::Elsewhere);
+            }
+            let taken = match heard.clone() {
+                Heard::Said(message) => self.inbox.accept(message),
+                Heard::Edited(edit) => self.inbox.edited(edit),
+                Heard::Redacted(redaction) => self.inbox.redacted(redaction),
+                Heard::Reacted(reaction) => self.inbox.reacted(reaction),
+            };
+            match taken.await {
+                Ok(()) => return Ok(()),
+                Err(InboxError::Stopping) => return Err(Halt::Stopping),
+                Err(error @ InboxError::Journal(_)) => {
+                    error!(%room, %event, error = &error as &dyn std::error::Error, "an event waits before the inbox");
+                    self.trouble.send_replace(Some(error.to_string()));
+                    halted.run_until_cancelled(backoff.wait(None)).await;
+                }
+            }
+        }
+    }
+}
+
+/// What came of looking for a message.
+enum LookedUp {
+    Found(Memory),
+    NotNow(Failure),
+}
+
+impl LookedUp {
+    fn said(self) -> Option<Known> {
+        match self {
+            Self::Found(Memory::Said(known)) => Some(known),
+            _ => None,
+        }
+    }
+}
+
+fn person(user: &UserId) -> Person {
+    Person { surface: SurfaceKind::Matrix, id: user.to_string() }
+}
+
+fn parse(room: &SdkRoom, event: &TimelineEvent, own: &Own<'_>) -> Option<Reading> {
+    let parsed = event
+        .raw()
+        .deserialize()
+        .inspect_err(
+            |error| debug!(room = %room.room_id(), event = ?event.event_id(), %error, "ignoring a malformed event"),
+        )
+        .ok()?;
+    Some(intake::read(parsed, own))
+}
+
+/// Whether the room is a conversation of two: marked so, or by its members.
+async fn is_direct(room: &SdkRoom) -> bool {
+    if room.is_direct().await.unwrap_or(false) {
+        return true;
+    }
+    match room.active_members_count() {
+        // The homeserver gave no summary.
+        0 => room.members(RoomMemberships::ACTIVE).await.is_ok_and(|members| members.len() == 2),
+        count => count == 2,
+    }
+}

@@ -1,0 +1,173 @@
+//! What is done because something else has happened: turns are counted, budgets pause projects, people see what became
+//! of their messages, old texts are erased.
+//!
+//! It decides nothing about turns and sends nothing that is waited for.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use jiff::{SignedDuration, Timestamp};
+use journal::{Clock, Journal};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use crate::{
+    chat::{Mark, Room},
+    containers::SharedContainers,
+    dispatch::{actor::Dispatcher, core::Event},
+    metrics::{self, Metrics, Now},
+    nodes::Nodes,
+    outbox::{Address, Outbox, Outcome, Post, Settled},
+    projects::Registry,
+    refusal::Refusal,
+    sessions::{Ending, Sessions},
+    tasks::Tasks,
+    turns::{Handle, StopRequest, Turns, Watch},
+    usage::{Pause, Usage, pause_text, tally::day},
+};
+
+/// How often old texts are looked for.
+const RETENTION_ROUND: Duration = Duration::from_hours(1);
+
+/// Counts turns.
+pub struct Counting {
+    /// By project, room and day.
+    pub usage: Usage,
+    /// For whoever scrapes.
+    pub metrics: Metrics,
+    /// Tells how long messages waited: the journal's.
+    pub clock: Arc<dyn Clock>,
+    /// Runs what takes a moment.
+    pub tasks: Tasks,
+}
+
+impl Watch for Counting {
+    fn began(&self, project: Uuid, room: &Room, turn: Uuid, accepted: &[Timestamp]) {
+        self.usage.begin(project, room, turn);
+        let now = self.clock.now();
+        for at in accepted {
+            self.metrics.waited(Duration::try_from(now.duration_since(*at)).unwrap_or_default());
+        }
+    }
+
+    fn ended(&self, project: Uuid, turn: Uuid, ending: Ending, lasted: Duration) {
+        self.metrics.turn_ended(ending, lasted);
+        let usage = self.usage.clone();
+        self.tasks.spawn_to_end("counting a turn", async move {
+            if let Err(refusal) = usage.end(project, turn, lasted).await {
+                error!(%turn, %refusal, "a turn is not counted");
+            }
+        });
+    }
+}
+
+/// Shows on people's messages what became of them, and notes under which event a question was told.
+pub async fn show_outcomes(mut outcomes: UnboundedReceiver<Settled>, outbox: Outbox, turns: Turns) {
+    while let Some(Settled { room, transaction, answers, failed, outcome }) = outcomes.recv().await {
+        if let Outcome::Delivered(event_id) = &outcome {
+            turns.question_told(&transaction, event_id);
+        }
+        let mark = if failed || outcome == Outcome::GivenUp { Mark::Failed } else { Mark::Delivered };
+        if let Some(surface) = outbox.surface(room.surface) {
+            for event_id in answers {
+                surface.mark(&room, &event_id, mark);
+            }
+        }
+    }
+}
+
+/// Where the budget's pauses go.
+pub struct Budgets {
+    /// What is used.
+    pub usage: Usage,
+    /// What waits for it.
+    pub dispatcher: Dispatcher<Handle, StopRequest>,
+    /// Whose messages wait.
+    pub sessions: Sessions,
+    /// What projects are called.
+    pub registry: Arc<Registry>,
+    /// Where people hear of it.
+    pub outbox: Outbox,
+}
+
+impl Budgets {
+    /// Lets projects rest whose budget is used up, and go on when a new day has one.
+    pub async fn follow(self) {
+        let mut changes = self.usage.changes();
+        while let Some(change) = changes.next().await {
+            let project = change.project;
+            let event = if change.pause.is_some() { Event::Pause { project } } else { Event::Unpause { project } };
+            info!(%project, paused = change.pause.is_some(), "the day's budget");
+            if !self.dispatcher.tell(event) {
+                return;
+            }
+            let Some(pause) = change.pause else { continue };
+            for (key, session) in self.sessions.busy(|key| key.project == project).await {
+                let waiting = session.waiting.len();
+                if waiting > 0
+                    && let Err(refusal) =
+                        tell_pause(&self.outbox, &self.registry, project, &key.room, &pause, waiting).await
+                {
+                    warn!(%refusal, "a pause is not told");
+                }
+            }
+        }
+    }
+}
+
+/// Tells a room, once for each pause, that its project rests.
+pub async fn tell_pause(
+    outbox: &Outbox,
+    registry: &Registry,
+    project: Uuid,
+    room: &Room,
+    pause: &Pause,
+    waiting: usize,
+) -> Result<(), Refusal> {
+    let name = registry.get(project).and_then(|known| known.spec).map(|spec| spec.name).unwrap_or_default();
+    let to = Address { room: room.clone(), thread: None, reply_to: None, mention: None, pending: None };
+    let transaction = format!("budget-{project}-{}", day(pause.until));
+    let post = Post::notice(to, transaction, pause_text(&name, pause, waiting));
+    outbox.post(post).await
+}
+
+/// Erases texts that are older than people want them kept (JRNL-8).
+pub async fn forget_old(journal: Journal, clock: Arc<dyn Clock>, keep: SignedDuration) {
+    loop {
+        let before = clock.now().checked_sub(keep).unwrap_or(Timestamp::MIN);
+        match journal.erase_before(before).await {
+            Ok(0) => {}
+            Ok(erased) => info!(erased, %before, "old texts are erased"),
+            Err(error) => error!(%error, "old texts could not be erased; it is tried again"),
+        }
+        tokio::time::sleep(RETENTION_ROUND).await;
+    }
+}
+
+/// What is true at the moment of a scrape.
+pub fn sources(
+    turns: Turns,
+    sessions: Sessions,
+    outbox: Outbox,
+    nodes: Nodes,
+    containers: SharedContainers,
+    usage: Usage,
+) -> metrics::Sources {
+    Arc::new(move || {
+        let (turns, sessions, outbox) = (turns.clone(), sessions.clone(), outbox.clone());
+        let (nodes, containers, usage) = (nodes.clone(), Arc::clone(&containers), usage.clone());
+        async move {
+            let waiting = sessions.busy(|_| true).await;
+            Now {
+                turns_running: turns.running(),
+                messages_waiting: waiting.iter().map(|(_, session)| session.waiting.len()).sum(),
+                sends: outbox.counts(),
+                links_open: nodes.open_links(),
+                engine_reachable: containers.is_engine_there().await,
+                projects_paused: usage.paused_projects(),
+            }
+        }
+        .boxed()
+    })
+}

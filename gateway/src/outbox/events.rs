@@ -1,0 +1,196 @@
+//! What happens to messages on their way, and the fold of it: which are still undelivered, in order.
+//!
+//! Stream `outbox/<surface>:<room id>`. Texts lie in the journal's table of texts; events have their ids.
+
+use jiff::Timestamp;
+use journal::{Actor, Append, Cause, DomainEvent, EncodeError, Expected, Fold, NewEvent, Recorded, Snapshot, StreamId};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Post;
+use crate::{
+    chat::{Outbound, Person, Room, SurfaceKind, Weight},
+    text,
+};
+
+/// The kind of the streams.
+pub(super) const STREAM: &str = "outbox";
+
+/// What happens to a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "data")]
+pub(super) enum OutboxEvent {
+    /// It is to be sent.
+    #[serde(rename = "send.queued")]
+    Queued(Queued),
+    /// The surface has it.
+    #[serde(rename = "send.delivered")]
+    Delivered {
+        transaction: String,
+        /// The surface's id of it.
+        event_id: String,
+    },
+    /// It will not be sent.
+    #[serde(rename = "send.given_up")]
+    GivenUp {
+        transaction: String,
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+impl DomainEvent for OutboxEvent {
+    const KINDS: &'static [&'static str] = &["send.queued", "send.delivered", "send.given_up"];
+}
+
+/// A message without its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Queued {
+    /// Its id in its room.
+    pub transaction: String,
+    #[serde(with = "WeightForm")]
+    pub weight: Weight,
+    /// Its text's id.
+    pub text: Uuid,
+    pub reply_to: Option<String>,
+    pub mention: Option<Person>,
+    pub thread: Option<String>,
+    /// The events that it answers.
+    pub answers: Vec<String>,
+    /// Whether it tells that they failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed: bool,
+    /// The transaction of the message that was refused, where this tells of one.
+    pub refused: Option<String>,
+}
+
+/// The stored form of a [`Weight`].
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Weight", rename_all = "kebab-case")]
+enum WeightForm {
+    Answer,
+    Notice,
+}
+
+impl Queued {
+    pub fn outbound(&self, markdown: String) -> Outbound {
+        let Self { transaction, weight, reply_to, mention, thread, answers, .. } = self.clone();
+        Outbound { weight, markdown, reply_to, mention, thread, answers, transaction }
+    }
+
+    /// The event, with the text in its form for the journal.
+    pub fn encode(self, markdown: &str) -> Result<NewEvent, EncodeError> {
+        let text = self.text;
+        Ok(NewEvent::encode(&OutboxEvent::Queued(self))?.with_text(text, text::masked(markdown)))
+    }
+}
+
+/// The stream of a room.
+pub(super) fn stream(room: &Room) -> StreamId {
+    StreamId::new(STREAM, room)
+}
+
+/// The room of a stream.
+pub(super) fn room(stream: &StreamId) -> Option<Room> {
+    let (surface, id) = stream.id.split_once(':')?;
+    let kinds = [SurfaceKind::Console, SurfaceKind::Matrix];
+    let surface = kinds.into_iter().find(|kind| kind.to_string() == surface)?;
+    Some(Room { surface, id: id.to_owned() })
+}
+
+/// A post as the journal takes it, once under its key.
+pub(super) fn queue(post: Post) -> Result<Append, EncodeError> {
+    let Post { to, weight, markdown, transaction, answers, failed } = post;
+    let key = format!("send {} {transaction}", to.room);
+    // The same for a post that is made again, which is then the same append, whatever its text.
+    let text = Uuid::new_v5(&Uuid::NAMESPACE_OID, key.as_bytes());
+    let cause = answers.last().map_or(Cause::None, |event| Cause::Command(event.clone()));
+    let (reply_to, mention, thread) = (to.reply_to, to.mention, to.thread);
+    let send = Queued { transaction, weight, text, reply_to, mention, thread, answers, failed, refused: None };
+    Ok(Append {
+        stream: stream(&to.room),
+        expected: Expected::Any,
+        events: vec![send.encode(&markdown)?],
+        key: Some(key),
+        actor: Actor::Gateway,
+        cause,
+    })
+}
+
+/// A message that is on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub send: Queued,
+    /// The version at which it was queued.
+    pub version: u64,
+    /// When it was queued.
+    pub at: Timestamp,
+    /// The event that queued it.
+    pub event: Uuid,
+}
+
+/// What is on its way to a room, oldest first.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Undelivered {
+    entries: Vec<Entry>,
+    /// Events since the snapshot that this state began with.
+    #[serde(skip)]
+    pub tail: u64,
+}
+
+/// An event that cannot follow.
+#[derive(Debug, thiserror::Error)]
+#[error("message {0} is settled and was not on its way")]
+pub(super) struct NotQueued(String);
+
+impl Undelivered {
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn first(&self) -> Option<&Entry> {
+        self.entries.first()
+    }
+
+    /// Whether the message is on its way.
+    pub fn has(&self, transaction: &str) -> bool {
+        self.entries.iter().any(|entry| entry.send.transaction == transaction)
+    }
+
+    fn remove(&mut self, transaction: &str) -> Result<(), NotQueued> {
+        let found = self.entries.iter().position(|entry| entry.send.transaction == transaction);
+        self.entries.remove(found.ok_or_else(|| NotQueued(transaction.to_owned()))?);
+        Ok(())
+    }
+}
+
+impl Fold for Undelivered {
+    type Event = OutboxEvent;
+    type Error = NotQueued;
+
+    fn apply(&mut self, event: &OutboxEvent, recorded: &Recorded) -> Result<(), NotQueued> {
+        self.tail += 1;
+        match event {
+            OutboxEvent::Queued(send) => {
+                let Recorded { version, time, id, .. } = *recorded;
+                self.entries.push(Entry { send: send.clone(), version, at: time, event: id });
+                Ok(())
+            }
+            OutboxEvent::Delivered { transaction, .. } | OutboxEvent::GivenUp { transaction, .. } => {
+                self.remove(transaction)
+            }
+        }
+    }
+}
+
+impl Snapshot for Undelivered {
+    const VERSION: u32 = 1;
+
+    fn name() -> &'static str {
+        "outbox::Undelivered"
+    }
+}

@@ -1,0 +1,366 @@
+//! Delivery to one room: the oldest undelivered message, again and again, until there is none.
+//!
+//! A lane takes what to send from its stream and from nowhere else, so that messages leave in the order of the journal
+//! whoever committed them. It ends when nothing is left; what is committed in that very moment starts another.
+
+use std::{fmt::Display, panic::AssertUnwindSafe, sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use futures_util::FutureExt;
+use journal::{Actor, Append, AppendError, Appended, Cause, Expected, Loaded, NewEvent, ReadError, StreamId};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use super::{
+    Outbox, Outcome, Settled, Step,
+    events::{self, Entry, OutboxEvent, Queued, Undelivered},
+    gate::Gate,
+};
+use crate::{
+    chat::{Outbound, Room, SendError, SharedSurface},
+    text,
+};
+
+/// The first wait after a send that failed; it doubles up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait between two tries, where the surface does not ask for a longer one.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+/// The shortest wait that a surface can ask for: it may say zero, again and again.
+const SHORTEST_ASKED: Duration = Duration::from_millis(100);
+/// The longest wait that a surface can ask for.
+const LONGEST_ASKED: Duration = Duration::from_mins(10);
+/// How long a message that its surface does not take is tried, counted from its first try since the start of the
+/// process; the next failure after it is the last.
+pub(super) const LONGEST_TRYING: Duration = Duration::from_hours(24);
+/// How much is shown of a message that was refused, and of the reason, in characters.
+const REFUSED_CHARS: usize = 300;
+/// So many events after a snapshot there is another one.
+pub(super) const SNAPSHOT_EVERY: u64 = 64;
+
+/// The waits between tries.
+#[derive(Debug)]
+pub(super) struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(FIRST_WAIT)
+    }
+}
+
+impl Backoff {
+    /// The next wait: what the surface asks for, or else twice the one before.
+    pub fn next(&mut self, asked: Option<Duration>) -> Duration {
+        if let Some(asked) = asked {
+            return asked.clamp(SHORTEST_ASKED, LONGEST_ASKED);
+        }
+        let wait = self.0;
+        self.0 = (wait * 2).min(LONGEST_WAIT);
+        wait
+    }
+}
+
+/// Drains a room.
+pub(super) async fn run(outbox: Outbox, room: Room, gate: Arc<Gate>) {
+    let _claim = gate.claim().await;
+    let (stream, stopping) = (events::stream(&room), outbox.inner.tasks.stopping());
+    let mut lane = Lane { outbox, room, stream, stopping, known: Loaded::default(), loaded: false, tried: 0 };
+    if let Err(Stopped) = lane.drain().await {
+        lane.outbox.leave(&lane.room, lane.tried);
+    }
+}
+
+/// The gateway stops, and something cannot be done at once; the next start does it.
+struct Stopped;
+
+/// Why a message is not delivered.
+enum Lost {
+    /// The surface refuses it for good, in these words.
+    Refused(String),
+    /// Sending it panicked.
+    Panicked,
+    /// The surface has not taken it for too long, lastly in these words.
+    NotTaken(String),
+    /// Its text is not there any more.
+    Erased,
+}
+
+impl Lost {
+    fn reason(&self) -> String {
+        match self {
+            Self::Refused(message) => text::one_line(message, REFUSED_CHARS),
+            Self::Panicked => "a fault in the gateway; its log tells more".to_owned(),
+            Self::NotTaken(message) => {
+                format!("not taken for {}: {}", text::span(LONGEST_TRYING), text::one_line(message, REFUSED_CHARS))
+            }
+            Self::Erased => "its text was erased before".to_owned(),
+        }
+    }
+}
+
+struct Lane {
+    outbox: Outbox,
+    room: Room,
+    stream: StreamId,
+    stopping: CancellationToken,
+    /// What is on its way, as far as the stream was read.
+    known: Loaded<Undelivered>,
+    loaded: bool,
+    /// The version at which the last message was queued that was tried.
+    tried: u64,
+}
+
+impl Lane {
+    async fn drain(&mut self) -> Result<(), Stopped> {
+        loop {
+            match self.outbox.step(&self.room, &self.known.state) {
+                Step::Read => self.read().await?,
+                Step::Send(surface) => {
+                    let Some(entry) = self.known.state.first().cloned() else { continue };
+                    self.deliver(&entry, &surface).await?;
+                    self.keep_snapshot().await;
+                }
+                Step::End => return Ok(()),
+            }
+        }
+    }
+
+    /// Reads what was committed since it last did.
+    async fn read(&mut self) -> Result<(), Stopped> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.read_once().await {
+                Ok(()) => return Ok(()),
+                Err(error) => self.hold_on("the outbox of a room cannot be read", error, &mut backoff).await?,
+            }
+        }
+    }
+
+    async fn read_once(&mut self) -> Result<(), ReadError> {
+        let journal = &self.outbox.inner.journal;
+        if !self.loaded {
+            self.known = journal.load_snapshot(&self.stream).await?;
+            self.loaded = true;
+            return Ok(());
+        }
+        for event in journal.read(&self.stream, self.known.version).await? {
+            if let Err(error) = self.known.advance(&event) {
+                self.loaded = false;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries until the message is delivered or given up, and that is journaled.
+    async fn deliver(&mut self, entry: &Entry, surface: &SharedSurface) -> Result<(), Stopped> {
+        let Some(markdown) = self.text(entry.send.text).await? else {
+            return self.give_up(entry, None, &Lost::Erased).await;
+        };
+        let message = entry.send.outbound(markdown);
+        let mut unsure = self.outbox.is_unsure(&self.room, entry.version);
+        self.tried = entry.version;
+        let (began, mut backoff) = (Instant::now(), Backoff::default());
+        let lost = loop {
+            let (why, asked) = match self.attempt(entry, surface, &message, &mut unsure).await {
+                Ok(event_id) => return self.delivered(entry, event_id).await,
+                Err(Failed::Lost(lost)) => break lost,
+                Err(Failed::NotTaken(why, asked)) => (why, asked),
+            };
+            if began.elapsed() >= LONGEST_TRYING {
+                break Lost::NotTaken(why);
+            }
+            let wait = backoff.next(asked);
+            warn!(room = %self.room, transaction = message.transaction, why, ?wait, "a message was not taken");
+            self.pause(wait).await?;
+            self.outbox.inner.retries.fetch_add(1, Ordering::Relaxed);
+        };
+        self.give_up(entry, Some(&message), &lost).await
+    }
+
+    /// One try. What an earlier one may have sent is looked for first: a server forgets transaction ids.
+    async fn attempt(
+        &self,
+        entry: &Entry,
+        surface: &SharedSurface,
+        message: &Outbound,
+        unsure: &mut bool,
+    ) -> Result<String, Failed> {
+        let attempt = async {
+            if *unsure {
+                match surface.find(&self.room, &message.transaction, entry.at).await {
+                    Ok(Some(event_id)) => {
+                        info!(room = %self.room, transaction = message.transaction, "a message was there already");
+                        return Ok(event_id);
+                    }
+                    Ok(None) => *unsure = false,
+                    // Whoever may not look may hardly send; if so, the same transaction is all there is to lean on.
+                    Err(SendError::Refused { message: why, .. }) => {
+                        warn!(room = %self.room, why, "an earlier try cannot be looked for");
+                        *unsure = false;
+                    }
+                    Err(transient) => return Err(transient),
+                }
+            }
+            surface.send(&self.room, message).await
+        };
+        // A fault in one delivery must not hold its room up for ever.
+        match AssertUnwindSafe(attempt).catch_unwind().await {
+            Ok(Ok(event_id)) => Ok(event_id),
+            Ok(Err(SendError::Refused { message, .. })) => Err(Failed::Lost(Lost::Refused(message))),
+            Ok(Err(SendError::Transient { message, retry_after, .. })) => {
+                // A surface that asks to wait has not taken it; any other failure may have come after it was taken.
+                *unsure |= retry_after.is_none();
+                Err(Failed::NotTaken(message, retry_after))
+            }
+            Err(_) => Err(Failed::Lost(Lost::Panicked)),
+        }
+    }
+
+    async fn text(&self, id: Uuid) -> Result<Option<String>, Stopped> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.outbox.inner.journal.texts(vec![id]).await {
+                Ok(mut texts) => return Ok(texts.remove(&id)),
+                Err(error) => self.hold_on("the text of a message cannot be read", error, &mut backoff).await?,
+            }
+        }
+    }
+
+    async fn delivered(&mut self, entry: &Entry, event_id: String) -> Result<(), Stopped> {
+        let transaction = entry.send.transaction.clone();
+        let event = OutboxEvent::Delivered { transaction, event_id: event_id.clone() };
+        self.settle(entry, || Ok(vec![NewEvent::encode(&event)?])).await?;
+        self.outbox.inner.delivered.fetch_add(1, Ordering::Relaxed);
+        self.tell(entry, Outcome::Delivered(event_id));
+        Ok(())
+    }
+
+    /// Gives a message up. Where people can be told, in its place, they are.
+    async fn give_up(&mut self, entry: &Entry, message: Option<&Outbound>, lost: &Lost) -> Result<(), Stopped> {
+        let transaction = &entry.send.transaction;
+        let reason = lost.reason();
+        error!(room = %self.room, transaction, reason, "a message is given up");
+        // Once: when the notice is refused too, the log and the stream tell.
+        let notice =
+            message.filter(|_| matches!(lost, Lost::Refused(_) | Lost::Panicked) && entry.send.refused.is_none());
+        let event = OutboxEvent::GivenUp { transaction: transaction.clone(), reason: reason.clone() };
+        let events = || {
+            let mut events = vec![NewEvent::encode(&event)?];
+            if let Some(message) = notice {
+                events.push(not_sent(message, &reason)?);
+            }
+            Ok(events)
+        };
+        self.settle(entry, events).await?;
+        self.outbox.inner.given_up.fetch_add(1, Ordering::Relaxed);
+        self.tell(entry, Outcome::GivenUp);
+        Ok(())
+    }
+
+    /// Journals what has become of a message, as long as nobody else has: the stream must be as it is known.
+    async fn settle(
+        &mut self,
+        entry: &Entry,
+        events: impl Fn() -> Result<Vec<NewEvent>, AppendError>,
+    ) -> Result<(), Stopped> {
+        let mut backoff = Backoff::default();
+        while self.known.state.has(&entry.send.transaction) {
+            match self.settle_once(entry, &events).await {
+                Ok(appended) => {
+                    for event in &appended.events {
+                        if self.known.advance(event).is_err() {
+                            // It says what is wrong, too.
+                            self.loaded = false;
+                            self.read().await?;
+                        }
+                    }
+                }
+                // Something was committed meanwhile.
+                Err(AppendError::Conflict { .. }) => self.read().await?,
+                Err(error) => {
+                    self.hold_on("what has become of a message cannot be journaled", error, &mut backoff).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn settle_once(
+        &self,
+        entry: &Entry,
+        events: &impl Fn() -> Result<Vec<NewEvent>, AppendError>,
+    ) -> Result<Appended, AppendError> {
+        let append = Append {
+            stream: self.stream.clone(),
+            expected: Expected::Version(self.known.version),
+            events: events()?,
+            key: None,
+            actor: Actor::Gateway,
+            cause: Cause::Event(entry.event),
+        };
+        self.outbox.inner.journal.append(append).await
+    }
+
+    fn tell(&self, entry: &Entry, outcome: Outcome) {
+        let (transaction, answers) = (entry.send.transaction.clone(), entry.send.answers.clone());
+        self.outbox.settled(&Settled {
+            room: self.room.clone(),
+            transaction,
+            answers,
+            failed: entry.send.failed,
+            outcome,
+        });
+    }
+
+    /// Keeps lane and start from reading long streams.
+    async fn keep_snapshot(&mut self) {
+        if self.known.state.tail < SNAPSHOT_EVERY {
+            return;
+        }
+        match self.outbox.inner.journal.snapshot(&self.stream, &self.known).await {
+            Ok(()) => self.known.state.tail = 0,
+            // It saves time and nothing else.
+            Err(error) => warn!(room = %self.room, %error, "a snapshot of the outbox cannot be kept"),
+        }
+    }
+
+    /// Waits before the journal is asked again.
+    async fn hold_on(&self, what: &str, error: impl Display, backoff: &mut Backoff) -> Result<(), Stopped> {
+        error!(room = %self.room, %error, "{what}");
+        self.pause(backoff.next(None)).await
+    }
+
+    async fn pause(&self, wait: Duration) -> Result<(), Stopped> {
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => Err(Stopped),
+            () = tokio::time::sleep(wait) => Ok(()),
+        }
+    }
+}
+
+/// Why one try has come to nothing.
+enum Failed {
+    /// Trying again may help; how long the surface asks to wait.
+    NotTaken(String, Option<Duration>),
+    /// Trying again is of no use.
+    Lost(Lost),
+}
+
+/// What a room is told in the place of a message that its surface refuses; plain, for the form may be what was refused.
+fn not_sent(message: &Outbound, reason: &str) -> Result<NewEvent, AppendError> {
+    let begins = text::one_line(&message.markdown, REFUSED_CHARS);
+    let notice = Queued {
+        transaction: format!("{}-refused", message.transaction),
+        weight: message.weight,
+        text: Uuid::now_v7(),
+        reply_to: None,
+        mention: None,
+        thread: None,
+        answers: Vec::new(),
+        failed: false,
+        refused: Some(message.transaction.clone()),
+    };
+    Ok(notice.encode(&format!("⚠ A message could not be sent: {reason}. It begins: {begins}"))?)
+}

@@ -1,0 +1,456 @@
+//! What is sent to people: journaled before it counts, in order per room, tried again until it is delivered or given
+//! up visibly (DUR-2).
+//!
+//! Every message has an id, its *transaction*, that is derived from what it tells: told again, it is found and not
+//! sent twice. A room has a lane, and memory, only while something is on its way to it. What is only shown for the
+//! time being, a [`Progress`], is not journaled and gives way to what is.
+//!
+//! It must not know what its messages are about, nor look behind [`Surface`](crate::chat::Surface).
+
+mod events;
+mod gate;
+mod lane;
+mod progress;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use journal::{Append, AppendError, Appended, Journal, Problem, ReadError, Reader};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
+
+use self::{events::Undelivered, gate::Gate};
+use crate::{
+    chat::{Person, Room, SharedSurface, SurfaceKind, Weight},
+    refusal::Refusal,
+    tasks::Tasks,
+};
+
+pub use self::progress::Progress;
+
+/// Where an answer goes, and on whose behalf.
+#[derive(Debug, Clone)]
+pub struct Address {
+    /// The room.
+    pub room: Room,
+    /// The thread in it.
+    pub thread: Option<String>,
+    /// The event that is answered.
+    pub reply_to: Option<String>,
+    /// Whom to mention.
+    pub mention: Option<Person>,
+    /// Held until what is posted to this address is delivered or given up, or was so already. In memory alone: after a
+    /// restart nobody waits for it.
+    pub pending: Option<TaskTrackerToken>,
+}
+
+/// A message to be sent.
+#[derive(Debug, Clone)]
+pub struct Post {
+    /// Where it goes.
+    pub to: Address,
+    /// Its weight.
+    pub weight: Weight,
+    /// Its text, Markdown. Credentials in URLs are masked before it is stored.
+    pub markdown: String,
+    /// Its id in its room, derived from what it tells, such as `turn-<turn>`. A second post under it is the same one:
+    /// the first stands, whatever the second says.
+    pub transaction: String,
+    /// The events that it answers.
+    pub answers: Vec<String>,
+    /// Whether it tells that what they asked for failed.
+    pub failed: bool,
+}
+
+impl Post {
+    /// The answer to an event.
+    pub fn answer(to: Address, event_id: &str, markdown: String) -> Self {
+        let (transaction, answers) = (format!("answer-{event_id}"), vec![event_id.to_owned()]);
+        Self { to, weight: Weight::Answer, markdown, transaction, answers, failed: false }
+    }
+
+    /// An aside that answers nothing.
+    pub fn notice(to: Address, transaction: String, markdown: impl Into<String>) -> Self {
+        let markdown = markdown.into();
+        Self { to, weight: Weight::Notice, markdown, transaction, answers: Vec::new(), failed: false }
+    }
+}
+
+/// What a message has come to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The surface has given it this event id.
+    Delivered(String),
+    /// The surface refuses it for good, did not take it for too long, or its text was erased before.
+    GivenUp,
+}
+
+/// That a message was delivered or given up, journaled already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// Its room.
+    pub room: Room,
+    /// Its id there.
+    pub transaction: String,
+    /// The events that it answers.
+    pub answers: Vec<String>,
+    /// Whether it tells that they failed.
+    pub failed: bool,
+    /// What it has come to.
+    pub outcome: Outcome,
+}
+
+/// What has been sent since the start of the process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Messages that were delivered.
+    pub delivered: u64,
+    /// Tries after the first one of a message.
+    pub retries: u64,
+    /// Messages that were given up.
+    pub given_up: u64,
+    /// Messages that are on their way now.
+    pub undelivered: usize,
+}
+
+/// Sends to all surfaces. Cheap to clone; all clones are the same.
+#[derive(Clone)]
+pub struct Outbox {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    journal: Journal,
+    tasks: Tasks,
+    places: Mutex<Places>,
+    listeners: Mutex<Vec<mpsc::UnboundedSender<Settled>>>,
+    delivered: AtomicU64,
+    retries: AtomicU64,
+    given_up: AtomicU64,
+}
+
+/// Where messages can go now, and where some are on their way.
+#[derive(Default)]
+struct Places {
+    surfaces: HashMap<SurfaceKind, SharedSurface>,
+    busy: HashMap<Room, Busy>,
+}
+
+/// A room that something is on its way to, or that a draft is shown in.
+#[derive(Default)]
+struct Busy {
+    /// A lane runs. None does while the surface is not there, nor after the stop has cut a wait short.
+    lane: bool,
+    /// Something was committed since the lane last began to read.
+    woken: bool,
+    /// As far as is known; exact when the lane has read what was committed.
+    undelivered: usize,
+    /// What was queued up to this version of the stream may have been sent by a lane that ended before it knew.
+    unsure_up_to: u64,
+    /// By transaction, who waits for it.
+    held: HashMap<String, Vec<TaskTrackerToken>>,
+    drafts: Vec<Arc<Draft>>,
+    gate: Arc<Gate>,
+}
+
+/// A draft that is shown in a room.
+struct Draft {
+    /// The transaction of the post that ends it.
+    ended_by: String,
+    /// Cancelled when nothing more of it may be sent.
+    sealed: CancellationToken,
+}
+
+/// What a lane does next.
+enum Step {
+    /// Reads what was committed.
+    Read,
+    /// Sends the oldest to this surface.
+    Send(SharedSurface),
+    /// Ends; whoever commits next starts another.
+    End,
+}
+
+impl Outbox {
+    /// Finds what is undelivered. It is sent when its surfaces are added.
+    pub async fn open(journal: Journal, tasks: Tasks) -> Result<Self, Refusal> {
+        let unreadable = |error| Refusal::internal("the outbox cannot be read from the journal", error);
+        let loaded = journal.load_all_snapshots::<Undelivered>(events::STREAM).await.map_err(unreadable)?;
+        let mut busy = HashMap::new();
+        for (stream, loaded) in loaded {
+            if loaded.state.is_empty() {
+                continue;
+            }
+            let room = events::room(&stream).ok_or_else(|| {
+                Refusal::internal("the outbox cannot be read from the journal", format!("{stream} names no room"))
+            })?;
+            let found = Busy { undelivered: loaded.state.len(), unsure_up_to: loaded.version, ..Busy::default() };
+            busy.insert(room, found);
+        }
+        let places = Mutex::new(Places { surfaces: HashMap::new(), busy });
+        let (delivered, retries, given_up) = Default::default();
+        let listeners = Mutex::default();
+        let inner = Inner { journal, tasks, places, listeners, delivered, retries, given_up };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Makes a surface known. What is undelivered in its rooms begins to be sent.
+    pub fn add(&self, surface: SharedSurface) {
+        let kind = surface.kind();
+        let mut places = self.places();
+        places.surfaces.insert(kind, surface);
+        for (room, busy) in &mut places.busy {
+            if room.surface == kind && busy.undelivered > 0 {
+                self.wake(room, busy);
+            }
+        }
+    }
+
+    /// The surface of a kind.
+    pub fn surface(&self, kind: SurfaceKind) -> Option<SharedSurface> {
+        self.places().surfaces.get(&kind).cloned()
+    }
+
+    /// Journals messages and the events that they follow from in one transaction, all or nothing; then they are sent.
+    /// Gives the outcomes of `with`.
+    ///
+    /// A post whose transaction was journaled before is there already: it is left out, and the rest is done all the
+    /// same. The very same commit again (the same `with`, and posts that differ in nothing but their texts) has the
+    /// first outcome. Once begun it is carried out, also when the caller stops waiting.
+    ///
+    /// Drafts whose end is one of the posts show nothing more (see [`Progress::new`]).
+    ///
+    /// # Errors
+    /// When the journal refuses; nothing has changed then. [`refused_by`] tells the journal's own error: a
+    /// [`AppendError::Conflict`] of one of `with` wants to be decided anew, and a [`AppendError::KeyReused`] is always
+    /// about a key of `with`.
+    pub async fn commit(&self, posts: Vec<Post>, with: Vec<Append>) -> Result<Vec<Appended>, Refusal> {
+        let (done, outcome) = oneshot::channel();
+        let this = self.clone();
+        self.inner.tasks.spawn_to_end("commit", async move {
+            // Fails when the caller has stopped waiting.
+            drop(done.send(this.carry_out(posts, with).await));
+        });
+        outcome
+            .await
+            .unwrap_or(Err(AppendError::Closed))
+            .map_err(|error| Refusal::internal("the message could not be journaled", error))
+    }
+
+    /// Journals one message, which is then sent.
+    ///
+    /// # Errors
+    /// As [`Outbox::commit`].
+    pub async fn post(&self, post: Post) -> Result<(), Refusal> {
+        self.commit(vec![post], Vec::new()).await.map(drop)
+    }
+
+    /// How many messages are on their way.
+    pub fn undelivered(&self) -> usize {
+        self.places().busy.values().map(|busy| busy.undelivered).sum()
+    }
+
+    /// How many messages are on their way to a room.
+    pub fn undelivered_in(&self, room: &Room) -> usize {
+        self.places().busy.get(room).map_or(0, |busy| busy.undelivered)
+    }
+
+    /// What has been sent since the start.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            delivered: self.inner.delivered.load(Ordering::Relaxed),
+            retries: self.inner.retries.load(Ordering::Relaxed),
+            given_up: self.inner.given_up.load(Ordering::Relaxed),
+            undelivered: self.undelivered(),
+        }
+    }
+
+    /// Tells from now on what becomes of messages. It ends with the outbox. What was settled just
+    /// before a crash is not told again: the stream has it.
+    pub fn outcomes(&self) -> mpsc::UnboundedReceiver<Settled> {
+        let (listener, outcomes) = mpsc::unbounded_channel();
+        self.inner.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
+        outcomes
+    }
+}
+
+/// What lanes and drafts need of it.
+impl Outbox {
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.inner.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn carry_out(&self, posts: Vec<Post>, with: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
+        let (mut ids, mut waiting, mut queue) = (HashSet::new(), Vec::new(), Vec::new());
+        for mut post in posts {
+            let (room, transaction) = (post.to.room.clone(), post.transaction.clone());
+            waiting.push((room.clone(), transaction.clone(), post.to.pending.take()));
+            // The same twice in one commit is one post, too: the journal would refuse the key.
+            if ids.insert((room, transaction)) {
+                queue.push(events::queue(post)?);
+            }
+        }
+        self.seal_drafts(&ids);
+        let (queued, outcomes) = self.append(queue, with).await?;
+        let mut places = self.places();
+        for new in queued.iter().filter(|queued| !queued.repeated).flat_map(|queued| &queued.events) {
+            if let Some(room) = events::room(&new.stream) {
+                places.busy.entry(room).or_default().undelivered += 1;
+            }
+        }
+        for (room, transaction, pending) in waiting {
+            let busy = places.busy.entry(room.clone()).or_default();
+            // If it is settled already, the lane that is woken lets it go.
+            busy.held.entry(transaction).or_default().extend(pending);
+            self.wake(&room, busy);
+        }
+        Ok(outcomes)
+    }
+
+    /// One transaction of all that is not there yet; the outcomes of the posts that are in it, and of `with`.
+    async fn append(
+        &self,
+        mut posts: Vec<Append>,
+        with: Vec<Append>,
+    ) -> Result<(Vec<Appended>, Vec<Appended>), AppendError> {
+        // What is there already, by the position of its transaction.
+        let mut there: Vec<(u64, Append)> = Vec::new();
+        let (refused, position) = loop {
+            match self.append_once(&posts, &with).await {
+                Err(AppendError::KeyReused { key, stream, position }) => {
+                    match posts.iter().position(|post| post.key.as_ref() == Some(&key)) {
+                        Some(at) => there.push((position, posts.remove(at))),
+                        None => break (AppendError::KeyReused { key, stream, position }, position),
+                    }
+                }
+                done => return done,
+            }
+        };
+        // A key of `with` was used before. If that was together with posts that have just been left out, this may be the
+        // very same commit, which also left others out.
+        there.retain(|(of, _)| *of == position);
+        let same: Vec<_> = there.into_iter().map(|(_, post)| post).collect();
+        if !posts.is_empty() || same.is_empty() {
+            return Err(refused);
+        }
+        match self.append_once(&same, &with).await {
+            Err(AppendError::KeyReused { .. }) => Err(refused),
+            done => done,
+        }
+    }
+
+    async fn append_once(
+        &self,
+        posts: &[Append],
+        with: &[Append],
+    ) -> Result<(Vec<Appended>, Vec<Appended>), AppendError> {
+        // Posts come first, so that their keys are looked at first.
+        let mut outcomes = self.inner.journal.append_all([posts, with].concat()).await?;
+        let of_with = outcomes.split_off(posts.len());
+        Ok((outcomes, of_with))
+    }
+
+    fn seal_drafts(&self, ended_by: &HashSet<(Room, String)>) {
+        let places = self.places();
+        for (room, transaction) in ended_by {
+            let drafts = places.busy.get(room).map_or(&[][..], |busy| &busy.drafts);
+            drafts.iter().filter(|draft| draft.ended_by == *transaction).for_each(|draft| draft.sealed.cancel());
+        }
+    }
+
+    /// Makes sure that a lane reads what was committed up to now.
+    fn wake(&self, room: &Room, busy: &mut Busy) {
+        busy.woken = true;
+        if !busy.lane {
+            busy.lane = true;
+            let lane = lane::run(self.clone(), room.clone(), Arc::clone(&busy.gate));
+            self.inner.tasks.spawn_to_end("outbox", lane);
+        }
+    }
+
+    /// What the lane of a room does next, if `state` is what it knows.
+    fn step(&self, room: &Room, state: &Undelivered) -> Step {
+        let mut places = self.places();
+        let Places { surfaces, busy: rooms } = &mut *places;
+        let Some(busy) = rooms.get_mut(room) else { return Step::End };
+        if busy.woken {
+            busy.woken = false;
+            return Step::Read;
+        }
+        // All that was committed before this moment is in `state`.
+        busy.undelivered = state.len();
+        busy.held.retain(|transaction, _| state.has(transaction));
+        match surfaces.get(&room.surface) {
+            Some(surface) if !state.is_empty() => Step::Send(Arc::clone(surface)),
+            _ => {
+                busy.lane = false;
+                places.forget_idle(room);
+                Step::End
+            }
+        }
+    }
+
+    /// The lane of a room ends with something undelivered that it may have sent.
+    fn leave(&self, room: &Room, unsure_up_to: u64) {
+        if let Some(busy) = self.places().busy.get_mut(room) {
+            busy.lane = false;
+            busy.unsure_up_to = busy.unsure_up_to.max(unsure_up_to);
+        }
+    }
+
+    /// Whether what was queued at this version may have been sent by a lane before.
+    fn is_unsure(&self, room: &Room, version: u64) -> bool {
+        self.places().busy.get(room).is_some_and(|busy| version <= busy.unsure_up_to)
+    }
+
+    fn enter(&self, room: &Room, ended_by: String) -> (Arc<Draft>, Arc<Gate>) {
+        let draft = Arc::new(Draft { ended_by, sealed: CancellationToken::new() });
+        let mut places = self.places();
+        let busy = places.busy.entry(room.clone()).or_default();
+        busy.drafts.push(Arc::clone(&draft));
+        (draft, Arc::clone(&busy.gate))
+    }
+
+    fn exit(&self, room: &Room, draft: &Arc<Draft>) {
+        let mut places = self.places();
+        if let Some(busy) = places.busy.get_mut(room) {
+            busy.drafts.retain(|other| !Arc::ptr_eq(other, draft));
+            places.forget_idle(room);
+        }
+    }
+
+    fn settled(&self, settled: &Settled) {
+        let mut listeners = self.inner.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.retain(|listener| listener.send(settled.clone()).is_ok());
+    }
+}
+
+impl Places {
+    fn forget_idle(&mut self, room: &Room) {
+        let idle = |busy: &Busy| !busy.lane && !busy.woken && busy.undelivered == 0 && busy.drafts.is_empty();
+        if self.busy.get(room).is_some_and(idle) {
+            self.busy.remove(room);
+        }
+    }
+}
+
+/// Checks that the snapshots of all rooms are what their events make.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn verify(reader: &Reader) -> Result<Vec<Problem>, ReadError> {
+    reader.verify_snapshots::<Undelivered>(events::STREAM)
+}
+
+/// The journal's own word, when it was the journal that refused a [`Outbox::commit`].
+pub fn refused_by(refusal: &Refusal) -> Option<&AppendError> {
+    std::error::Error::source(refusal)?.downcast_ref()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,299 @@
+//! Order, retries, what is given up, and the end.
+
+use futures_util::future::join_all;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    events::{OutboxEvent, Undelivered},
+    lane::{LONGEST_TRYING, SNAPSHOT_EVERY},
+    *,
+};
+
+fn delivered(places: &[usize]) -> Vec<Outcome> {
+    places.iter().map(|place| Outcome::Delivered(place.to_string())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_arrive_in_order_however_often_they_are_tried() {
+    let folder = folder();
+    let troubles = [
+        Does::AsksToWait(Duration::from_secs(7)),
+        Does::TakesAndFails,
+        Does::Takes,
+        Does::Fails,
+        Does::Fails,
+        Does::AsksToWait(Duration::ZERO),
+        Does::Takes,
+    ];
+    let hall = Hall::new(move |n, _| troubles[n % troubles.len()]);
+    let mut life = Life::begin(&folder, &hall).await;
+    let names: Vec<_> = (0..40).map(|n| n.to_string()).collect();
+    join_all(names.iter().map(|name| life.post(name))).await;
+    let outcomes = life.outcomes(40).await;
+    life.idle().await;
+    assert_eq!(outcomes, delivered(&(0..40).collect::<Vec<_>>()));
+    assert_eq!(hall.texts(), life.queued().await);
+    let counts = life.outbox.counts();
+    assert!((counts.delivered, counts.given_up) == (40, 0) && counts.retries > 40, "{counts:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_room_has_no_lane_and_takes_no_memory() {
+    let (folder, hall) = (folder(), Hall::obliging());
+    let mut life = Life::begin(&folder, &hall).await;
+    for n in 0..3 {
+        life.post(&n.to_string()).await;
+        life.outcomes(1).await;
+        life.idle().await;
+    }
+    life.tasks.shutdown(Duration::ZERO).await.expect("no task is left to wait for");
+    assert!(Life::without_surface(&folder).await.outbox.places().busy.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_committed_while_a_lane_is_about_to_end_is_read_by_it() {
+    let folder = folder();
+    let life = Life::without_surface(&folder).await;
+    // As if a lane ran, which has sent all that it knows of.
+    life.outbox.places().busy.entry(room()).or_default().lane = true;
+    life.post("one").await;
+    let step = || life.outbox.step(&room(), &Undelivered::default());
+    assert!(matches!(step(), Step::Read));
+    // Had it read nothing, it could end now; what comes then starts another.
+    assert!(matches!(step(), Step::End));
+    life.post("two").await;
+    life.until(|busy| busy.undelivered == 2 && !busy.lane).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_surface_asks_for_is_honoured_and_else_the_wait_doubles() {
+    let folder = folder();
+    let secs = Duration::from_secs;
+    let plan = [Does::AsksToWait(secs(300)), Does::AsksToWait(secs(3600)), Does::AsksToWait(Duration::ZERO)];
+    let hall = Hall::new(move |n, ask| match ask {
+        Ask::Find(..) => Does::Takes,
+        _ => plan.get(n).copied().unwrap_or(if n < 20 { Does::Fails } else { Does::Takes }),
+    });
+    let mut life = Life::begin(&folder, &hall).await;
+    life.post("one").await;
+    life.outcomes(1).await;
+    // From the first unclear failure on it is looked for before each try, at the same moment.
+    let waits: Vec<_> = hall.waits();
+    assert_eq!(waits, [300, 600, 0, 1, 0, 2, 0, 4, 0, 8, 0, 16, 0, 32, 0, 60, 0, 60, 0, 60, 0]);
+    assert_eq!(life.outbox.counts().retries, 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_have_been_sent_is_looked_for_before_it_is_sent_again() {
+    let folder = folder();
+    let hall = Hall::new(|n, _| [Does::TakesAndFails, Does::Fails, Does::Takes][n]);
+    hall.with(|inside| inside.remembers = false);
+    let mut life = Life::begin(&folder, &hall).await;
+    life.post("one").await;
+    assert_eq!(life.outcomes(1).await, delivered(&[0]));
+    let find = Ask::Find("one".to_owned(), Timestamp::UNIX_EPOCH);
+    assert_eq!(hall.asked()[1..], [find.clone(), find]);
+    assert_eq!(hall.texts(), ["one"]);
+    // A surface that asks to wait has not taken it: nothing is looked for. One that does not let us look is sent to.
+    let plan = [Does::AsksToWait(Duration::from_secs(1)), Does::Fails, Does::Refuses, Does::Takes];
+    hall.follows(move |n, _| plan[n - 3]);
+    life.post("two").await;
+    life.outcomes(1).await;
+    let asked = hall.asked()[3..].iter().map(|ask| matches!(ask, Ask::Find(..))).collect::<Vec<_>>();
+    assert_eq!(asked, [false, false, true, false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_message_is_given_up_visibly_and_the_room_is_told_once() {
+    let folder = folder();
+    let hall = Hall::new(|_, ask| match ask {
+        Ask::Send(message) if message.markdown.starts_with("bad") => Does::Refuses,
+        Ask::Send(message) if message.markdown.starts_with("panic") => Does::Panics,
+        _ => Does::Takes,
+    });
+    let mut life = Life::begin(&folder, &hall).await;
+    let mut bad = post("bad");
+    (bad.to.thread, bad.to.reply_to) = (Some("thread".to_owned()), Some("asked".to_owned()));
+    bad.markdown = format!("bad\n{}", "x".repeat(500));
+    let posts = vec![bad, post("panic"), post("next")];
+    life.outbox.commit(posts, vec![]).await.unwrap();
+    let outcomes = life.outcomes(3).await;
+    assert_eq!(outcomes, [Outcome::GivenUp, Outcome::GivenUp, Outcome::Delivered("0".to_owned())]);
+    life.idle().await;
+    let shown = hall.with(|inside| inside.shown.clone());
+    assert_eq!(shown.len(), 3, "{shown:?}");
+    let notice = &shown[1].1;
+    assert!(notice.markdown.starts_with("⚠ A message could not be sent: too long. It begins: bad xxx"));
+    assert!(notice.markdown.chars().count() < 400);
+    assert_eq!((notice.transaction.as_str(), &notice.thread, &notice.reply_to), ("bad-refused", &None, &None));
+    assert!(shown[2].1.markdown.contains("It begins: panic"));
+    let given_up = OutboxEvent::GivenUp { transaction: "bad".to_owned(), reason: "too long".to_owned() };
+    assert!(life.events().await.contains(&given_up));
+    assert_eq!((life.outbox.counts().delivered, life.outbox.counts().given_up), (3, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_notice_is_refused_too_there_is_no_further_one() {
+    let folder = folder();
+    let hall = Hall::new(|n, _| if n < 2 { Does::Refuses } else { Does::Takes });
+    let mut life = Life::begin(&folder, &hall).await;
+    life.post("bad").await;
+    assert_eq!(life.outcomes(1).await, [Outcome::GivenUp]);
+    life.idle().await;
+    assert_eq!(life.queued().await, ["bad", "bad-refused"]);
+    assert_eq!((life.outbox.counts().given_up, hall.texts().len()), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_never_taken_is_given_up_after_a_day() {
+    let folder = folder();
+    let hall = Hall::new(|_, ask| match ask {
+        Ask::Send(message) if message.markdown == "one" => Does::Fails,
+        _ => Does::Takes,
+    });
+    let mut life = Life::begin(&folder, &hall).await;
+    let begun = Instant::now();
+    life.post("one").await;
+    life.post("two").await;
+    assert_eq!(life.outcomes(2).await, [Outcome::GivenUp, Outcome::Delivered("0".to_owned())]);
+    let tried = begun.elapsed();
+    assert!(tried >= LONGEST_TRYING && tried < LONGEST_TRYING + Duration::from_mins(2), "{tried:?}");
+    assert_eq!((hall.texts(), life.outbox.counts().given_up), (vec!["two".to_owned()], 1));
+    let told = life.events().await.into_iter().any(
+        |event| matches!(event, OutboxEvent::GivenUp { reason, .. } if reason == "not taken for 24 h 0 min: busy"),
+    );
+    assert!(told);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_text_was_erased_is_given_up() {
+    let (folder, hall) = (folder(), Hall::obliging());
+    let mut life = Life::without_surface(&folder).await;
+    life.post("one").await;
+    assert_eq!(life.journal.erase_before(Timestamp::MAX).await.unwrap(), 1);
+    life.outbox.add(Arc::clone(&hall) as SharedSurface);
+    assert_eq!(life.outcomes(1).await, [Outcome::GivenUp]);
+    assert_eq!(hall.asked(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_its_surface_a_message_waits_and_no_task_does() {
+    let (folder, hall) = (folder(), Hall::obliging());
+    let mut life = Life::without_surface(&folder).await;
+    life.post("one").await;
+    life.until(|busy| !busy.lane).await;
+    assert_eq!(life.outbox.undelivered(), 1);
+    life.outbox.add(Arc::clone(&hall) as SharedSurface);
+    assert_eq!(life.outcomes(1).await, delivered(&[0]));
+    life.idle().await;
+    assert_eq!(life.outbox.undelivered(), 0);
+    // It was not tried before, so nothing was looked for.
+    assert_eq!(hall.asked().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_message_is_held_until_it_is_settled() {
+    let folder = folder();
+    let hall = Hall::new(|n, _| [Does::Fails, Does::Takes, Does::Takes, Does::Refuses, Does::Refuses, Does::Takes][n]);
+    let life = Life::begin(&folder, &hall).await;
+    let waiting = |text: &str| {
+        let tracker = TaskTracker::new();
+        tracker.close();
+        let mut post = post(text);
+        post.to.pending = Some(tracker.token());
+        (tracker, post)
+    };
+    let (one, message) = waiting("one");
+    life.outbox.post(message).await.unwrap();
+    hall.asked_for(1).await;
+    assert!(!one.is_empty(), "it was tried and not taken");
+    // Who posts it again waits for the same.
+    let (again, message) = waiting("one");
+    life.outbox.post(message).await.unwrap();
+    one.wait().await;
+    again.wait().await;
+    assert_eq!(hall.texts(), ["one"]);
+    let (bad, message) = waiting("bad");
+    life.outbox.post(message).await.unwrap();
+    bad.wait().await;
+    let (late, message) = waiting("one");
+    life.outbox.post(message).await.unwrap();
+    late.wait().await;
+    life.idle().await;
+    // Who waits for one is not held by the next.
+    hall.follows(|_, ask| match ask {
+        Ask::Send(message) if message.markdown == "stuck" => Does::Hangs,
+        _ => Does::Takes,
+    });
+    let ((three, message), (stuck, next)) = (waiting("three"), waiting("stuck"));
+    life.outbox.commit(vec![message, next], vec![]).await.unwrap();
+    three.wait().await;
+    assert!(!stuck.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_stop_all_is_sent_that_can_be() {
+    let (folder, hall) = (folder(), Hall::new(|_, _| Does::TakesAfter(Duration::from_secs(1))));
+    let mut life = Life::begin(&folder, &hall).await;
+    for name in ["one", "two", "three"] {
+        life.post(name).await;
+    }
+    let (late, stopping) = (life.outbox.clone(), life.tasks.stopping());
+    life.tasks.spawn_to_end("end of a turn", async move {
+        stopping.cancelled().await;
+        late.post(post("four")).await.unwrap();
+    });
+    life.tasks.stopping().cancel();
+    life.outcomes(4).await;
+    assert_eq!(hall.texts(), ["one", "two", "three", "four"]);
+    life.idle().await;
+    life.tasks.shutdown(Duration::ZERO).await.expect("no task is left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_wait_holds_the_stop_up_and_the_next_start_sends_the_rest() {
+    let (folder, hall) = (folder(), Hall::new(|_, _| Does::AsksToWait(Duration::from_secs(9))));
+    let life = Life::begin(&folder, &hall).await;
+    life.post("one").await;
+    hall.until(|inside| inside.answered == 1).await;
+    let stopped = Instant::now();
+    life.tasks.stopping().cancel();
+    life.until(|busy| !busy.lane).await;
+    // What comes now has the one before tried once more, and not longer.
+    life.post("two").await;
+    life.until(|busy| !busy.lane).await;
+    assert_eq!((hall.asked().len(), life.outbox.undelivered()), (2, 2));
+    assert!(stopped.elapsed() < Duration::from_secs(9));
+    life.tasks.shutdown(Duration::ZERO).await.expect("no task is left");
+    life.journal.close().await;
+
+    hall.follows(|_, _| Does::Takes);
+    let mut life = Life::begin(&folder, &hall).await;
+    assert_eq!(life.outcomes(2).await, delivered(&[0, 1]));
+    assert_eq!(hall.texts(), ["one", "two"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_streams_are_read_from_a_snapshot_and_it_says_the_same() {
+    let (folder, hall) = (folder(), Hall::obliging());
+    let mut life = Life::begin(&folder, &hall).await;
+    for n in 0..SNAPSHOT_EVERY {
+        life.post(&n.to_string()).await;
+        life.outcomes(1).await;
+    }
+    life.idle().await;
+    hall.follows(|_, _| Does::Hangs);
+    life.post("last").await;
+    hall.asked_for(usize::try_from(SNAPSHOT_EVERY).unwrap() + 1).await;
+    let stream = events::stream(&room());
+    let short = life.journal.load_snapshot::<Undelivered>(&stream).await.unwrap();
+    let long = life.journal.load::<Undelivered>(&stream).await.unwrap();
+    assert_eq!((short.version, short.state.first()), (long.version, long.state.first()));
+    assert_eq!((short.state.len(), long.state.len()), (1, 1));
+    assert!(
+        short.state.tail <= 1 && long.state.tail == 2 * SNAPSHOT_EVERY + 1,
+        "{} {}",
+        short.state.tail,
+        long.state.tail
+    );
+}

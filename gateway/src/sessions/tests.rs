@@ -1,0 +1,284 @@
+use std::sync::Arc;
+
+use journal::SystemClock;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::{
+    chat::{SurfaceKind, Weight},
+    outbox::Address,
+    tasks::Tasks,
+};
+
+struct Setting {
+    folder: tempfile::TempDir,
+    sessions: Sessions,
+    key: SessionKey,
+}
+
+async fn open(folder: &tempfile::TempDir) -> Sessions {
+    let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it opens");
+    let outbox = Outbox::open(journal.clone(), Tasks::new()).await.expect("it opens");
+    Sessions::new(journal, outbox)
+}
+
+async fn setting() -> Setting {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let sessions = open(&folder).await;
+    let room = Room { surface: SurfaceKind::Matrix, id: "!a:example.org".into() };
+    Setting { folder, sessions, key: SessionKey { project: Uuid::now_v7(), room, thread: None } }
+}
+
+fn ann() -> Person {
+    Person { surface: SurfaceKind::Matrix, id: "@ann:example.org".into() }
+}
+
+fn said(key: &SessionKey, event_id: &str) -> Inbound {
+    Inbound {
+        room: key.room.clone(),
+        event_id: event_id.into(),
+        sender: ann(),
+        at: "2026-01-02T03:04:05Z".parse().expect("it is a time"),
+        text: event_id.into(),
+        quoted: Some(format!("quoted by {event_id}")),
+        thread: None,
+        addressed: true,
+        pending: None,
+    }
+}
+
+impl Setting {
+    async fn say(&self, event_id: &str) -> Accepted {
+        let said = said(&self.key, event_id);
+        self.sessions.accept(&self.key, &said, event_id, Role::Member).await.expect("it is accepted")
+    }
+
+    async fn begin(&self, event_ids: &[&str]) -> (Uuid, Option<Begun>) {
+        let turn = Uuid::now_v7();
+        (turn, self.sessions.begin(&self.key, turn, event_ids).await.expect("it begins"))
+    }
+
+    async fn finish(&self, turn: Uuid, ending: Ending, agent_ran: bool) {
+        self.sessions.finish(&self.key, turn, ending, agent_ran, Vec::new()).await.expect("it ends");
+    }
+
+    /// What the next gateway finds.
+    async fn left(&self) -> Left {
+        let journal = self.sessions.inner.journal.clone();
+        let outbox = Outbox::open(journal.clone(), Tasks::new()).await.expect("it opens");
+        Sessions::new(journal, outbox).recover().await.expect("it is readable")
+    }
+
+    async fn waiting(&self) -> Vec<String> {
+        self.left().await.waiting.into_iter().map(|(_, message)| message.event_id).collect()
+    }
+
+    fn live(&self) -> usize {
+        self.sessions.live().len()
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_accepted_once_and_waits_over_a_restart() {
+    let setting = setting().await;
+    assert_eq!(setting.say("$1").await, Accepted::New { behind: false });
+    assert_eq!(setting.say("$2").await, Accepted::New { behind: false });
+    assert_eq!(setting.say("$1").await, Accepted::Seen);
+    let elsewhere = SessionKey { project: Uuid::now_v7(), ..setting.key.clone() };
+    let again = setting.sessions.accept(&elsewhere, &said(&setting.key, "$1"), "$1", Role::Admin).await;
+    assert_eq!(again.expect("it was there before its sender chose another project"), Accepted::Seen);
+
+    assert_eq!(setting.waiting().await, ["$1", "$2"]);
+    let left = setting.left().await;
+    let (key, message) = &left.waiting[1];
+    assert_eq!((key, message.number, message.rights), (&setting.key, 2, Role::Member));
+    let words = setting.sessions.words(std::slice::from_ref(message)).await.expect("they are readable");
+    assert_eq!((words[0].text.as_str(), words[0].quoted.as_deref()), ("$2", Some("quoted by $2")));
+    assert_eq!(setting.sessions.newest(SurfaceKind::Matrix), Some(message.at));
+}
+
+#[tokio::test]
+async fn a_session_is_pinned_resumed_reset_and_found_unfinished() {
+    let setting = setting().await;
+    setting.say("$1").await;
+    let (one, first) = setting.begin(&["$1"]).await;
+    let first = first.expect("there is something to answer").memory;
+    assert!(!first.resumed);
+    let left = setting.left().await;
+    assert_eq!((left.unfinished.len(), left.waiting.len()), (1, 0));
+    assert_eq!(left.unfinished[0].running.messages[0].event_id, "$1");
+    setting.finish(one, Ending::Failed, false).await;
+    assert_eq!(setting.live(), 0, "an idle session is not kept");
+
+    setting.say("$2").await;
+    let (two, second) = setting.begin(&["$2"]).await;
+    assert_eq!(second.expect("it begins").memory, first, "the agent never ran");
+    setting.finish(two, Ending::Answered, true).await;
+    setting.say("$3").await;
+    let (three, third) = setting.begin(&["$3"]).await;
+    let third = third.expect("it begins").memory;
+    assert_eq!(third, AgentSession { resumed: true, ..first.clone() });
+
+    // During a turn: its own memory stays, and the next is fresh.
+    setting.sessions.reset(&setting.key, &ann(), Cause::None).await.expect("it resets");
+    assert_eq!(setting.sessions.memory(&setting.key, three).await.expect("it runs").id, first.id);
+    setting.finish(three, Ending::Stopped, true).await;
+    setting.say("$4").await;
+    let fresh = setting.begin(&["$4"]).await.1.expect("it begins").memory;
+    assert!(!fresh.resumed && fresh.id != first.id);
+}
+
+#[tokio::test]
+async fn what_was_edited_or_taken_out_before_its_turn_is_so_in_the_turn() {
+    let setting = setting().await;
+    for event in ["$1", "$2", "$3", "$4"] {
+        setting.say(event).await;
+    }
+    let room = &setting.key.room;
+    let bob = Person { id: "@bob:example.org".into(), ..ann() };
+    assert!(setting.sessions.edit(room, "$2", &ann(), "two").await.expect("it is edited"));
+    assert!(!setting.sessions.edit(room, "$2", &bob, "mine").await.expect("it is somebody else's"));
+    assert!(!setting.sessions.edit(room, "$9", &ann(), "nine").await.expect("it is unknown"));
+    let removed = setting
+        .sessions
+        .remove(&setting.key, &["$3", "$9"], Removal::Cancelled, Actor::Gateway, |_| Vec::new())
+        .await
+        .expect("it is removed");
+    assert_eq!(removed.iter().map(|message| message.event_id.as_str()).collect::<Vec<_>>(), ["$3"]);
+
+    let (turn, begun) = setting.begin(&["$1", "$2", "$3"]).await;
+    let messages = begun.expect("some are left").messages;
+    let words = setting.sessions.words(&messages).await.expect("they are readable");
+    assert_eq!(words.iter().map(|words| words.text.as_str()).collect::<Vec<_>>(), ["$1", "two"]);
+    assert!(!setting.sessions.edit(room, "$1", &ann(), "late").await.expect("its turn runs"));
+    assert_eq!(setting.waiting().await, ["$4"]);
+    setting.finish(turn, Ending::Answered, true).await;
+
+    setting
+        .sessions
+        .remove(&setting.key, &["$4"], Removal::Redacted, Actor::Gateway, |_| Vec::new())
+        .await
+        .expect("it is removed");
+    assert!(setting.begin(&["$4"]).await.1.is_none(), "nothing is left to answer");
+    assert_eq!(setting.live(), 0);
+}
+
+#[tokio::test]
+async fn a_superseded_turn_gives_its_messages_back_at_the_front() {
+    let setting = setting().await;
+    setting.say("$1").await;
+    let (turn, _) = setting.begin(&["$1"]).await;
+    assert_eq!(setting.say("$2").await, Accepted::New { behind: true });
+    setting.finish(turn, Ending::Superseded, true).await;
+    assert_eq!(setting.waiting().await, ["$1", "$2"]);
+    let (_, begun) = setting.begin(&["$1", "$2"]).await;
+    assert_eq!(begun.expect("both wait").messages.len(), 2);
+}
+
+#[tokio::test]
+async fn an_end_and_its_answer_are_one_transaction_and_happen_once() {
+    let setting = setting().await;
+    setting.say("$1").await;
+    let (turn, _) = setting.begin(&["$1"]).await;
+    let post = || Post {
+        to: Address {
+            room: setting.key.room.clone(),
+            thread: None,
+            reply_to: None,
+            mention: None,
+            pending: Some(TaskTracker::new().token()),
+        },
+        weight: Weight::Answer,
+        markdown: "done".to_owned(),
+        transaction: format!("turn-{turn}"),
+        answers: vec!["$1".to_owned()],
+        failed: false,
+    };
+    for _ in 0..2 {
+        let ended = setting.sessions.finish(&setting.key, turn, Ending::Answered, true, vec![post()]).await;
+        ended.expect("it ends, once");
+    }
+    assert!(setting.left().await.unfinished.is_empty());
+    let journal = &setting.sessions.inner.journal;
+    let sends = journal.read(&StreamId::new("outbox", &setting.key.room), 0).await.expect("it is readable");
+    let session = journal.read(&stream(&setting.key), 0).await.expect("it is readable");
+    let finished = session.last().expect("it is not empty");
+    assert_eq!(sends.len(), 1);
+    assert_eq!(finished.kind, "session.turn_finished");
+    assert_eq!(finished.position.abs_diff(sends[0].position), 1, "side by side in one transaction");
+}
+
+#[tokio::test]
+async fn a_question_is_decided_once() {
+    let setting = setting().await;
+    setting.say("$1").await;
+    let (turn, _) = setting.begin(&["$1"]).await;
+    let decide =
+        async |allow| setting.sessions.decide(&setting.key, turn, "q1", allow, &ann()).await.expect("it is journaled");
+    assert_eq!(decide(false).await, Some(false));
+    assert_eq!(decide(true).await, Some(false), "the first word holds");
+    assert_eq!(setting.left().await.unfinished[0].running.decided, [("q1".to_owned(), false)]);
+    setting.finish(turn, Ending::Answered, true).await;
+    assert_eq!(decide(true).await, None, "the turn is over");
+}
+
+#[tokio::test]
+async fn a_redaction_erases_what_was_said_whatever_became_of_it() {
+    let setting = setting().await;
+    setting.say("$1").await;
+    setting.sessions.edit(&setting.key.room, "$1", &ann(), "brouhaha").await.expect("it is edited");
+    let (turn, begun) = setting.begin(&["$1"]).await;
+    setting.finish(turn, Ending::Answered, true).await;
+    let messages = begun.expect("it begins").messages;
+    let said = |words: Vec<Words>| words.into_iter().map(|words| (words.text, words.quoted)).next().expect("one");
+    let words = setting.sessions.words(&messages).await.expect("they are readable");
+    assert_eq!(said(words), ("brouhaha".to_owned(), Some("quoted by $1".to_owned())));
+    setting.sessions.erase_said(&setting.key.room, "$1").await.expect("it is erased");
+    let words = setting.sessions.words(&messages).await.expect("they are readable");
+    assert_eq!(said(words), ("(erased)".to_owned(), None));
+    let bytes = std::fs::read(setting.folder.path().join("journal.db")).expect("it is a file");
+    assert!(!bytes.windows(8).any(|bytes| bytes == b"brouhaha"), "the bytes are gone from the file");
+}
+
+#[tokio::test]
+async fn many_at_once_are_in_nobodys_way() {
+    let setting = setting().await;
+    let ann = ann();
+    for round in 0..10 {
+        let (one, two) = (format!("${round}a"), format!("${round}b"));
+        let (first, second, reset) = tokio::join!(
+            setting.say(&one),
+            setting.say(&two),
+            setting.sessions.reset(&setting.key, &ann, Cause::None),
+        );
+        assert!(first != Accepted::Seen && second != Accepted::Seen);
+        reset.expect("it resets");
+        let (turn, begun) = setting.begin(&[&one, &two]).await;
+        assert_eq!(begun.expect("it begins").messages.len(), 2);
+        let (reset, ()) = tokio::join!(
+            setting.sessions.reset(&setting.key, &ann, Cause::None),
+            setting.finish(turn, Ending::Answered, true),
+        );
+        reset.expect("it resets");
+    }
+    let left = setting.left().await;
+    assert!(left.unfinished.is_empty() && left.waiting.is_empty());
+}
+
+#[tokio::test]
+async fn a_snapshot_is_what_the_events_make() {
+    let setting = setting().await;
+    for round in 0..40 {
+        let event = format!("${round}");
+        setting.say(&event).await;
+        let (turn, _) = setting.begin(&[&event]).await;
+        if round < 39 {
+            setting.finish(turn, Ending::Answered, true).await;
+        }
+    }
+    let path = setting.folder.path().join("journal.db");
+    let reader = Journal::open_read_only(&path).expect("it opens");
+    assert!(reader.verify().expect("it is readable").snapshots > 0);
+    assert!(reader.verify_snapshots::<Session>(STREAM).expect("it is readable").is_empty());
+    assert_eq!(setting.left().await.unfinished.len(), 1);
+}

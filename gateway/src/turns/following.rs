@@ -1,0 +1,311 @@
+//! One attempt of a turn, from its hand-over to its end, over broken links and nodes that are away.
+//!
+//! Whatever goes wrong: when [`Turns::follow`] returns, the attempt is over, as far as the engine can be made to end it.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use link::{
+    CallError, SledClient,
+    requests::{Outcome, Permissions, Refusal as Refused, RefusalKind, TurnEvent, TurnRequest},
+};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{End, Turn, Turns};
+use crate::{
+    outbox::{Post, Progress},
+    refusal::{Kind, Refusal},
+    text,
+};
+
+/// Beyond the grace that a sled has for stopping a turn, how long it may take to say so; also how long reaching it may take.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+/// How long ending a turn's container is tried, when its sled does not end the turn.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+/// How often the node is tried again without any progress: the waits between come to about two minutes.
+const RETRIES: u32 = 30;
+/// The first wait between two tries; it doubles up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The longest wait between two tries.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// The first version of the link whose sleds ask for leave.
+const ASKS: u32 = 2;
+/// After so many tries, about three seconds, people are told what is waited for.
+const TOLD_AFTER: u32 = 6;
+/// Lines of tool calls that the progress message shows.
+const TOOL_LINES: usize = 20;
+
+/// How far a turn has been read, over all its attempts. What follows from an event has an id that is derived from it, so
+/// that reading it again under a later gateway tells nobody anything twice.
+#[derive(Default)]
+pub(super) struct Reading {
+    /// Whether the sled may have the present attempt.
+    handed: bool,
+    backoff: Backoff,
+    /// The last event that was read.
+    seen: u64,
+    /// The number of the last attempt that was read of.
+    pub(super) attempt: u32,
+    /// Whether the agent has started.
+    pub(super) agent_ran: bool,
+    /// Whether the agent has the people's words.
+    pub(super) heard: bool,
+    lines: Vec<String>,
+}
+
+impl Reading {
+    fn show(&mut self, activity: &Progress, line: &str) {
+        self.lines.push(line.to_owned());
+        let from = self.lines.len().saturating_sub(TOOL_LINES);
+        self.lines.drain(..from);
+        activity.show(self.lines.join("\n"));
+    }
+}
+
+impl Turns {
+    /// Hands the attempt over, where that is still to be done, and follows it to its end.
+    pub(super) async fn follow(&self, turn: &Turn, request: Option<TurnRequest>, reading: &mut Reading) -> End {
+        reading.handed = request.is_none();
+        reading.backoff = Backoff::default();
+        let went = turn.cancel.run_until_cancelled(Box::pin(self.go_on(turn, request, reading))).await;
+        let (outcome, why) = match went {
+            Some(Err(refusal)) if reading.handed => {
+                warn!(turn = %turn.id, %refusal, "a turn is given up, and ended");
+                let outcome = match self.stop(turn, reading.handed).await {
+                    // It had ended already, and this is its end.
+                    Ok(outcome @ (Outcome::Answered { .. } | Outcome::Failed { .. })) => Ok(outcome),
+                    Ok(Outcome::Stopped { .. } | Outcome::Interrupted) => Err(refusal),
+                    Err(unstopped) => Err(unstopped),
+                };
+                (outcome, None)
+            }
+            Some(outcome) => (outcome, None),
+            None => (self.stop(turn, reading.handed).await, self.why(turn.id)),
+        };
+        // An end that came before its beginning was read tells as well.
+        let seen = matches!(
+            outcome,
+            Ok(Outcome::Answered { .. }
+                | Outcome::Stopped { processes: 1.., .. }
+                | Outcome::Stopped { killed: true, .. })
+        );
+        reading.agent_ran |= seen;
+        End { outcome, agent_ran: reading.agent_ran, why }
+    }
+
+    /// Hands over and follows over broken links and a node that is away, as long as it may come back.
+    async fn go_on(
+        &self,
+        turn: &Turn,
+        mut request: Option<TurnRequest>,
+        reading: &mut Reading,
+    ) -> Result<Outcome, Refusal> {
+        loop {
+            let trouble = match self.inner.parts.nodes.sled(turn.session.project).await {
+                Ok(sled) => match self.advance(&sled, turn, &mut request, reading).await {
+                    Ok(outcome) => return Ok(outcome),
+                    Err(error @ (CallError::Closed(_) | CallError::Dropped | CallError::Timeout(_))) => {
+                        Refusal::unavailable(format!("the link to the node broke again and again: {error}"))
+                            .hint("`logs` and `doctor` may tell why.")
+                    }
+                    Err(CallError::Refused(refused))
+                        if refused.kind == RefusalKind::UnknownTurn && request.is_none() =>
+                    {
+                        return Ok(Outcome::Interrupted);
+                    }
+                    Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Busy => {
+                        return Err(Refusal::unavailable("the node works on something else and does not stop it")
+                            .hint("Write again in a while; `doctor` may tell more."));
+                    }
+                    Err(error) if request.is_some() => {
+                        return Err(Refusal::internal("the node did not take the message", error));
+                    }
+                    Err(error) => return Err(Refusal::internal("the node's answer cannot be used", error)),
+                },
+                Err(refusal) if matches!(refusal.kind, Kind::Usage | Kind::Config) => return Err(refusal),
+                Err(refusal) => refusal,
+            };
+            let Some(wait) = reading.backoff.next() else { return Err(trouble) };
+            if reading.backoff.tries == TOLD_AFTER {
+                turn.activity.show(format!("{}\nIt is tried again.", trouble.to_markdown()));
+            }
+            info!(turn = %turn.id, %trouble, ?wait, "the node is tried again");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// One link's worth of a turn.
+    async fn advance(
+        &self,
+        sled: &SledClient,
+        turn: &Turn,
+        request: &mut Option<TurnRequest>,
+        reading: &mut Reading,
+    ) -> Result<Outcome, CallError> {
+        if let Some(wanted) = request {
+            if wanted.permissions != Permissions::Bypass && sled.link().peer().protocol < ASKS {
+                // It would not ask (SEC-8). An idle container is made anew on the present image at the next rebuild.
+                let message = "its node is of an older version, whose agents do not ask for leave".to_owned();
+                return Err(CallError::Refused(Refused { kind: RefusalKind::Invalid, message }));
+            }
+            // From the first try on it may run, whatever the answer is.
+            reading.handed = true;
+            match sled.put_turn(turn.id, wanted).await {
+                Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Busy => {
+                    self.make_room(sled).await?;
+                    sled.put_turn(turn.id, wanted).await?;
+                }
+                // An earlier gateway, with other settings, has handed this attempt over.
+                Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Mismatch && wanted.attempt > 1 => {}
+                taken => drop(taken?),
+            }
+            *request = None;
+            reading.backoff = Backoff::default();
+        }
+        self.read(sled, turn, reading).await
+    }
+
+    /// Ends the turn that a sled works on and this gateway does not know: nobody waits for its answer.
+    async fn make_room(&self, sled: &SledClient) -> Result<(), CallError> {
+        let Some(stranger) = sled.status().await?.turn else { return Ok(()) };
+        let known = {
+            let running = self.inner.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            running.contains_key(&stranger.id)
+        };
+        if !known {
+            warn!(turn = %stranger.id, "a turn that nobody knows is stopped");
+            match sled.stop_turn(stranger.id, self.grace_ms()).await {
+                // It may have ended meanwhile; whether there is room now, the next hand-over tells.
+                Ok(_) | Err(CallError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(&self, sled: &SledClient, turn: &Turn, reading: &mut Reading) -> Result<Outcome, CallError> {
+        let activity = &turn.activity;
+        let mut events = sled.turn_events(turn.id, reading.seen);
+        loop {
+            let record = events.next().await.ok_or(CallError::Dropped)??;
+            reading.seen = record.seq;
+            reading.backoff = Backoff::default();
+            match record.event {
+                TurnEvent::Accepted(request) => reading.attempt = request.attempt,
+                TurnEvent::Started { session_found } => {
+                    reading.agent_ran = true;
+                    if !session_found {
+                        self.tell(
+                            turn,
+                            "memory",
+                            "The agent has lost its memory of this conversation; it begins afresh.",
+                        )
+                        .await;
+                    }
+                }
+                TurnEvent::Heard => reading.heard = true,
+                TurnEvent::Spoke { text } => reading.show(activity, &text::one_line(&text, 300)),
+                TurnEvent::ToolCalled { name, summary } => {
+                    reading.show(activity, &format!("· {} {}", text::one_line(&name, 40), text::code(&summary)));
+                }
+                TurnEvent::PermissionAsked { request, tool, summary, deadline } => {
+                    self.asked(turn, sled, request, &tool, &summary, deadline).await;
+                }
+                TurnEvent::PermissionSettled { request, decision } => self.settled(turn, &request, decision).await,
+                TurnEvent::RateLimited { retry_after_secs } => {
+                    let until = retry_after_secs
+                        .map(|secs| format!(" for {}", text::span(Duration::from_secs(secs))))
+                        .unwrap_or_default();
+                    let what = format!("limit-{}", record.seq);
+                    let told =
+                        format!("The model's service limits the rate{until}; the agent waits and goes on by itself.");
+                    self.tell(turn, &what, &told).await;
+                }
+                TurnEvent::Finished { outcome, .. } => return Ok(outcome),
+            }
+        }
+    }
+
+    /// Tells a room something of a turn, once for each `what`.
+    pub(super) async fn tell(&self, turn: &Turn, what: &str, markdown: &str) {
+        let post = Post::notice(super::quiet(&turn.to), format!("turn-{}-{what}", turn.id), markdown);
+        if let Err(refusal) = self.inner.parts.outbox.post(post).await {
+            tracing::error!(turn = %turn.id, %refusal, "something of a turn is not told");
+        }
+    }
+
+    /// Ends a turn. A sled that does not do it in time loses its container: a turn cannot hold a stop up. What was never
+    /// `handed` over needs no end.
+    async fn stop(&self, turn: &Turn, handed: bool) -> Result<Outcome, Refusal> {
+        let not_begun = Outcome::Stopped { processes: 0, killed: false };
+        if !handed {
+            return Ok(not_begun);
+        }
+        let project = turn.session.project;
+        let why = match tokio::time::timeout(STOP_MARGIN, self.inner.parts.nodes.sled(project)).await {
+            Ok(Ok(sled)) => match sled.patience(STOP_MARGIN).stop_turn(turn.id, self.grace_ms()).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(CallError::Refused(refused)) if refused.kind == RefusalKind::UnknownTurn => return Ok(not_begun),
+                Err(error) => error.to_string(),
+            },
+            Ok(Err(refusal)) => refusal.sentence(),
+            Err(elapsed) => elapsed.to_string(),
+        };
+        warn!(turn = %turn.id, why, "the sled does not stop the turn; its container is killed");
+        self.kill(project).await
+    }
+
+    async fn kill(&self, project: Uuid) -> Result<Outcome, Refusal> {
+        let mut why = "the engine does not answer".to_owned();
+        let killing = async {
+            for wait in Backoff::default() {
+                match self.inner.parts.nodes.kill(project).await {
+                    Ok(()) => return true,
+                    Err(refusal) => why = refusal.sentence(),
+                }
+                tokio::time::sleep(wait).await;
+            }
+            false
+        };
+        if tokio::time::timeout(KILL_PATIENCE, killing).await == Ok(true) {
+            return Ok(Outcome::Stopped { processes: 0, killed: true });
+        }
+        Err(Refusal::internal("the turn could not be ended, and may still run", why)
+            .hint("The next message ends it first; `doctor` checks the engine."))
+    }
+
+    fn grace_ms(&self) -> u64 {
+        u64::try_from(self.inner.parts.settings.stop_grace.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The waits between tries of a node that is away, as long as it is worth it.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    tries: u32,
+}
+
+impl Iterator for Backoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = FIRST_WAIT.saturating_mul(2u32.saturating_pow(self.tries)).min(LONGEST_WAIT);
+        self.tries += 1;
+        (self.tries <= RETRIES).then_some(wait)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_away_is_tried_for_minutes_and_not_for_ever() {
+        let waits: Vec<_> = Backoff::default().collect();
+        assert_eq!(waits[..3], [100, 200, 400].map(Duration::from_millis));
+        assert!(waits.iter().all(|wait| *wait <= LONGEST_WAIT));
+        let all: Duration = waits.iter().sum();
+        assert!(all > Duration::from_mins(2) && all < Duration::from_mins(3), "{all:?}");
+    }
+}

@@ -1,0 +1,223 @@
+//! What agents ask leave for (MTX-11): a question is told in its room, and a person who may decides it.
+//!
+//! That something was allowed is journaled here before the sled hears of it: approvals never come from inside a
+//! container (DESIGN, invariant 9). The deadline is the sled's.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use jiff::Timestamp;
+use link::{
+    CallError, SledClient,
+    requests::{Decision, RefusalKind},
+};
+use sha2::{Digest, Sha256};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{Turn, Turns};
+use crate::{
+    chat::{Person, Room, Weight},
+    commands::grammar::Command,
+    dispatch::SessionKey,
+    outbox::{Address, Post},
+    people::Role,
+    refusal::Refusal,
+    text,
+};
+
+/// Bytes of a question's name, each two hexadecimal digits.
+const NAME_BYTES: usize = 3;
+/// How many questions may be open in the whole gateway; a sled bounds its own.
+const OPEN_MAX: usize = 1000;
+
+/// A person's word on a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    Approve,
+    /// It may not.
+    Deny,
+}
+
+/// A question that is open.
+#[derive(Debug, Clone)]
+struct Question {
+    turn: Uuid,
+    session: SessionKey,
+    request: String,
+    /// What it is about, as it was told.
+    about: String,
+    /// The batch's senders.
+    senders: Vec<Person>,
+    /// What was decided by an earlier gateway or a moment ago.
+    decided: Option<bool>,
+    /// The event that told it, once that is known.
+    event_id: Option<String>,
+}
+
+/// All open questions, by the names that people use.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    open: Mutex<HashMap<String, Question>>,
+    /// What was decided in turns that were taken up, until the question is read again.
+    decided: Mutex<HashMap<(Uuid, String), bool>>,
+}
+
+impl Questions {
+    /// Nothing of a turn that is over is open any more.
+    pub(super) fn forget(&self, turn: Uuid) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, question| question.turn != turn);
+        self.decided.lock().unwrap_or_else(PoisonError::into_inner).retain(|(known, _), _| *known != turn);
+    }
+}
+
+/// The name of a question: the same under every gateway, and hard to write by chance.
+fn name(turn: Uuid, request: &str) -> String {
+    let digest = Sha256::digest(format!("{turn} {request}"));
+    digest.iter().take(NAME_BYTES).fold(String::new(), |name, byte| format!("{name}{byte:02x}"))
+}
+
+impl Turns {
+    /// What was decided before the gateway ended; the sled may not have heard of it.
+    pub(super) fn questions_decided(&self, turn: &Turn, decided: &[(String, bool)]) {
+        let mut known = self.inner.questions.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        known.extend(decided.iter().map(|(request, allow)| ((turn.id, request.clone()), *allow)));
+    }
+
+    /// The agent asks.
+    pub(super) async fn asked(
+        &self,
+        turn: &Turn,
+        sled: &SledClient,
+        request: String,
+        tool: &str,
+        summary: &str,
+        deadline: Timestamp,
+    ) {
+        let key = (turn.id, request.clone());
+        let decided = self.inner.questions.decided.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        let about = format!("{} {}", text::one_line(tool, 40), text::code(&text::one_line(summary, 300)));
+        let name = name(turn.id, &request);
+        let question = Question {
+            turn: turn.id,
+            session: turn.session.clone(),
+            request,
+            about: about.clone(),
+            senders: turn.messages.iter().map(|message| message.sender.clone()).collect(),
+            decided,
+            event_id: None,
+        };
+        {
+            let mut open = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner);
+            if open.len() >= OPEN_MAX {
+                // The sled denies it at its deadline.
+                return warn!(turn = %turn.id, "too many questions are open; one is not asked");
+            }
+            open.insert(name.clone(), question.clone());
+        }
+        if let Some(allow) = decided {
+            drop(self.convey(sled, &question, allow).await);
+            return;
+        }
+        let (approve, deny) = (Command::Approve { question: name.clone() }, Command::Deny { question: name.clone() });
+        let until = deadline.strftime("%H:%M:%S UTC");
+        let post = Post {
+            to: Address { pending: None, ..turn.to.clone() },
+            weight: Weight::Answer,
+            markdown: format!("⚠ The agent asks for leave: {about}\n`{approve}` or `{deny}`, until {until}."),
+            transaction: question_transaction(&name),
+            answers: Vec::new(),
+            failed: false,
+        };
+        if let Err(refusal) = self.inner.parts.outbox.post(post).await {
+            tracing::error!(turn = %turn.id, %refusal, "a question is not told");
+        }
+    }
+
+    /// A question is answered, by whomever.
+    pub(super) async fn settled(&self, turn: &Turn, request: &str, decision: Decision) {
+        let name = name(turn.id, request);
+        let question = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+        info!(turn = %turn.id, name, ?decision, "a question is settled");
+        if let (Some(question), Decision::TimedOut) = (question, decision) {
+            let told = format!("Nobody answered in time, so this was denied: {}", question.about);
+            self.tell(turn, &format!("timeout-{name}"), &told).await;
+        }
+    }
+
+    /// A person's word on the question of this name; what to tell them.
+    pub async fn decide(
+        &self,
+        name: &str,
+        verdict: Verdict,
+        by: &Person,
+        role: Role,
+        room: &Room,
+    ) -> Result<String, Refusal> {
+        let unknown = || {
+            Refusal::usage(format!("no question {} is open here", text::code(name)))
+                .hint("It may have been answered, or its time is over.")
+        };
+        let question = {
+            let open = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.get(name).cloned().ok_or_else(unknown)?
+        };
+        if question.session.room != *room && role != Role::Admin {
+            return Err(unknown());
+        }
+        if role != Role::Admin && !question.senders.contains(by) {
+            return Err(Refusal::usage("this question is not yours to answer")
+                .hint("Those who asked for the turn may, and the `admins` in bot.toml."));
+        }
+        let sessions = &self.inner.parts.sessions;
+        let wanted = verdict == Verdict::Approve;
+        let allow = sessions.decide(&question.session, question.turn, &question.request, wanted, by).await?;
+        let allow = allow.ok_or_else(unknown)?;
+        if let Some(open) = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner).get_mut(name) {
+            open.decided = Some(allow);
+        }
+        let sled = self.inner.parts.nodes.sled(question.session.project).await?;
+        let about = &question.about;
+        match self.convey(&sled, &question, allow).await {
+            Ok(Decision::Allowed) => Ok(format!("Allowed: {about}")),
+            Ok(Decision::Denied) => Ok(format!("Denied: {about}")),
+            Ok(Decision::TimedOut) => Ok(format!("That came too late; it was denied: {about}")),
+            Err(CallError::Refused(refused))
+                if matches!(refused.kind, RefusalKind::UnknownTurn | RefusalKind::UnknownPermission) =>
+            {
+                Err(unknown())
+            }
+            Err(error) => Err(Refusal::unavailable(format!("the node has not heard of it yet: {error}"))
+                .hint("It is told again when it is back, if its time is not over then.")),
+        }
+    }
+
+    /// Notes under which event a question was told.
+    pub fn question_told(&self, transaction: &str, event_id: &str) {
+        let mut open = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, question) in open.iter_mut().filter(|(name, _)| question_transaction(name) == transaction) {
+            question.event_id = Some(event_id.to_owned());
+        }
+    }
+
+    /// The question that was told by this event, if one is open.
+    pub fn question_at(&self, room: &Room, event_id: &str) -> Option<String> {
+        let open = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = open
+            .iter()
+            .find(|(_, question)| question.session.room == *room && question.event_id.as_deref() == Some(event_id));
+        told.map(|(name, _)| name.clone())
+    }
+
+    async fn convey(&self, sled: &SledClient, question: &Question, allow: bool) -> Result<Decision, CallError> {
+        let heard = sled.answer_permission(question.turn, &question.request, allow).await;
+        heard.inspect_err(|error| warn!(turn = %question.turn, %error, "the sled has not heard of a decision"))
+    }
+}
+
+fn question_transaction(name: &str) -> String {
+    format!("question-{name}")
+}

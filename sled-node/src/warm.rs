@@ -1,0 +1,261 @@
+//! Agents that wait for their session's next turn, so that it need not wait for a start (SLED-7).
+//!
+//! A waiting agent holds no turn and says nothing: one that begins to work by itself is ended, and nobody hears what it says. It is given to
+//! a turn that would have started the very same; anything else of its session ends it first.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use link::requests::{Agent, GitIdentity, Permissions, TurnRequest};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::agent::live::{LiveAgent, Sound};
+use crate::agent::stream_json;
+use crate::lines::Line;
+use crate::memory::Memory;
+use crate::supervised::News;
+
+/// How many agents wait at most. The one that was used longest ago goes first.
+const MAX_WARM: usize = 4;
+
+/// The longest that an agent waits, whatever is asked for.
+const LONGEST: Duration = Duration::from_hours(24);
+
+/// How often memory is looked at while agents wait.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// What must be the same for an agent to take another turn, besides the session. All else that it was started with is the sled's own and
+/// the same for as long as the sled lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kind {
+    agent: Agent,
+    identity: Option<GitIdentity>,
+    permissions: Permissions,
+}
+
+impl Kind {
+    /// What `request` asks for.
+    pub fn of(request: &TurnRequest) -> Self {
+        Self { agent: request.agent.clone(), identity: request.identity.clone(), permissions: request.permissions }
+    }
+}
+
+/// The agents that wait. Clones are handles of the same.
+#[derive(Clone)]
+pub struct Warm {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    memory: Memory,
+    waiting: Mutex<Waiting>,
+    tasks: TaskTracker,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// By session. One that is being ended stays until it is dead, so that no other is started beside it.
+    places: HashMap<Uuid, Place>,
+    next: u64,
+    over: bool,
+}
+
+struct Place {
+    number: u64,
+    kind: Kind,
+    since: Instant,
+    wishes: mpsc::Sender<Wish>,
+}
+
+/// One waiting agent, and not another of its session after it.
+struct Handle {
+    session: Uuid,
+    number: u64,
+    wishes: mpsc::Sender<Wish>,
+}
+
+enum Wish {
+    /// Hand the agent over.
+    Take(oneshot::Sender<LiveAgent>),
+    /// End it.
+    End,
+}
+
+impl Warm {
+    /// Nobody waits yet. Where memory is short by `memory`, nobody goes on waiting.
+    pub fn new(memory: Memory) -> Self {
+        Self { shared: Arc::new(Shared { memory, waiting: Mutex::default(), tasks: TaskTracker::new() }) }
+    }
+
+    /// The agent of `session`, if one of that kind waits. When there is none, none of the session lives.
+    pub async fn take(&self, session: Uuid, kind: &Kind) -> Option<LiveAgent> {
+        let (place, fits) = {
+            let waiting = self.waiting();
+            let place = waiting.places.get(&session)?;
+            (place.handle(session), place.kind == *kind)
+        };
+        if fits {
+            let (give, given) = oneshot::channel();
+            if place.wishes.send(Wish::Take(give)).await.is_ok()
+                && let Ok(agent) = given.await
+            {
+                self.shared.forget(&place);
+                return Some(agent);
+            }
+        } else {
+            tracing::info!(%session, "a waiting agent is ended: its session's next turn wants another");
+        }
+        self.end(&place).await;
+        None
+    }
+
+    /// Lets an agent wait for `keep`. When too many wait, the one that has waited longest is ended.
+    pub async fn keep(&self, session: Uuid, kind: Kind, agent: LiveAgent, keep: Duration) {
+        let (wishes, wished) = mpsc::channel(4);
+        let since = Instant::now();
+        let Some((own, too_many)) = self.admit(session, kind, since, wishes) else {
+            agent.end().await;
+            return;
+        };
+        let (shared, until) = (self.shared.clone(), since + keep.min(LONGEST));
+        self.shared.tasks.spawn(async move {
+            wait(agent, wished, until).await;
+            shared.forget(&own);
+        });
+        if let Some(place) = too_many {
+            tracing::info!(session = %place.session, "a waiting agent is ended: too many wait");
+            // It need not be waited for: it does no harm until it is dead.
+            place.ask_to_end();
+        }
+    }
+
+    /// A place, and the one that is to go for it, if any; `None` where none is given any more.
+    fn admit(
+        &self,
+        session: Uuid,
+        kind: Kind,
+        since: Instant,
+        wishes: mpsc::Sender<Wish>,
+    ) -> Option<(Handle, Option<Handle>)> {
+        let mut waiting = self.waiting();
+        if waiting.over {
+            return None;
+        }
+        let place = Place { number: waiting.next, kind, since, wishes };
+        waiting.next += 1;
+        let own = place.handle(session);
+        waiting.places.insert(session, place);
+        Some((own, (waiting.places.len() > MAX_WARM).then(|| waiting.oldest(None)).flatten()))
+    }
+
+    /// Ends agents that wait until memory is no longer short, but not the one of `session`.
+    pub async fn make_room(&self, session: Option<Uuid>) {
+        loop {
+            let Some(oldest) = self.waiting().oldest(session) else { return };
+            if !self.shared.memory.is_short() {
+                return;
+            }
+            tracing::warn!(session = %oldest.session, "a waiting agent is ended: memory is short");
+            self.end(&oldest).await;
+        }
+    }
+
+    /// Looks at memory for as long as it is polled.
+    pub async fn watch_memory(&self) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            self.make_room(None).await;
+        }
+    }
+
+    /// Ends all and takes no more. Returns when none lives.
+    pub async fn shut_down(&self) {
+        {
+            let mut waiting = self.waiting();
+            waiting.over = true;
+            waiting.places.iter().for_each(|(session, place)| place.handle(*session).ask_to_end());
+        }
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    /// Ends a waiting agent. Returns when it is dead, or taken.
+    async fn end(&self, place: &Handle) {
+        place.wishes.send(Wish::End).await.ok();
+        place.wishes.closed().await;
+        self.shared.forget(place);
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.shared.waiting()
+    }
+}
+
+impl Shared {
+    /// Lets go of a place whose agent waits no more.
+    fn forget(&self, place: &Handle) {
+        let mut waiting = self.waiting();
+        if waiting.places.get(&place.session).is_some_and(|there| there.number == place.number) {
+            waiting.places.remove(&place.session);
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Whoever panicked while holding it left a map that is whole.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// Who has waited longest, but for `spared`.
+    fn oldest(&self, spared: Option<Uuid>) -> Option<Handle> {
+        let others = self.places.iter().filter(|(session, _)| Some(**session) != spared);
+        let (session, place) = others.min_by_key(|(_, place)| (place.since, place.number))?;
+        Some(place.handle(*session))
+    }
+}
+
+impl Place {
+    fn handle(&self, session: Uuid) -> Handle {
+        Handle { session, number: self.number, wishes: self.wishes.clone() }
+    }
+}
+
+impl Handle {
+    fn ask_to_end(&self) {
+        // A full queue holds such a wish already, a closed one means that it is just ending.
+        self.wishes.try_send(Wish::End).ok();
+    }
+}
+
+/// Waits with an agent until it is wanted or to be ended; it is dead or handed over when this returns.
+async fn wait(mut agent: LiveAgent, mut wishes: mpsc::Receiver<Wish>, until: Instant) {
+    loop {
+        tokio::select! {
+            biased;
+            wish = wishes.recv() => match wish {
+                Some(Wish::Take(give)) => match give.send(agent) {
+                    Ok(()) => return,
+                    Err(back) => agent = back,
+                },
+                Some(Wish::End) | None => break,
+            },
+            sound = agent.next() => match sound {
+                Sound::News(News::Gone(_)) => return,
+                Sound::Output(Line::Whole(line)) if !stream_json::is_work(&line) => {}
+                Sound::Output(_) => {
+                    tracing::warn!("a waiting agent is ended: it began to work by itself");
+                    break;
+                }
+                Sound::Silent | Sound::Deaf => break,
+                Sound::Error(_) | Sound::News(News::Settled { .. }) => {}
+            },
+            () = tokio::time::sleep_until(until) => break,
+        }
+    }
+    agent.end().await;
+}
