@@ -1,6 +1,10 @@
 //! The gateway as a process: `musher up`, with the console on pipes or on Matrix.
 
-use std::{process::Stdio, sync::Arc, time::Duration};
+use std::{
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -158,6 +162,11 @@ impl Gateway {
         (&mut self.stderr.reader).await?;
         ensure!(status.code() == Some(0), "the gateway ended with {status}{}", self.all());
         Ok(self.stdout.text.borrow().clone())
+    }
+
+    /// How it ended, if it has; nobody asked it to.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().context("the gateway cannot be asked")
     }
 
     /// Its process id.

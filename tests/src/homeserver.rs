@@ -1,16 +1,22 @@
 //! A real Synapse on loopback: generated configuration, `SQLite`, rate limits raised, open registration.
 //!
-//! It is started once for a test executable, by whoever needs it first, and ends with that executable,
-//! however that ends: its watchdog reads from a pipe that only the executable holds.
+//! One is started for a test executable, by whoever needs it first; a test that kills or holds it has one of its own.
+//! Each ends with its executable, however that ends: its watchdog reads from a pipe that only the executable holds.
 
 use std::{
+    io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{ChildStdin, Command, Stdio},
+    process::{ChildStdin, ChildStdout, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
@@ -22,13 +28,17 @@ const PYTHON: &str = "MUSHER_TEST_SYNAPSE";
 /// The domain in the ids of its users and rooms.
 const SERVER_NAME: &str = "homeserver.test";
 
-/// Runs the homeserver until its own standard input closes, then ends it by its id and waits for it.
-/// The directory goes with it: the executable's statics are never dropped.
+/// Starts the homeserver for each line of its own standard input, and tells the process id. When the input closes it
+/// ends the last one by its id, also one that is held, and waits for it; one that was killed is waited for by nobody
+/// until then, so its id stays its own. The directory goes with it: the executable's statics are never dropped.
 const WATCHDOG: &str = r#"directory=$1; shift
-"$@" >"$directory/out.log" 2>&1 </dev/null &
-server=$!
-cat >/dev/null
+while read -r _; do
+  "$@" >>"$directory/out.log" 2>&1 </dev/null &
+  server=$!
+  echo "$server"
+done
 kill "$server"
+kill -CONT "$server"
 wait "$server"
 rm -rf "$directory""#;
 
@@ -39,8 +49,17 @@ const START: Duration = Duration::from_mins(2);
 #[derive(Debug)]
 pub struct Homeserver {
     url: String,
-    /// Closing it, which the end of the process does, ends the homeserver.
-    _lifeline: ChildStdin,
+    directory: PathBuf,
+    process: Mutex<Process>,
+}
+
+/// The homeserver's process, under its watchdog.
+#[derive(Debug)]
+struct Process {
+    /// Closing it, which the end of the executable does, ends the homeserver.
+    lifeline: ChildStdin,
+    ids: BufReader<ChildStdout>,
+    id: Pid,
 }
 
 impl Homeserver {
@@ -68,6 +87,34 @@ impl Homeserver {
         Ok(id.with_context(|| format!("{name} could not be registered: {status} {answer}"))?.to_owned())
     }
 
+    /// A homeserver of the caller's own, which ends when it is dropped.
+    pub async fn private() -> Result<Self> {
+        Self::start().await
+    }
+
+    /// Kills it (SIGKILL), and waits until it is gone.
+    pub async fn kill(&self) -> Result<()> {
+        let id = self.process().id;
+        kill(id, Signal::SIGKILL).context("the homeserver could not be killed")?;
+        wait::until("the homeserver is gone", wait::SHORT, || async { Ok(process::is_gone(id).then_some(())) }).await
+    }
+
+    /// Starts it again after [`Homeserver::kill`], on the same data and port, and waits until it answers.
+    pub async fn revive(&self) -> Result<()> {
+        self.process().launch()?;
+        self.answers().await
+    }
+
+    /// Holds it (SIGSTOP): connections to it are taken, and nothing on them is answered.
+    pub fn hold(&self) -> Result<()> {
+        kill(self.process().id, Signal::SIGSTOP).context("the homeserver could not be held")
+    }
+
+    /// Lets it go on after [`Homeserver::hold`].
+    pub fn release(&self) -> Result<()> {
+        kill(self.process().id, Signal::SIGCONT).context("the homeserver could not be released")
+    }
+
     async fn start() -> Result<Self> {
         let python = std::env::var_os(PYTHON).map(PathBuf::from).with_context(|| {
             format!("{PYTHON} names no Python with matrix-synapse; run scripts/test, which installs one and sets it")
@@ -83,20 +130,43 @@ impl Homeserver {
             .args(["-m", "synapse.app.homeserver", "-c", "homeserver.yaml", "-c", "overlay.yaml"])
             .current_dir(&directory)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .context("could not start sh")?;
         let lifeline = watchdog.stdin.take().context("a piped standard input")?;
+        let ids = BufReader::new(watchdog.stdout.take().context("a piped standard output")?);
+        // There is no process yet that has this id.
+        let mut process = Process { lifeline, ids, id: Pid::from_raw(i32::MAX) };
+        process.launch()?;
+        let homeserver = Self { url: format!("http://127.0.0.1:{port}"), directory, process: Mutex::new(process) };
+        homeserver.answers().await?;
+        Ok(homeserver)
+    }
+
+    async fn answers(&self) -> Result<()> {
         let http = reqwest::Client::builder().no_proxy().build()?;
-        let url = format!("http://127.0.0.1:{port}");
-        let versions = format!("{url}/_matrix/client/versions");
+        let versions = format!("{}/_matrix/client/versions", self.url);
         wait::until("Synapse answers", START, || async {
-            Ok(http.get(&versions).send().await.ok().filter(|answer| answer.status().is_success()))
+            Ok(http.get(&versions).send().await.ok().filter(|answer| answer.status().is_success()).map(drop))
         })
         .await
-        .with_context(|| std::fs::read_to_string(directory.join("out.log")).unwrap_or_default())?;
-        Ok(Self { url, _lifeline: lifeline })
+        .with_context(|| std::fs::read_to_string(self.directory.join("out.log")).unwrap_or_default())
+    }
+
+    fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Process {
+    /// Has the watchdog start the server.
+    fn launch(&mut self) -> Result<()> {
+        writeln!(self.lifeline, "start").context("the homeserver's watchdog is gone")?;
+        let mut line = String::new();
+        self.ids.read_line(&mut line).context("the homeserver's watchdog is silent")?;
+        self.id = Pid::from_raw(line.trim().parse().with_context(|| format!("`{line}` is no process id"))?);
+        Ok(())
     }
 }
 

@@ -34,6 +34,8 @@ struct Seen {
     events: Vec<(String, Value)>,
     /// Room and the users who were shown as typing.
     typing: Vec<(String, Vec<String>)>,
+    /// Room, reader and the event up to which they have read.
+    read: Vec<(String, String, String)>,
     invites: Vec<String>,
 }
 
@@ -106,9 +108,31 @@ impl Person {
 
     /// Sends a message with this content; gives the event's id.
     pub async fn send(&self, room: &str, content: &Value) -> Result<String> {
-        let path = format!("rooms/{}/send/m.room.message/{}", escaped(room), uuid::Uuid::new_v4());
+        self.send_as(room, &uuid::Uuid::new_v4().to_string(), content).await
+    }
+
+    /// Sends a message under a transaction id of the caller's, so that it can be tried again; gives the event's id.
+    pub async fn send_as(&self, room: &str, transaction: &str, content: &Value) -> Result<String> {
+        let path = format!("rooms/{}/send/m.room.message/{transaction}", escaped(room));
         let answer = self.request(Method::PUT, &path, content).await?;
         Ok(answer["event_id"].as_str().context("an event has an id")?.to_owned())
+    }
+
+    /// Changes the text of a message of one's own; gives the id of the edit.
+    pub async fn edit(&self, room: &str, event: &str, text: &str) -> Result<String> {
+        let content = json!({
+            "msgtype": "m.text",
+            "body": format!("* {text}"),
+            "m.new_content": { "msgtype": "m.text", "body": text },
+            "m.relates_to": { "rel_type": "m.replace", "event_id": event },
+        });
+        self.send(room, &content).await
+    }
+
+    /// Takes an event of one's own back.
+    pub async fn redact(&self, room: &str, event: &str) -> Result<()> {
+        let path = format!("rooms/{}/redact/{}/{}", escaped(room), escaped(event), uuid::Uuid::new_v4());
+        self.request(Method::PUT, &path, &json!({})).await.map(drop)
     }
 
     /// How `who` stands to the room: `join`, `invite`, `leave`, or nothing when they never had to do with it.
@@ -174,6 +198,17 @@ impl Person {
         .await
     }
 
+    /// Waits until `who` has read up to this event of the room.
+    pub async fn wait_read(&self, room: &str, who: &str, event: &str) -> Result<()> {
+        self.wait_seen(&format!("{who} has read {event}"), wait::SHORT, |seen| {
+            let place = |id: &str| seen.events.iter().position(|(_, event)| event["event_id"] == id);
+            let wanted = place(event)?;
+            let read = seen.read.iter().filter(|(place, reader, _)| place == room && reader == who);
+            read.filter_map(|(_, _, event)| place(event)).any(|at| at >= wanted).then_some(())
+        })
+        .await
+    }
+
     /// Waits until nobody is shown as typing in the room.
     pub async fn wait_quiet(&self, room: &str) -> Result<()> {
         self.wait_seen("nobody is typing", wait::SHORT, |seen| {
@@ -205,7 +240,17 @@ impl Person {
         }
     }
 
-    /// Takes in what is new, waiting a little for it.
+    /// Takes in what is new, waiting a little for it, and gives the messages among it with their rooms, in order.
+    ///
+    /// One call at a time, also of the methods that wait: two would take in the same news.
+    pub async fn listen(&self) -> Result<Vec<(String, Message)>> {
+        let known = self.seen().events.len();
+        self.sync().await?;
+        let seen = self.seen();
+        let news = seen.events[known..].iter();
+        Ok(news.filter_map(|(room, event)| Some((room.clone(), Message::read(event)?))).collect())
+    }
+
     async fn sync(&self) -> Result<()> {
         let since = self.seen().since.clone();
         let mut query = vec![("timeout", POLL.as_millis().to_string()), ("filter", EVERYTHING.to_owned())];
@@ -239,8 +284,14 @@ impl Seen {
         for (room, news) in members(&answer["rooms"]["join"]) {
             let events = news["timeline"]["events"].as_array().into_iter().flatten();
             self.events.extend(events.map(|event| (room.clone(), event.clone())));
-            let ephemeral = news["ephemeral"]["events"].as_array().into_iter().flatten();
-            for event in ephemeral.filter(|event| event["type"] == "m.typing") {
+            let ephemeral = || news["ephemeral"]["events"].as_array().into_iter().flatten();
+            for event in ephemeral().filter(|event| event["type"] == "m.receipt") {
+                for (id, receipts) in members(&event["content"]) {
+                    let readers = members(&receipts["m.read"]);
+                    self.read.extend(readers.map(|(reader, _)| (room.clone(), reader.clone(), id.clone())));
+                }
+            }
+            for event in ephemeral().filter(|event| event["type"] == "m.typing") {
                 let users = event["content"]["user_ids"].as_array().into_iter().flatten();
                 let users = users.filter_map(Value::as_str).map(str::to_owned).collect();
                 self.typing.push((room.clone(), users));
@@ -276,9 +327,9 @@ fn members(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
     object.as_object().into_iter().flatten()
 }
 
-/// A room's id as a segment of a path.
-fn escaped(room: &str) -> String {
-    room.replace('!', "%21").replace(':', "%3A")
+/// The id of a room or an event as a segment of a path.
+fn escaped(id: &str) -> String {
+    id.replace('!', "%21").replace('$', "%24").replace(':', "%3A")
 }
 
 #[cfg(test)]

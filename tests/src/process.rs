@@ -85,9 +85,27 @@ pub fn id(child: &Child) -> Result<nix::unistd::Pid> {
     Ok(nix::unistd::Pid::from_raw(i32::try_from(id).context("a process id is positive")?))
 }
 
+/// Whether the process has ended, waited for or not.
+pub fn is_gone(id: nix::unistd::Pid) -> bool {
+    std::fs::read_to_string(format!("/proc/{id}/stat"))
+        .ok()
+        // The name, in brackets, may hold anything; the state follows it.
+        .is_none_or(|stat| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_process_is_gone_when_it_is_killed_and_not_before() -> Result<()> {
+        let mut sleeper = Command::new("sleep").arg("1000").kill_on_drop(true).spawn()?;
+        let id = id(&sleeper)?;
+        assert!(!is_gone(id));
+        sleeper.kill().await?;
+        assert!(is_gone(id));
+        Ok(())
+    }
 
     #[tokio::test]
     async fn gives_code_and_both_outputs() -> Result<()> {

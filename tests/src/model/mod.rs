@@ -86,15 +86,27 @@ pub struct Model {
     server: JoinHandle<()>,
 }
 
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { rules, otherwise: _, requests, strays } = self;
+        let mut out = f.debug_struct("Record");
+        out.field("rules", rules).field("requests", requests).field("strays", strays).finish_non_exhaustive()
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     key: String,
     record: Mutex<Record>,
 }
 
-#[derive(Debug, Default)]
+/// What the model does when no rule fits.
+type Otherwise = Box<dyn FnMut(&Request) -> Vec<Step> + Send>;
+
+#[derive(Default)]
 struct Record {
     rules: Vec<Rule>,
+    otherwise: Option<Otherwise>,
     requests: Vec<Request>,
     strays: Vec<String>,
 }
@@ -139,6 +151,12 @@ impl Model {
     pub fn on(&self, marker: &str, steps: impl IntoIterator<Item = Step>) {
         let rule = Rule { marker: marker.into(), steps: steps.into_iter().collect() };
         self.shared.record().rules.push(rule);
+    }
+
+    /// When no rule fits, these steps follow: those up to the one that ends an answer. Asked anew for each request of
+    /// a turn, also for one that brings a tool's result.
+    pub fn otherwise(&self, answer: impl FnMut(&Request) -> Vec<Step> + Send + 'static) {
+        self.shared.record().otherwise = Some(Box::new(answer));
     }
 
     /// Every request so far, in order.
@@ -186,7 +204,7 @@ impl Shared {
 
 impl Record {
     /// The steps from the one that answers this request on, up to the one that ends the answer.
-    fn answer(&self, request: &Request) -> (String, Vec<Step>) {
+    fn answer(&mut self, request: &Request) -> (String, Vec<Step>) {
         if !request.for_turn {
             return (String::new(), vec![Step::say("A session")]);
         }
@@ -195,7 +213,11 @@ impl Record {
             None => (self.rules.iter().position(|rule| request.said.contains(&rule.marker)).unwrap_or(usize::MAX), 0),
         };
         let Some(steps) = self.rules.get(rule).and_then(|rule| rule.steps.get(from..)) else {
-            return (String::new(), vec![Step::say("The stand-in has no rule for this.")]);
+            let steps = match &mut self.otherwise {
+                Some(answer) => answer(request),
+                None => vec![Step::say("The stand-in has no rule for this.")],
+            };
+            return (reply::tool_use_id(rule, self.requests.len()), steps);
         };
         let end = steps.iter().position(|step| !matches!(step, Step::Wait(_))).map_or(steps.len(), |at| at + 1);
         (reply::tool_use_id(rule, from + end), steps[..end].to_vec())

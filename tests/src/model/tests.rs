@@ -108,3 +108,27 @@ async fn only_what_came_after_the_models_last_words_counts_as_said() -> Result<(
     assert_eq!(requests[0].conversation(), "first\nok\nsecond\nreminder");
     Ok(())
 }
+
+#[tokio::test]
+async fn what_no_rule_fits_is_answered_anew_each_time() -> Result<()> {
+    let model = Model::start().await?;
+    model.on("blue", [Step::say("It is blue.")]);
+    let mut times = 0;
+    model.otherwise(move |request| {
+        times += 1;
+        match &request.tool_result {
+            None => vec![Step::call("Bash", json!({ "command": "true" }))],
+            Some(id) => vec![Step::say(format!("request {times} brings {id}"))],
+        }
+    });
+    let (_, body) = ask(&model, model.key(), user("is it red?"), false).await?;
+    let answer: Value = serde_json::from_str(&body)?;
+    let id = answer["content"][0]["id"].as_str().context("a tool call has an id")?;
+    let result =
+        json!([{ "role": "user", "content": [{ "type": "tool_result", "tool_use_id": id, "content": "ok" }] }]);
+    let (_, body) = ask(&model, model.key(), result, false).await?;
+    assert!(body.contains(&format!("request 2 brings {id}")), "{body}");
+    let (_, body) = ask(&model, model.key(), user("is it blue?"), false).await?;
+    assert!(body.contains("It is blue."), "{body}");
+    Ok(())
+}

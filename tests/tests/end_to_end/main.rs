@@ -6,6 +6,7 @@
 mod confinement;
 mod console;
 mod dialogue;
+mod durability;
 mod editors;
 mod matrix;
 mod prose;

@@ -197,7 +197,6 @@ async fn bad_settings_are_refused_by_file_and_line_with_the_nearest_key() -> Res
         ("max_queue = \"many\"\n", ":1", "max_queue"),
         ("coalesce_window_ms = 9000\ncoalesce_max_ms = 100\n", "", "coalesce_max_ms"),
         ("transport = \"matrix\"\n", "", "homeserver"),
-        ("[agent]\npermissions = \"ask\"\n", ":2", "permissions"),
         ("[projects]\nuid = 0\n", ":2", "uid"),
         ("[http]\nlisten = \"0.0.0.0\"\n", ":2", "listen"),
         ("this is not toml\n", ":1", ""),

@@ -65,6 +65,8 @@ async fn a_session_that_the_agent_lost_is_begun_anew_and_said() -> Result<()> {
     model.on("remember", [Step::say("I will remember the heron.")]);
     model.on("what bird", [Step::say("Which bird?")]);
     let home = Home::real(&model).await?;
+    // An agent that is kept warm remembers without its files.
+    home.configure("", &Home::agent_tables(&model).replacen("[agent]", "[agent]\nkeep_warm_secs = 0", 1))?;
     let mut gateway = Gateway::console(&home).await?;
     gateway.make("forgetful", "").await?;
     gateway.ask("please remember the heron").await?;

@@ -1,0 +1,355 @@
+//! What was said and what came back, and whether that is as promised. Pure: it is told everything.
+//!
+//! A message is settled by the bot's `m.text` that names its event in `dev.musher.answers`: an answer, or a failure that
+//! is said (⚠). Text alone counts for less: it tells what an answer is about, not what it stands for.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+/// What every message that wants an answer ends with; its number stands before it.
+pub const PLEASE: &str = " please answer";
+
+/// DESIGN's bound on the attempts of a batch.
+pub const MAX_ATTEMPTS: u64 = 2;
+
+/// How much of what happened around a fault is shown.
+const AROUND: Duration = Duration::from_secs(8);
+
+/// Something that the person said and the homeserver took.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// Its number.
+    pub number: u32,
+    /// Where.
+    pub room: usize,
+    /// Its event id.
+    pub event: String,
+    /// When it was first sent, from the beginning.
+    pub at: Duration,
+}
+
+/// A message of the bot.
+#[derive(Debug, Clone, Default)]
+pub struct Heard {
+    /// When the person saw it.
+    pub at: Duration,
+    /// Where.
+    pub room: usize,
+    /// Whether it is an `m.text`.
+    pub text: bool,
+    /// Whether it only changes an earlier one.
+    pub edit: bool,
+    /// Its words.
+    pub body: String,
+    /// `dev.musher.answers`.
+    pub answers: Vec<String>,
+    /// `dev.musher.transaction`.
+    pub transaction: String,
+}
+
+/// A request of an agent to the model.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// When.
+    pub at: Duration,
+    /// What the agent was told since its last answer, a prompt each.
+    pub prompts: Vec<String>,
+    /// Whether it brings a tool's result.
+    pub after_tool: bool,
+}
+
+/// A part was killed.
+#[derive(Debug, Clone)]
+pub struct Outage {
+    /// What.
+    pub what: String,
+    /// When.
+    pub from: Duration,
+    /// When it was up again, as far as it is for us to start it.
+    pub to: Duration,
+}
+
+/// What can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// Neither answered nor visibly failed.
+    Lost,
+    /// Settled by two messages.
+    Twice,
+    /// Settled before an earlier message of its room.
+    Disordered,
+    /// Handed to an agent more often than allowed.
+    Attempts,
+    /// An undisturbed turn asked the model again.
+    Requests,
+    /// The answer is about other messages than it names, or does not name what it answers.
+    Misattributed,
+    /// The gateway ended by itself in a way that no supervisor should see.
+    Crash,
+    /// The gateway's journal is not sound.
+    Journal,
+    /// A process is left.
+    Process,
+    /// A container is left.
+    Container,
+}
+
+impl Fault {
+    /// All, in the order of the table.
+    pub const ALL: [Self; 10] = [
+        Self::Lost,
+        Self::Twice,
+        Self::Disordered,
+        Self::Attempts,
+        Self::Requests,
+        Self::Misattributed,
+        Self::Crash,
+        Self::Journal,
+        Self::Process,
+        Self::Container,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lost => "messages lost",
+            Self::Twice => "answered twice",
+            Self::Disordered => "answered out of order",
+            Self::Attempts => "batches with more than two attempts",
+            Self::Requests => "undisturbed turns with more than one model request",
+            Self::Misattributed => "answers that name other messages than theirs",
+            Self::Crash => "gateway ended by itself with a crash",
+            Self::Journal => "journals that `musher journal verify` finds unsound",
+            Self::Process => "orphaned processes",
+            Self::Container => "orphaned containers",
+        }
+    }
+}
+
+/// Everything that was seen.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// In the order of each room.
+    pub said: Vec<Said>,
+    /// In the order of each room.
+    pub heard: Vec<Heard>,
+    /// In order of time.
+    pub asked: Vec<Asked>,
+    /// In order of time.
+    pub outages: Vec<Outage>,
+    /// What else is worth knowing later.
+    pub notes: Vec<(Duration, String)>,
+    /// Faults that show outside the rooms.
+    pub found: Vec<(Fault, String)>,
+}
+
+/// What became of everything.
+#[derive(Debug)]
+pub struct Verdict {
+    counts: BTreeMap<Fault, usize>,
+    stories: Vec<String>,
+    summary: String,
+}
+
+impl Ledger {
+    /// The numbers that are not settled yet.
+    pub fn open(&self) -> Vec<u32> {
+        self.said.iter().filter(|said| self.settled_at(said).is_none()).map(|said| said.number).collect()
+    }
+
+    /// Where the messages stand among `heard` that settle this one.
+    fn settlements(&self, said: &Said) -> Vec<usize> {
+        let named = |want_text: bool| -> Vec<usize> {
+            let all = self.heard.iter().enumerate().filter(|(_, heard)| !heard.edit && heard.room == said.room);
+            let fits = all.filter(|(_, heard)| heard.answers.contains(&said.event));
+            let kind = fits.filter(|(_, heard)| heard.text == want_text && (heard.text || heard.failed()));
+            kind.map(|(at, _)| at).collect()
+        };
+        let texts = named(true);
+        // A failure may be a notice; one that precedes an answer is not the end of the matter.
+        if texts.is_empty() { named(false).into_iter().take(1).collect() } else { texts }
+    }
+
+    /// The one that is about it without naming it, where none names it.
+    fn unnamed(&self, said: &Said) -> Option<usize> {
+        let about = |heard: &Heard| {
+            heard.room == said.room && !heard.edit && heard.text && numbers(&heard.body).contains(&said.number)
+        };
+        self.heard.iter().position(about)
+    }
+
+    fn settled_at(&self, said: &Said) -> Option<usize> {
+        self.settlements(said).first().copied().or_else(|| self.unnamed(said))
+    }
+
+    /// Counts, and tells what happened around each fault.
+    pub fn judge(&self) -> Verdict {
+        let mut faults: Vec<(Fault, String)> = self.found.clone();
+        let (mut answered, mut failed, mut undisturbed) = (0, 0, 0);
+        let mut last: BTreeMap<usize, (usize, u32)> = BTreeMap::new();
+        for said in &self.said {
+            let settlements = self.settlements(said);
+            let Some(at) = self.settled_at(said) else {
+                faults.push((Fault::Lost, self.story(said, "has no answer and no failure")));
+                continue;
+            };
+            let end = &self.heard[at];
+            let count = if end.failed() { &mut failed } else { &mut answered };
+            *count += 1;
+            if settlements.len() > 1 {
+                faults.push((Fault::Twice, self.story(said, &format!("is settled by {} messages", settlements.len()))));
+            }
+            if settlements.is_empty() {
+                faults.push((Fault::Misattributed, self.story(said, "is answered by a message that does not name it")));
+            } else if !end.failed() && !numbers(&end.body).contains(&said.number) {
+                faults.push((Fault::Misattributed, self.story(said, "is named by an answer that is not about it")));
+            }
+            let (latest, number) = last.entry(said.room).or_insert((at, said.number));
+            if at < *latest {
+                faults.push((Fault::Disordered, self.story(said, &format!("is settled before m{number}"))));
+            } else {
+                (*latest, *number) = (at, said.number);
+            }
+            let attempts = self.attempts(said.number);
+            if attempts > MAX_ATTEMPTS {
+                faults.push((Fault::Attempts, self.story(said, &format!("was handed to an agent {attempts} times"))));
+            }
+            if self.undisturbed(said, end.at) {
+                undisturbed += 1;
+                let requests = self.requests(said.number);
+                if requests > 1 {
+                    faults.push((Fault::Requests, self.story(said, &format!("took {requests} model requests"))));
+                }
+            }
+        }
+        let mut counts: BTreeMap<Fault, usize> = Fault::ALL.map(|fault| (fault, 0)).into();
+        for (fault, _) in &faults {
+            *counts.entry(*fault).or_default() += 1;
+        }
+        let mut killed: BTreeMap<&str, usize> = BTreeMap::new();
+        for outage in &self.outages {
+            *killed.entry(&outage.what).or_default() += 1;
+        }
+        let killed: Vec<String> = killed.into_iter().map(|(what, times)| format!("{what} {times}")).collect();
+        let summary = format!(
+            "{} messages: {answered} answered, {failed} visibly failed; {undisturbed} of them undisturbed\n{} model requests\n{} kills: {}",
+            self.said.len(),
+            self.asked.len(),
+            self.outages.len(),
+            killed.join(", ")
+        );
+        let stories = faults.into_iter().map(|(fault, story)| format!("{}: {story}", fault.name())).collect();
+        Verdict { counts, stories, summary }
+    }
+
+    /// How often the agent was told of this message or, after it and before another, told something else: a note that
+    /// it was interrupted.
+    fn attempts(&self, number: u32) -> u64 {
+        let told = |asked: &Asked| {
+            let asked_for: Vec<_> = asked.prompts.iter().map(|prompt| wanted(prompt)).collect();
+            let Some(first) = asked_for.iter().position(|wanted| wanted.contains(&number)) else { return 0 };
+            let same = |wanted: &&Vec<u32>| wanted.is_empty() || wanted.contains(&number);
+            1 + asked_for[first + 1..].iter().take_while(same).map(|_| 1).sum::<u64>()
+        };
+        self.asked.iter().map(told).max().unwrap_or(0)
+    }
+
+    /// Requests whose newest people's words hold this message, tools' results apart.
+    fn requests(&self, number: u32) -> usize {
+        let newest = |asked: &&Asked| {
+            let last = asked.prompts.iter().rev().map(|prompt| wanted(prompt)).find(|wanted| !wanted.is_empty());
+            !asked.after_tool && last.is_some_and(|wanted| wanted.contains(&number))
+        };
+        self.asked.iter().filter(newest).count()
+    }
+
+    /// Whether nothing was killed or away between the message and its settlement.
+    fn undisturbed(&self, said: &Said, settled: Duration) -> bool {
+        self.outages.iter().all(|outage| outage.to < said.at || settled < outage.from)
+    }
+
+    /// What was said, asked and killed around the fate of a message, in order of time.
+    fn story(&self, said: &Said, what: &str) -> String {
+        let from = said.at.saturating_sub(AROUND);
+        let end = self.settlements(said).last().map_or(said.at, |at| self.heard[*at].at);
+        let mut lines: Vec<(Duration, String)> = Vec::new();
+        let here = self.said.iter().filter(|other| other.room == said.room);
+        lines.extend(here.map(|other| (other.at, format!("person: m{} ({})", other.number, other.event))));
+        for heard in self.heard.iter().filter(|heard| heard.room == said.room) {
+            let kind = if heard.text { "text" } else { "notice" };
+            let edit = if heard.edit { ", an edit" } else { "" };
+            let (body, answers) = (brief(&heard.body), &heard.answers);
+            let transaction = &heard.transaction;
+            lines.push((heard.at, format!("bot ({kind}{edit}, {transaction}, answers {answers:?}): {body}")));
+        }
+        for asked in &self.asked {
+            let tool = if asked.after_tool { " with a tool's result" } else { "" };
+            let prompts: Vec<String> = asked.prompts.iter().map(|prompt| shown(prompt)).collect();
+            lines.push((asked.at, format!("model asked{tool}: {}", prompts.join(" | "))));
+        }
+        for outage in &self.outages {
+            lines.push((outage.from, format!("killed: {} (back at {:.2} s)", outage.what, outage.to.as_secs_f64())));
+        }
+        lines.extend(self.notes.iter().cloned());
+        lines.retain(|(at, _)| (from..=end + AROUND).contains(at));
+        lines.sort_by_key(|(at, _)| *at);
+        let lines: Vec<String> =
+            lines.into_iter().map(|(at, line)| format!("    {:8.2} s  {line}", at.as_secs_f64())).collect();
+        format!("m{} in room {} {what}\n{}", said.number, said.room, lines.join("\n"))
+    }
+}
+
+impl Heard {
+    fn failed(&self) -> bool {
+        self.body.starts_with('⚠')
+    }
+}
+
+impl Verdict {
+    /// Whether every count is zero.
+    pub fn is_clean(&self) -> bool {
+        self.counts.values().all(|count| *count == 0)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for story in &self.stories {
+            writeln!(f, "{story}\n")?;
+        }
+        writeln!(f, "{}", self.summary)?;
+        for (fault, count) in &self.counts {
+            writeln!(f, "  {count:5}  {}", fault.name())?;
+        }
+        Ok(())
+    }
+}
+
+/// The numbers that a text names.
+pub fn numbers(text: &str) -> Vec<u32> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric());
+    words.filter_map(|word| word.strip_prefix('m')?.parse().ok()).collect()
+}
+
+/// The numbers whose answer a prompt asks for.
+pub fn wanted(prompt: &str) -> Vec<u32> {
+    let ends = prompt.match_indices(PLEASE).map(|(at, _)| &prompt[..at]);
+    ends.filter_map(|before| numbers(before.rsplit(char::is_whitespace).next()?).pop()).collect()
+}
+
+/// A prompt by its numbers, or by its words where it has none.
+fn shown(prompt: &str) -> String {
+    let named: Vec<String> = wanted(prompt).iter().map(|number| format!("m{number}")).collect();
+    if named.is_empty() { format!("“{}”", brief(prompt)) } else { named.join(" ") }
+}
+
+fn brief(text: &str) -> String {
+    const LONGEST: usize = 160;
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{}…", &line[..at]),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

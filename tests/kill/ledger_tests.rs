@@ -1,0 +1,141 @@
+use super::*;
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// m1 at 10 s, m2 at 20 s and so on, all in room 0, as events `$1`, `$2`, ….
+fn said(count: u32) -> Ledger {
+    let said = (1..=count).map(|n| Said { number: n, room: 0, event: format!("${n}"), at: secs(u64::from(n) * 10) });
+    Ledger { said: said.collect(), ..Ledger::default() }
+}
+
+/// The bot says so at that second, and names these events.
+fn heard(at: u64, body: &str, answers: &[&str]) -> Heard {
+    let answers = answers.iter().map(|&event| event.to_owned()).collect();
+    Heard { at: secs(at), text: true, body: body.into(), answers, ..Heard::default() }
+}
+
+fn asked(at: u64, prompts: &[&str]) -> Asked {
+    Asked { at: secs(at), prompts: prompts.iter().map(|&prompt| prompt.to_owned()).collect(), after_tool: false }
+}
+
+/// The faults that are counted, each as often as it is.
+fn faults(ledger: &Ledger) -> Vec<Fault> {
+    let verdict = ledger.judge();
+    let many = |(fault, count): (&Fault, &usize)| vec![*fault; *count];
+    let faults: Vec<Fault> = verdict.counts.iter().flat_map(many).collect();
+    assert_eq!(verdict.is_clean(), faults.is_empty());
+    assert_eq!(verdict.stories.len(), faults.len());
+    faults
+}
+
+#[test]
+fn one_answer_for_a_batch_and_one_failure_that_is_said_are_clean() {
+    let mut ledger = said(3);
+    ledger.heard = vec![heard(21, "answer: m1 m2", &["$1", "$2"]), heard(31, "⚠ The agent ended twice.", &["$3"])];
+    ledger.asked = vec![asked(20, &["m1 please answer\nm2 please answer"]), asked(30, &["m3 please answer"])];
+    assert_eq!(faults(&ledger), []);
+    assert!(ledger.open().is_empty());
+    let table = ledger.judge().to_string();
+    assert!(table.contains("3 messages: 2 answered, 1 visibly failed"), "{table}");
+}
+
+#[test]
+fn what_has_no_answer_is_lost_and_its_surroundings_are_told() {
+    let mut ledger = said(2);
+    ledger.heard = vec![heard(11, "answer: m1", &["$1"])];
+    ledger.outages = vec![Outage { what: "gateway".into(), from: secs(21), to: secs(23) }];
+    assert_eq!(ledger.open(), [2]);
+    assert_eq!(faults(&ledger), [Fault::Lost]);
+    let told = ledger.judge().to_string();
+    for part in ["m2 in room 0 has no answer", "20.00 s  person: m2", "21.00 s  killed: gateway (back at 23.00 s)"] {
+        assert!(told.contains(part), "`{part}` is not in\n{told}");
+    }
+}
+
+#[test]
+fn an_edit_or_a_notice_is_no_answer_and_a_notice_that_warns_is_a_failure() {
+    let mut ledger = said(1);
+    ledger.heard = vec![Heard { edit: true, ..heard(11, "answer: m1", &["$1"]) }];
+    assert_eq!(faults(&ledger), [Fault::Lost]);
+    ledger.heard = vec![Heard { text: false, ..heard(11, "It runs.", &["$1"]) }];
+    assert_eq!(faults(&ledger), [Fault::Lost]);
+    ledger.heard = vec![Heard { text: false, ..heard(11, "⚠ It failed.", &["$1"]) }];
+    assert_eq!(faults(&ledger), []);
+}
+
+#[test]
+fn a_warning_before_the_answer_does_not_settle() {
+    let mut ledger = said(1);
+    ledger.heard =
+        vec![Heard { text: false, ..heard(11, "⚠ Interrupted.", &["$1"]) }, heard(12, "answer: m1", &["$1"])];
+    assert_eq!(faults(&ledger), []);
+    ledger.heard = vec![heard(11, "⚠ Interrupted.", &["$1"]), heard(12, "answer: m1", &["$1"])];
+    assert_eq!(faults(&ledger), [Fault::Twice], "an m.text does");
+}
+
+#[test]
+fn answers_in_two_messages_are_counted() {
+    let mut ledger = said(1);
+    ledger.heard = vec![heard(11, "answer: m1", &["$1"]), heard(12, "answer: m1", &["$1"])];
+    assert_eq!(faults(&ledger), [Fault::Twice]);
+}
+
+#[test]
+fn answers_keep_the_order_of_their_room_alone() {
+    let mut ledger = said(2);
+    ledger.heard = vec![heard(21, "answer: m2", &["$2"]), heard(22, "answer: m1", &["$1"])];
+    assert_eq!(faults(&ledger), [Fault::Disordered]);
+    ledger.said[1].room = 1;
+    ledger.heard[0].room = 1;
+    assert_eq!(faults(&ledger), []);
+}
+
+#[test]
+fn an_answer_names_what_it_is_about() {
+    let mut ledger = said(2);
+    ledger.heard = vec![heard(21, "answer: m1 m2", &["$2"])];
+    assert_eq!(faults(&ledger), [Fault::Misattributed], "m1 is not named");
+    ledger.heard = vec![heard(21, "answer: m2", &["$1", "$2"])];
+    assert_eq!(faults(&ledger), [Fault::Misattributed], "it is not about m1");
+}
+
+#[test]
+fn prompts_of_a_batch_are_its_attempts() {
+    let mut ledger = said(2);
+    ledger.heard = vec![heard(15, "answer: m1", &["$1"]), heard(25, "answer: m2", &["$2"])];
+    ledger.outages = vec![Outage { what: "sled".into(), from: secs(0), to: secs(100) }];
+    let words = "m1 please answer";
+    ledger.asked = vec![
+        asked(11, &[words]),
+        asked(12, &[words, "You were interrupted."]),
+        asked(21, &[words, "You were interrupted.", "m2 please answer"]),
+    ];
+    assert_eq!(faults(&ledger), []);
+    ledger.asked.push(asked(22, &[words, "You were interrupted.", words]));
+    assert_eq!(faults(&ledger), [Fault::Attempts]);
+}
+
+#[test]
+fn a_turn_that_nothing_disturbed_asks_once() {
+    let mut ledger = said(1);
+    ledger.heard = vec![heard(12, "answer: m1", &["$1"])];
+    ledger.asked = vec![asked(10, &["m1 please answer"]), asked(11, &["m1 please answer"])];
+    assert_eq!(faults(&ledger), [Fault::Requests]);
+    ledger.asked[1].after_tool = true;
+    assert_eq!(faults(&ledger), [], "a tool's result is the same turn");
+    ledger.asked[1].after_tool = false;
+    ledger.outages = vec![Outage { what: "gateway".into(), from: secs(11), to: secs(30) }];
+    assert_eq!(faults(&ledger), [], "the agent may ask again when the way to the model broke");
+    ledger.outages = vec![Outage { what: "gateway".into(), from: secs(1), to: secs(9) }];
+    assert_eq!(faults(&ledger), [Fault::Requests], "it was over by then");
+}
+
+#[test]
+fn numbers_are_whole_words_and_wanted_ones_are_asked_for() {
+    assert_eq!(numbers("answer: m17 m18, not x19 or m2x"), [17, 18]);
+    let prompt =
+        "<message from=\"@ann:x\">\nm17 please answer\n</message>\n<message>\nm18 please answer\n</message> m19";
+    assert_eq!(wanted(prompt), [17, 18]);
+}

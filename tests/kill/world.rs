@@ -1,0 +1,420 @@
+//! The parts, and how each is killed and comes back.
+//!
+//! What only somebody else starts again (gateway, engine, homeserver) is started here, as a service supervisor would;
+//! containers, sleds and agents are the gateway's to bring back.
+
+use std::{sync::Arc, time::Duration};
+
+use ::tests::{
+    engine::{self as holdings, docker},
+    gateway::Gateway,
+    home::Home,
+    homeserver::Homeserver,
+    model::Model,
+    person::Person,
+    wait,
+};
+use anyhow::{Context as _, Result};
+use nix::unistd::Pid;
+use serde_json::json;
+use tokio::sync::Mutex;
+
+use crate::{
+    agent::TOOL_MARK,
+    engine::{self, Engine},
+    journal,
+    ledger::{Fault, MAX_ATTEMPTS},
+    plan::{PROJECTS, ROOMS, Target, project_name, project_of},
+    record::Record,
+};
+
+/// How long a kill waits for something to kill.
+const AIM: Duration = Duration::from_secs(6);
+
+/// How soon a gateway that ended by itself is started again.
+const RESTART: Duration = Duration::from_millis(500);
+
+/// In the command line of the process that stands between the sled and an agent.
+const SUPERVISOR: &str = "/sled supervise ";
+
+/// Exit code of a Rust program that panicked.
+const PANIC: i32 = 101;
+
+/// The settings of the practice agent. Its image has no other.
+pub const ECHO: &str = "[agent]\nruntime = \"echo\"";
+
+/// More events than a run makes.
+const EVERYTHING: &str = "1000000";
+
+/// Which agent runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum AgentKind {
+    /// The real Claude Code CLI, against the stand-in for its model.
+    Claude,
+    /// The practice agent, which repeats what it is told.
+    Echo,
+}
+
+impl AgentKind {
+    /// What stands in the command line of its process.
+    fn mark(self) -> &'static str {
+        match self {
+            Self::Claude => "claude",
+            Self::Echo => "echo-agent",
+        }
+    }
+}
+
+impl std::fmt::Display for AgentKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Claude => "claude",
+            Self::Echo => "echo",
+        })
+    }
+}
+
+/// All parts. Fields are dropped in this order: the gateway before its home.
+#[derive(Debug)]
+pub struct World {
+    gateway: Mutex<Option<Gateway>>,
+    home: Home,
+    homeserver: Homeserver,
+    /// Held while the engine is away.
+    engine: Mutex<Engine>,
+    /// Held while the homeserver is away.
+    away: Mutex<()>,
+    agent: AgentKind,
+    record: Arc<Record>,
+    /// The person who talks.
+    pub ann: Arc<Person>,
+    /// The bot's account.
+    pub bot: Person,
+    /// The rooms' ids.
+    pub rooms: Vec<String>,
+}
+
+impl World {
+    /// Everything up: the projects are made, and each room has chosen its own.
+    pub async fn open(engine: Engine, agent: AgentKind, model: &Model, record: Arc<Record>) -> Result<Self> {
+        let homeserver = Homeserver::private().await?;
+        let (ann, bot) = tokio::try_join!(Person::join(&homeserver, "ann"), Person::join(&homeserver, "bot"))?;
+        let mut rooms = Vec::new();
+        for room in 0..ROOMS {
+            rooms.push(ann.create_room(&format!("room {room}"), &[&bot.id]).await?);
+        }
+        let settings = format!(
+            "transport = \"matrix\"\nhomeserver = \"{}\"\nusername = \"{}\"\npassword = \"{}\"\nallowed_users = {}\nambient_rooms = {}\ncoalesce_window_ms = 500\n",
+            homeserver.url(),
+            bot.id,
+            bot.password(),
+            json!([ann.id]),
+            json!(rooms),
+        );
+        let tables = match agent {
+            AgentKind::Claude => Home::agent_tables(model),
+            AgentKind::Echo => ECHO.to_owned(),
+        };
+        let home = Home::new(&settings, &tables)?.with_variable("ANTHROPIC_API_KEY", model.key());
+        let gateway = Gateway::up(&home, &[]).await?;
+        let world = Self {
+            gateway: Mutex::new(Some(gateway)),
+            home,
+            homeserver,
+            engine: Mutex::new(engine),
+            away: Mutex::default(),
+            agent,
+            record,
+            ann: Arc::new(ann),
+            bot,
+            rooms,
+        };
+        world.make_projects().await?;
+        Ok(world)
+    }
+
+    async fn make_projects(&self) -> Result<()> {
+        for room in &self.rooms {
+            self.ann.wait_membership(room, &self.bot.id, "join").await?;
+        }
+        for project in 0..PROJECTS {
+            let name = project_name(project);
+            let ready = format!("**{name}** is ready");
+            self.ann.ask(&self.rooms[0], &self.bot.id, &format!("new project {name}"), &ready).await?;
+        }
+        for (room, id) in self.rooms.iter().enumerate() {
+            let name = project_name(project_of(room));
+            self.ann.ask(id, &self.bot.id, &format!("switch {name}"), &name).await?;
+        }
+        Ok(())
+    }
+
+    /// Kills a part, and starts it again after `down` where it is for us to do so. Where there is nothing of the
+    /// kind to kill, the gateway is killed in its place.
+    pub async fn kill(&self, target: Target, down: Duration) -> Result<()> {
+        match target {
+            Target::Gateway => self.kill_gateway(down).await,
+            Target::Homeserver => {
+                let _held = self.away.lock().await;
+                let outage = self.record.away(target.to_string());
+                self.homeserver.kill().await?;
+                tokio::time::sleep(down).await;
+                self.homeserver.revive().await?;
+                self.record.back(outage);
+                Ok(())
+            }
+            Target::Engine => {
+                let engine = self.engine.lock().await;
+                let outage = self.record.away(target.to_string());
+                engine.kill().await?;
+                tokio::time::sleep(down).await;
+                engine.start().await?;
+                self.record.back(outage);
+                Ok(())
+            }
+            Target::Sled(project) => self.kill_process(target, project, "sled serve").await,
+            Target::Agent(project) => self.kill_process(target, project, self.agent.mark()).await,
+            Target::Container(project) => {
+                // Nobody takes the engine away meanwhile.
+                let held = self.engine.lock().await;
+                let Some(container) = self.running(project).await? else {
+                    drop(held);
+                    return self.instead(target).await;
+                };
+                let outage = self.record.away(target.to_string());
+                docker(&["kill", &container]).await?;
+                self.record.back(outage);
+                Ok(())
+            }
+        }
+    }
+
+    async fn kill_gateway(&self, down: Duration) -> Result<()> {
+        let mut gateway = self.gateway.lock().await;
+        let outage = self.record.away(Target::Gateway.to_string());
+        if let Some(running) = gateway.take() {
+            running.kill().await?;
+        }
+        tokio::time::sleep(down).await;
+        *gateway = Some(Gateway::start(&self.home, &[])?);
+        drop(gateway);
+        // Recovered only when it takes messages, which it cannot while another part is away.
+        self.healthy().await?;
+        self.record.back(outage);
+        Ok(())
+    }
+
+    async fn kill_process(&self, target: Target, project: usize, mark: &str) -> Result<()> {
+        let Some(id) = self.find(project, mark).await? else { return self.instead(target).await };
+        let outage = self.record.away(target.to_string());
+        engine::kill(id, "KILL").await?;
+        self.record.back(outage);
+        Ok(())
+    }
+
+    /// Waits a little for a process of this kind in the project's container.
+    async fn find(&self, project: usize, mark: &str) -> Result<Option<Pid>> {
+        let until = self.record.now() + AIM;
+        while self.record.now() < until {
+            let held = self.engine.lock().await;
+            if let Some(container) = self.running(project).await?
+                && let Some((id, _)) = top(&container).await.into_iter().find(|(_, line)| is_agent(line, mark))
+            {
+                return Ok(Some(id));
+            }
+            drop(held);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(None)
+    }
+
+    async fn instead(&self, target: Target) -> Result<()> {
+        self.record.note(format!("there was no {target} to kill; the gateway in its place"));
+        self.kill_gateway(Duration::from_millis(100)).await
+    }
+
+    /// The container of a project, if it runs.
+    async fn running(&self, project: usize) -> Result<Option<String>> {
+        let container = self.home.container(&project_name(project)).await?;
+        let running = docker(&["container", "inspect", "--format", "{{.State.Running}}", &container]).await?;
+        Ok((running.trim() == "true").then_some(container))
+    }
+
+    /// Looks after the gateway for ever: one that ends by itself is started again, and why it ended is written down.
+    pub async fn supervise(&self) -> Result<()> {
+        loop {
+            tokio::time::sleep(RESTART).await;
+            let mut slot = self.gateway.lock().await;
+            let Some(status) = slot.as_mut().map(Gateway::ended).transpose()?.flatten() else { continue };
+            let all = slot.take().map(|gateway| gateway.all()).unwrap_or_default();
+            let what = format!("the gateway ended by itself with {status}:\n{}", engine::last_lines(&all, 6));
+            if status.code().is_none_or(|code| code == PANIC) {
+                self.record.found(Fault::Crash, what);
+            } else {
+                self.record.note(what);
+            }
+            *slot = Some(Gateway::start(&self.home, &[])?);
+        }
+    }
+
+    /// Waits until the gateway takes messages.
+    pub async fn healthy(&self) -> Result<()> {
+        let healthy = self.home.wait_healthy(wait::LONG).await;
+        match (healthy, &*self.gateway.lock().await) {
+            (Err(error), Some(gateway)) => Err(error.context(gateway.all())),
+            (healthy, _) => healthy,
+        }
+    }
+
+    /// Stops the gateway as a service supervisor does, and starts it again.
+    pub async fn restart(&self) -> Result<()> {
+        self.stop().await?;
+        *self.gateway.lock().await = Some(Gateway::start(&self.home, &[])?);
+        self.healthy().await
+    }
+
+    /// Stops the gateway (SIGTERM); it must end with exit code 0.
+    pub async fn stop(&self) -> Result<()> {
+        let gateway = self.gateway.lock().await.take().context("there is no gateway to stop")?;
+        gateway.stop().await.context("the gateway did not stop cleanly").map(drop)
+    }
+
+    /// Looks for what should not be there once the gateway has stopped, then removes the containers and looks again.
+    pub async fn inspect(&self) -> Result<()> {
+        let names = docker(&["ps", "--all", "--format", "{{.Names}}"]).await?;
+        let mut expected = Vec::new();
+        for project in 0..PROJECTS {
+            expected.push(self.home.container(&project_name(project)).await?);
+        }
+        for name in names.lines().filter(|name| !expected.iter().any(|known| known == name)) {
+            self.record.found(Fault::Container, format!("container {name}"));
+        }
+        for (project, container) in expected.iter().enumerate() {
+            for line in self.strays(project, container).await {
+                self.record.found(Fault::Process, format!("in the container of {}: {line}", project_name(project)));
+            }
+        }
+        let ids = docker(&["ps", "--all", "--quiet", "--no-trunc"]).await?;
+        let ids: Vec<String> = ids.lines().map(str::to_owned).collect();
+        for id in &ids {
+            docker(&["rm", "--force", "--volumes", id]).await?;
+        }
+        let state = self.home.state().display().to_string();
+        let mut left = engine::of_containers(&ids)?;
+        left.extend(engine::command_lines()?.into_iter().filter(|(_, line)| line.contains(&state)));
+        for (id, line) in left {
+            self.record.found(Fault::Process, format!("on the host: {id} {line}"));
+        }
+        let gateway = self.home.gateway().await?.context("the gateway has an id")?;
+        for name in holdings::holdings(&gateway).await?.containers {
+            self.record.found(Fault::Container, format!("container {name}, after it was removed"));
+        }
+        Ok(())
+    }
+
+    /// Processes in a project's container that should have ended: all but its own, and one agent kept warm for each
+    /// session. What is ending gets a moment.
+    async fn strays(&self, project: usize, container: &str) -> Vec<String> {
+        let sessions = (0..ROOMS).filter(|room| project_of(*room) == project).count();
+        let looked = wait::until("the container is quiet", AIM, || async {
+            let strays = strays(&top(container).await, self.agent.mark(), sessions);
+            Ok(strays.is_empty().then_some(()))
+        });
+        match looked.await {
+            Ok(()) => Vec::new(),
+            Err(_) => strays(&top(container).await, self.agent.mark(), sessions),
+        }
+    }
+
+    /// Reads the stopped gateway's journal: it is sound, and tells the attempts of each turn.
+    pub async fn audit(&self) -> Result<()> {
+        let verified = self.home.run(["journal", "verify"], "").await?;
+        if verified.code != Some(0) {
+            self.record.found(Fault::Journal, verified.to_string());
+        }
+        let told = self.home.run(["journal", "tail", "--lines", EVERYTHING], "").await?;
+        for (turn, attempts) in journal::attempts(&told.stdout) {
+            if attempts > MAX_ATTEMPTS {
+                let stream = journal::about(&told.stdout, &turn);
+                self.record.found(Fault::Attempts, format!("turn {turn} was tried {attempts} times:\n{stream}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps what helps to find out why, in a folder that stays.
+    pub fn keep(&self, folder: &std::path::Path) -> Result<()> {
+        std::fs::create_dir_all(folder)?;
+        for entry in std::fs::read_dir(self.home.state())? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with("journal.db") {
+                std::fs::copy(entry.path(), folder.join(entry.file_name()))?;
+            }
+        }
+        for entry in std::fs::read_dir(self.home.state().join("logs")).into_iter().flatten() {
+            let entry = entry?;
+            std::fs::copy(entry.path(), folder.join(entry.file_name()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Ids on the host and command lines of a container's processes; nothing if it does not run.
+async fn top(container: &str) -> Vec<(Pid, String)> {
+    let all = docker(&["top", container, "-eo", "pid,args"]).await.unwrap_or_default();
+    let process = |line: &str| {
+        let (id, args) = line.trim().split_once(' ')?;
+        Some((Pid::from_raw(id.parse().ok()?), args.trim().to_owned()))
+    };
+    all.lines().filter_map(process).collect()
+}
+
+fn strays(all: &[(Pid, String)], agent: &str, sessions: usize) -> Vec<String> {
+    let agents = all.iter().filter(|(_, line)| is_agent(line, agent)).skip(sessions);
+    let supervisors = all.iter().filter(|(_, line)| line.contains(SUPERVISOR)).skip(sessions);
+    let known = |line: &str| is_agent(line, agent) || line.contains(SUPERVISOR) || belongs(line);
+    let rest = all.iter().filter(|(_, line)| !known(line));
+    agents.chain(supervisors).chain(rest).map(|(id, line)| format!("{id} {line}")).collect()
+}
+
+/// Whether it is a process of this kind itself, neither its supervisor nor a tool of its.
+fn is_agent(line: &str, mark: &str) -> bool {
+    line.contains(mark) && !line.contains(SUPERVISOR) && !line.contains(TOOL_MARK)
+}
+
+/// The processes that a container always has.
+fn belongs(line: &str) -> bool {
+    ["/sbin/tini", "/usr/bin/tini", "/usr/local/bin/sled serve", "sshd: "].iter().any(|known| line.starts_with(known))
+        || line.contains("/sshd ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_has_its_own_processes_and_a_warm_agent_for_each_session() {
+        let all: Vec<(Pid, String)> = [
+            "/usr/bin/tini -- /usr/local/bin/sled serve",
+            "/usr/local/bin/sled serve",
+            "sshd: /usr/sbin/sshd -D [listener] 0 of 64-128 startups",
+            "claude -p --resume 1",
+            "claude -p --resume 2",
+            "/usr/local/bin/sled supervise --control 1 -- claude -p --resume 1",
+            "/usr/local/bin/sled supervise --control 2 -- claude -p --resume 2",
+        ]
+        .into_iter()
+        .zip(1..)
+        .map(|(line, id)| (Pid::from_raw(id), line.to_owned()))
+        .collect();
+        assert!(strays(&all, "claude", 2).is_empty());
+        let left = strays(&all, "claude", 1);
+        let supervisor = "7 /usr/local/bin/sled supervise --control 2 -- claude -p --resume 2";
+        assert_eq!(left, ["5 claude -p --resume 2", supervisor]);
+        let left: Vec<(Pid, String)> = ["/usr/local/bin/sled connect", &format!("sleep 1.2{TOOL_MARK}")]
+            .into_iter()
+            .map(|line| (Pid::from_raw(9), line.to_owned()))
+            .collect();
+        assert_eq!(strays(&left, "claude", 2).len(), 2);
+    }
+}

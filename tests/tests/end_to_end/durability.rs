@@ -1,0 +1,329 @@
+//! Nothing is lost and nothing is answered twice: one case for each way to break off, at a moment of the test's
+//! choosing. The kill test chooses by chance.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use tests::{
+    engine,
+    gateway::Gateway,
+    home::Home,
+    homeserver::Homeserver,
+    images,
+    model::{Gate, Model, Step},
+    person::{Message, Person},
+    process::Output,
+    wait,
+};
+
+/// What the tool of a turn that waits runs: until the file is there.
+const UNTIL_GO: &str = "until [ -e /workspace/go ]; do sleep 0.05; done; echo went";
+
+/// In the command line of that tool.
+const TOOL: &str = "/workspace/go";
+
+/// Ann, the bot and their room; the gateway comes and goes.
+struct Scene {
+    home: Home,
+    ann: Person,
+    bot: Person,
+    room: String,
+}
+
+impl Scene {
+    /// The gateway has made `project`, and Ann has chosen it. The agent is the real one.
+    async fn open(homeserver: &Homeserver, model: &Model, top: &str, project: &str) -> Result<(Self, Gateway)> {
+        images::ready().await?;
+        let (ann, bot) = tokio::try_join!(Person::join(homeserver, "ann"), Person::join(homeserver, "bot"))?;
+        let room = ann.create_room("control", &[&bot.id]).await?;
+        let home = Home::new("", "")?.with_variable("ANTHROPIC_API_KEY", model.key());
+        let settings = format!(
+            "transport = \"matrix\"\nhomeserver = \"{}\"\nusername = \"{}\"\npassword = \"{}\"\nallowed_users = {}\nambient_rooms = {}\n{top}\n",
+            homeserver.url(),
+            bot.id,
+            bot.password(),
+            json!([ann.id]),
+            json!([room]),
+        );
+        home.configure(&settings, &Home::agent_tables(model))?;
+        let scene = Self { home, ann, bot, room };
+        let gateway = scene.up().await?;
+        scene.ann.wait_membership(&scene.room, &scene.bot.id, "join").await?;
+        scene.ask(&format!("new project {project}"), &format!("**{project}** is ready")).await?;
+        scene.ask(&format!("switch {project}"), project).await?;
+        Ok((scene, gateway))
+    }
+
+    async fn up(&self) -> Result<Gateway> {
+        Gateway::up(&self.home, &[]).await
+    }
+
+    async fn say(&self, text: &str) -> Result<String> {
+        self.ann.say(&self.room, text).await
+    }
+
+    async fn ask(&self, text: &str, needle: &str) -> Result<Message> {
+        self.ann.ask(&self.room, &self.bot.id, text, needle).await
+    }
+
+    /// Waits for an answer to the event that contains `needle`.
+    async fn answer(&self, event: &str, needle: &str) -> Result<Message> {
+        let fits = |message: &Message| is_answer(message) && message.body.contains(needle);
+        self.ann.wait_message(&self.room, &self.bot.id, event, wait::LONG, fits).await
+    }
+
+    /// All answers so far that name the event, once a later question has been answered: what is delivered in order
+    /// cannot come any more.
+    async fn answers(&self, event: &str) -> Result<Vec<Message>> {
+        let last = self.say("and now?").await?;
+        self.answer(&last, "Now.").await?;
+        let heard = self.ann.heard(&self.room, &self.bot.id).into_iter();
+        let names = |message: &Message| {
+            let answers = message.content["dev.musher"]["answers"].as_array();
+            answers.is_some_and(|answers| answers.iter().any(|answer| answer == event))
+        };
+        Ok(heard.filter(|message| is_answer(message) && names(message)).collect())
+    }
+
+    /// The event has one answer, and it contains `needle`.
+    async fn answered_once(&self, event: &str, needle: &str) -> Result<()> {
+        let answers = self.answers(event).await?;
+        let bodies: Vec<&str> = answers.iter().map(|answer| answer.body.as_str()).collect();
+        ensure!(matches!(bodies[..], [body] if body.contains(needle)), "wanted one answer `{needle}`: {bodies:#?}");
+        Ok(())
+    }
+
+    /// Lets the tool of a turn go on.
+    fn go(&self, project: &str) -> Result<()> {
+        fs::write(self.home.project(project).join("go"), "").context("the project's folder is ours")
+    }
+
+    /// Waits until the tool of the turn runs.
+    async fn wait_tool(&self, project: &str) -> Result<()> {
+        let container = self.home.container(project).await?;
+        wait::until("the turn's tool runs", wait::LONG, || async {
+            Ok(engine::docker(&["top", &container, "-eo", "pid,args"]).await?.contains(TOOL).then_some(()))
+        })
+        .await
+    }
+
+    /// What the journal says, a line for each event.
+    async fn journal(&self) -> Result<String> {
+        self.home.run(["journal", "tail", "--lines", "100000"], "").await.and_then(Output::success)
+    }
+
+    /// Waits until the journal holds an event of this kind that it did not hold `before`.
+    async fn wait_journal(&self, kind: &str, before: usize) -> Result<()> {
+        wait::until(&format!("the journal holds another {kind}"), wait::LONG, || async {
+            Ok((self.journal().await?.matches(kind).count() > before).then_some(()))
+        })
+        .await
+    }
+}
+
+fn is_answer(message: &Message) -> bool {
+    message.kind == "m.text" && message.edits.is_none()
+}
+
+/// A model that answers `and now?`, and in whose turns about `marker` a tool waits before it says `answer`.
+async fn model_with_tool(marker: &str, answer: &str) -> Result<Model> {
+    let model = Model::start().await?;
+    model.on(marker, [Step::call("Bash", json!({ "command": UNTIL_GO, "timeout": 600_000 })), Step::say(answer)]);
+    model.on("and now?", [Step::say("Now.")]);
+    Ok(model)
+}
+
+#[tokio::test]
+async fn a_gateway_killed_in_a_turn_delivers_the_rest_and_asks_nobody_twice() -> Result<()> {
+    let model = model_with_tool("take your time", "Taken.").await?;
+    let (scene, gateway) = Scene::open(Homeserver::shared().await?, &model, "", "midway").await?;
+    let question = scene.say("take your time").await?;
+    scene.wait_tool("midway").await?;
+    gateway.kill().await?;
+
+    let gateway = scene.up().await?;
+    scene.go("midway")?;
+    scene.answer(&question, "Taken.").await.with_context(|| gateway.all())?;
+    scene.answered_once(&question, "Taken.").await?;
+    assert_eq!(model.asked("take your time").len(), 1, "the model was asked once");
+    gateway.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn what_was_read_before_the_gateway_was_killed_is_answered_after() -> Result<()> {
+    let model = Model::start().await?;
+    model.on("did you see", [Step::say("I saw it.")]);
+    model.on("and now?", [Step::say("Now.")]);
+    let slow = "coalesce_window_ms = 5000";
+    let (scene, gateway) = Scene::open(Homeserver::shared().await?, &model, slow, "window").await?;
+    let question = scene.say("did you see this?").await?;
+    scene.ann.wait_read(&scene.room, &scene.bot.id, &question).await?;
+    gateway.kill().await?;
+    assert!(model.asked("did you see").is_empty(), "the window was open when the gateway was killed");
+
+    let gateway = scene.up().await?;
+    scene.answer(&question, "I saw it.").await.with_context(|| gateway.all())?;
+    scene.answered_once(&question, "I saw it.").await?;
+    assert_eq!(model.asked("did you see").len(), 1);
+    gateway.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn an_answer_that_could_not_be_sent_before_the_gateway_was_killed_comes_once() -> Result<()> {
+    let model = model_with_tool("write it down", "Written down.").await?;
+    // It is held, so nobody else may be on it.
+    let homeserver = Homeserver::private().await?;
+    let (scene, gateway) = Scene::open(&homeserver, &model, "", "undelivered").await?;
+    let question = scene.say("write it down").await?;
+    scene.wait_tool("undelivered").await?;
+    let finished = scene.journal().await?.matches("session.turn_finished").count();
+    homeserver.hold()?;
+    scene.go("undelivered")?;
+    scene.wait_journal("session.turn_finished", finished).await.with_context(|| gateway.all())?;
+    gateway.kill().await?;
+    homeserver.release()?;
+
+    let gateway = scene.up().await?;
+    scene.answer(&question, "Written down.").await.with_context(|| gateway.all())?;
+    scene.answered_once(&question, "Written down.").await?;
+    assert_eq!(model.asked("write it down").len(), 1);
+    gateway.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn messages_from_while_the_gateway_was_down_are_answered_and_those_from_before_it_joined_are_not() -> Result<()> {
+    let homeserver = Homeserver::shared().await?;
+    let model = Model::start().await?;
+    model.on("while you slept", [Step::say("I am awake.")]);
+    model.on("before you came", [Step::say("I was not there.")]);
+    model.on("and now?", [Step::say("Now.")]);
+    let (scene, gateway) = Scene::open(homeserver, &model, "", "absent").await?;
+    gateway.stop().await?;
+    // A room that was talked in before the bot came: it is in it from its next start on.
+    let older = scene.ann.create_room("older", &[]).await?;
+    scene.ann.say(&older, "before you came").await?;
+    scene.ann.invite(&older, &scene.bot.id).await?;
+    let question = scene.say("while you slept").await?;
+
+    let gateway = scene.up().await?;
+    scene.answer(&question, "I am awake.").await.with_context(|| gateway.all())?;
+    scene.answered_once(&question, "I am awake.").await?;
+    scene.ann.wait_membership(&older, &scene.bot.id, "join").await?;
+    // The room is read in order: what is answered there is the later message.
+    scene.ann.ask(&older, &scene.bot.id, "switch absent", "absent").await?;
+    scene.ann.ask(&older, &scene.bot.id, "and now?", "Now.").await?;
+    let heard = scene.ann.heard(&older, &scene.bot.id);
+    assert!(!heard.iter().any(|message| message.body.contains("I was not there.")), "{heard:#?}");
+    assert!(model.asked("before you came").is_empty());
+    gateway.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn a_turn_whose_container_is_killed_is_said_to_be_interrupted_and_resumed_once() -> Result<()> {
+    let model = Model::start().await?;
+    model.on("and now?", [Step::say("Now.")]);
+    let mut attempts = 0;
+    model.otherwise(move |_| {
+        attempts += 1;
+        match attempts {
+            1 => vec![Step::call("Bash", json!({ "command": UNTIL_GO, "timeout": 600_000 }))],
+            _ => vec![Step::say("Done after all.")],
+        }
+    });
+    let (scene, gateway) = Scene::open(Homeserver::shared().await?, &model, "", "interrupted").await?;
+    let question = scene.say("begin, please").await?;
+    scene.wait_tool("interrupted").await?;
+    engine::docker(&["kill", &scene.home.container("interrupted").await?]).await?;
+
+    let told = |message: &Message| message.body.contains("interrupted") && message.body.contains('⚠');
+    let notice = scene.ann.wait_message(&scene.room, &scene.bot.id, &question, wait::LONG, told);
+    notice.await.with_context(|| gateway.all())?;
+    scene.answer(&question, "Done after all.").await.with_context(|| gateway.all())?;
+    scene.answered_once(&question, "Done after all.").await?;
+    let turns = model.requests().into_iter().filter(|request| request.for_turn && !request.said.contains("and now?"));
+    assert_eq!(turns.count(), 2, "one request for each attempt");
+    gateway.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn a_clean_stop_leaves_the_turn_to_its_sled_and_the_next_start_delivers() -> Result<()> {
+    let model = model_with_tool("work through the night", "It is morning.").await?;
+    let (scene, gateway) = Scene::open(Homeserver::shared().await?, &model, "", "overnight").await?;
+    let question = scene.say("work through the night").await?;
+    scene.wait_tool("overnight").await?;
+    gateway.stop().await.context("a clean stop has exit code 0")?;
+    let container = scene.home.container("overnight").await?;
+    let running = engine::docker(&["top", &container, "-eo", "pid,args"]).await?;
+    assert!(running.contains(TOOL), "the turn goes on:\n{running}");
+
+    let gateway = scene.up().await?;
+    scene.go("overnight")?;
+    scene.answer(&question, "It is morning.").await.with_context(|| gateway.all())?;
+    scene.answered_once(&question, "It is morning.").await?;
+    assert_eq!(model.asked("work through the night").len(), 1);
+    gateway.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn what_waits_can_be_changed_taken_back_listed_and_cancelled() -> Result<()> {
+    let model = Model::start().await?;
+    let gate = Gate::closed();
+    model.on("hold on", [Step::Wait(gate.clone()), Step::say("Held.")]);
+    model.on("heron", [Step::say("The rest is read.")]);
+    let (scene, gateway) = Scene::open(Homeserver::shared().await?, &model, "", "waiting").await?;
+    let question = scene.say("hold on").await?;
+    model.wait_asked("hold on").await?;
+    let first = scene.say("heron as it was").await?;
+    let second = scene.say("second to be taken back").await?;
+    scene.say("third to be cancelled").await?;
+    let fourth = scene.say("fourth stays").await?;
+    scene.ann.edit(&scene.room, &first, "heron as it is now").await?;
+    scene.ann.redact(&scene.room, &second).await?;
+
+    // Edits and redactions reach the gateway in their own time.
+    let listed = wait::until("the queue shows what was changed", wait::SHORT, || async {
+        let listed = scene.ask("!queue", "fourth").await?.body;
+        Ok((listed.contains("heron as it is now") && !listed.contains("second")).then_some(listed))
+    })
+    .await
+    .with_context(|| gateway.all())?;
+    assert!(!listed.contains("as it was"), "{listed}");
+    let third = listed.lines().find(|line| line.contains("third")).context("the third waits")?;
+    let number: String = third.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    scene.ask(&format!("!cancel {number}"), "ancel").await?;
+
+    gate.open();
+    scene.answer(&question, "Held.").await.with_context(|| gateway.all())?;
+    scene.answer(&fourth, "The rest is read.").await.with_context(|| gateway.all())?;
+    let asked = model.asked("heron");
+    assert_eq!(asked.len(), 1, "one batch");
+    let said = &asked[0].said;
+    for (words, wanted) in [
+        ("heron as it is now", true),
+        ("fourth stays", true),
+        ("as it was", false),
+        ("second", false),
+        ("third", false),
+    ] {
+        assert_eq!(said.contains(words), wanted, "`{words}` in\n{said}");
+    }
+    gateway.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn a_second_gateway_on_the_same_directory_is_refused_by_name_and_process_id() -> Result<()> {
+    let home = Home::practice().await?;
+    let gateway = Gateway::console(&home).await?;
+    let second = home.run(["up"], "").await?;
+    assert!(second.code.is_some_and(|code| code != 0), "{second}");
+    let directory = state_directory(&home)?;
+    let text = second.text();
+    assert!(text.contains(&gateway.pid()?.to_string()), "who has it is told:\n{text}");
+    assert!(text.contains(&*directory.to_string_lossy()), "and what:\n{text}");
+    gateway.finish().await.map(drop)
+}
+
+fn state_directory(home: &Home) -> Result<PathBuf> {
+    fs::canonicalize(home.state()).context("the state directory")
+}
