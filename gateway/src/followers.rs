@@ -21,6 +21,7 @@ use crate::{
     outbox::{Address, Outbox, Outcome, Post, Settled},
     projects::Registry,
     refusal::Refusal,
+    rooms::Rooms,
     sessions::{Ending, Sessions},
     tasks::Tasks,
     turns::{Handle, StopRequest, Turns, Watch},
@@ -95,6 +96,12 @@ impl Budgets {
     /// Lets projects rest whose budget is used up, and go on when a new day has one.
     pub async fn follow(self) {
         let mut changes = self.usage.changes();
+        // A pause that the dispatcher was told of at start may have ended since.
+        for (project, _) in self.registry.all() {
+            if self.usage.paused(project).is_none() && !self.dispatcher.tell(Event::Unpause { project }) {
+                return;
+            }
+        }
         while let Some(change) = changes.next().await {
             let project = change.project;
             let event = if change.pause.is_some() { Event::Pause { project } } else { Event::Unpause { project } };
@@ -132,16 +139,41 @@ pub async fn tell_pause(
     outbox.post(post).await
 }
 
-/// Erases texts that are older than people want them kept (JRNL-8).
-pub async fn forget_old(journal: Journal, clock: Arc<dyn Clock>, keep: SignedDuration) {
-    loop {
-        let before = clock.now().checked_sub(keep).unwrap_or(Timestamp::MIN);
-        match journal.erase_before(before).await {
-            Ok(0) => {}
-            Ok(erased) => info!(erased, %before, "old texts are erased"),
-            Err(error) => error!(%error, "old texts could not be erased; it is tried again"),
+/// Erases texts that are older than people want them kept (JRNL-8), as far as they are not needed any more.
+pub struct Forgetting {
+    /// Where they lie.
+    pub journal: Journal,
+    /// Tells the time: the journal's.
+    pub clock: Arc<dyn Clock>,
+    /// For how long they are kept.
+    pub keep: SignedDuration,
+    /// What waits for agents.
+    pub sessions: Sessions,
+    /// Commands without an answer.
+    pub rooms: Arc<Rooms>,
+    /// What is on its way to people.
+    pub outbox: Outbox,
+}
+
+impl Forgetting {
+    /// Goes its rounds.
+    pub async fn go(self) {
+        loop {
+            match self.round().await {
+                Ok(0) => {}
+                Ok(erased) => info!(erased, "old texts are erased"),
+                Err(refusal) => error!(%refusal, "old texts could not be erased; it is tried again"),
+            }
+            tokio::time::sleep(RETENTION_ROUND).await;
         }
-        tokio::time::sleep(RETENTION_ROUND).await;
+    }
+
+    async fn round(&self) -> Result<u64, Refusal> {
+        let before = self.clock.now().checked_sub(self.keep).unwrap_or(Timestamp::MIN);
+        let needed = [self.sessions.oldest().await, self.rooms.oldest(), self.outbox.oldest().await?];
+        let before = needed.into_iter().flatten().fold(before, Timestamp::min);
+        let erased = self.journal.erase_before(before).await;
+        erased.map_err(|error| Refusal::internal("old texts could not be erased", error))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The gateway put together: what depends on what, what starts in which order, and how it ends.
 
 use std::{
+    collections::HashSet,
     io::IsTerminal,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -31,6 +32,7 @@ use crate::{
         core::Event,
     },
     doctor::Doctor,
+    failpoint,
     followers::{self, Counting},
     health,
     home::{Home, Owned},
@@ -108,7 +110,7 @@ async fn identity(journal: &Journal) -> Result<Uuid, Refusal> {
         actor: Actor::Gateway,
         cause: Cause::None,
     };
-    journal.append(append).await.map_err(|error| failed(&error))?;
+    failpoint::append(journal, append).await.map_err(|error| failed(&error))?;
     Ok(id)
 }
 
@@ -127,12 +129,13 @@ pub struct Gateway {
     _owned: Owned,
 }
 
-/// Takes up a turn that was under way, and tells its room so, once for each turn (DUR-7).
+/// Takes up a turn that was under way, and tells its room so, once (DUR-7): `told` has the rooms that know.
 async fn resume(
     outbox: &Outbox,
     dispatcher: &Dispatcher<Handle, StopRequest>,
     turns: &Turns,
     unfinished: Unfinished,
+    told: &mut HashSet<Room>,
 ) -> Result<(), Refusal> {
     let Unfinished { session, running } = &unfinished;
     let rights = running.messages.iter().map(|message| message.rights).max().unwrap_or(Role::Member);
@@ -140,9 +143,11 @@ async fn resume(
     let handle = |event_id: &String| Handle { session: Arc::clone(&key), event_id: event_id.as_str().into() };
     let messages = running.messages.iter().map(|message| handle(&message.event_id)).collect();
     let to = Address { room: session.room.clone(), thread: None, reply_to: None, mention: None, pending: None };
-    let transaction = format!("turn-{}-restart", running.turn);
-    let post = Post::notice(to, transaction, "musher was restarted, and goes on with what was asked.");
-    outbox.post(post).await?;
+    if told.insert(session.room.clone()) {
+        let transaction = format!("turn-{}-restart", running.turn);
+        let post = Post::notice(to, transaction, "musher was restarted, and goes on with what was asked.");
+        outbox.post(post).await?;
+    }
     let batch = running.turn;
     let ended = dispatcher.adopt(batch);
     if dispatcher.tell(Event::Resumed { session: session.clone(), batch, rights, messages }) {
@@ -241,7 +246,7 @@ impl Gateway {
             }),
         });
         let (dispatcher, dispatching) =
-            Dispatcher::new(settings.limits, Arc::new(turns.clone()) as Arc<dyn Carrier<_, _>>);
+            Dispatcher::new(settings.limits, Arc::new(turns.clone()) as Arc<dyn Carrier<_, _>>, tasks.stopping());
         tasks.spawn("dispatcher", dispatching);
 
         let closed = Closed::new("the gateway is starting");
@@ -311,8 +316,9 @@ impl Gateway {
                 return Err(Refusal::unavailable("the gateway is stopping"));
             }
         }
+        let mut told = HashSet::new();
         for unfinished in left.unfinished {
-            resume(&outbox, &dispatcher, &turns, unfinished).await?;
+            resume(&outbox, &dispatcher, &turns, unfinished, &mut told).await?;
         }
         let budgets = followers::Budgets {
             usage: usage.clone(),
@@ -323,7 +329,15 @@ impl Gateway {
         };
         tasks.spawn("budgets", budgets.follow());
         if let Some(keep) = settings.retention {
-            tasks.spawn("retention", followers::forget_old(journal.clone(), clock, keep));
+            let forgetting = followers::Forgetting {
+                journal: journal.clone(),
+                clock,
+                keep,
+                sessions: sessions.clone(),
+                rooms: Arc::clone(&rooms),
+                outbox: outbox.clone(),
+            };
+            tasks.spawn("retention", forgetting.go());
         }
         for (project, state) in registry.all() {
             if state.stage == Stage::Registered {
@@ -343,6 +357,8 @@ impl Gateway {
             outbox: outbox.clone(),
             reaction_approvals: config.reaction_approvals,
             usage,
+            tasks: tasks.clone(),
+            max_turns: settings.limits.max_turns,
         };
         intake.take_up(left.waiting).await?;
         Ok(Self {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use jiff::fmt::strtime;
-use journal::{Actor, Cause, Journal, OpenError, ReadError, Reader, Recorded, StreamId, Verification};
+use journal::{Actor, Cause, Journal, ReadError, Reader, Recorded, StreamId, Verification};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -27,11 +27,11 @@ const PAGE: usize = 500;
 const TEXT_CHARS: usize = 200;
 
 fn open(path: &Path) -> Result<Reader, Refusal> {
-    Journal::open_read_only(path).map_err(|error| match error {
-        OpenError::Io { .. } => Refusal::usage("there is no journal here yet")
-            .hint("`musher up` makes one; `--home` names another state directory."),
-        error => Refusal::internal("the journal cannot be opened", error),
-    })
+    if !path.exists() {
+        return Err(Refusal::usage("there is no journal here yet")
+            .hint("`musher up` makes one; `--home` names another state directory."));
+    }
+    Journal::open_read_only(path).map_err(|error| Refusal::internal("the journal cannot be opened", error))
 }
 
 fn unreadable(error: ReadError) -> Refusal {
@@ -78,7 +78,7 @@ pub fn verify(home: &Home) -> Result<bool, Refusal> {
     problems.extend(reader.verify_snapshots::<Session>("session").map_err(unreadable)?);
     problems.extend(reader.verify_snapshots::<Remembered>("room").map_err(unreadable)?);
     problems.extend(outbox::verify(&reader).map_err(unreadable)?);
-    problems.extend(reader.verify_fold::<Tally>("usage").map_err(unreadable)?);
+    problems.extend(reader.verify_snapshots::<Tally>("usage").map_err(unreadable)?);
     problems.extend(reader.verify_fold::<Project>("project").map_err(unreadable)?);
     problems.extend(reader.verify_fold::<Identity>("gateway").map_err(unreadable)?);
     println!(

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use crate::{
-    chat::{Edited, Inbound, Inbox, InboxError, Mark, Person, Reacted, Redacted, Room, SurfaceKind},
+    chat::{Edited, Inbound, Inbox, InboxError, Mark, Missed, Person, Reacted, Redacted, Room, SurfaceKind},
     commands::{
         Asked, Commands,
         grammar::{self, Command, Said},
@@ -24,10 +24,16 @@ use crate::{
     refusal::Refusal,
     rooms::{Mode, Received, Rooms},
     sessions::{Accepted, Message, Removal, Sessions},
+    tasks::Tasks,
     turns::{Handle, StopRequest, Turns, Verdict},
     usage::Usage,
 };
 
+/// How many commands of a room may be under way.
+const MAX_COMMANDS: usize = 50;
+/// What people are told when their words were not to be had.
+const MISSED: &str = "Some of what was said here while I was away could not be read: the homeserver does not give it to me. \
+    Please say again what I have not answered.";
 /// What approves, as a reaction.
 const APPROVING: [&str; 2] = ["👍", "✅"];
 /// What denies, as a reaction.
@@ -55,6 +61,10 @@ pub struct Intake {
     pub reaction_approvals: bool,
     /// What the model was used for, which may have a project rest.
     pub usage: Usage,
+    /// Runs what takes long.
+    pub tasks: Tasks,
+    /// Turns that may run at the same time.
+    pub max_turns: usize,
 }
 
 impl Intake {
@@ -83,9 +93,13 @@ impl Intake {
         match grammar::read(&message.text) {
             Said::Text(text) if text.is_empty() => Ok(()),
             Said::Text(text) => self.words(message, &text, role, project, to).await,
-            // Nothing but an answer follows, which is sent once whatever happens.
-            Said::Misused(answer) => self.answer(to, &message.event_id, answer).await,
+            Said::Misused(answer) => self.answer(&message, to, answer).await,
             Said::Command(command) => {
+                if !command.is_in_order() && self.rooms.waiting_commands(&message.room) >= MAX_COMMANDS {
+                    let told = Refusal::unavailable("too many commands of this room have no answer yet")
+                        .hint("Wait for them, and write it again.");
+                    return self.answer(&message, to, told.to_markdown()).await;
+                }
                 if self.rooms.receive(&message, project).await.map_err(unjournaled)? {
                     self.mark(&message.room, &message.event_id, Mark::Accepted);
                     let asked = Asked { by: message.sender, role, to, project, event_id: message.event_id };
@@ -115,18 +129,23 @@ impl Intake {
         to: Address,
     ) -> Result<(), InboxError> {
         let Some(project) = project else {
-            return self.answer(to, &message.event_id, self.commands.how_to_choose()).await;
+            return self.answer(&message, to, self.commands.how_to_choose()).await;
         };
         // Threads are conversations of their own later; answers go to them already.
         let session = SessionKey { project, room: message.room.clone(), thread: None };
         let accepted = self.sessions.accept(&session, &message, text, role).await.map_err(unjournaled)?;
         let Accepted::New { behind } = accepted else { return Ok(()) };
-        self.mark(&message.room, &message.event_id, if behind { Mark::Waiting } else { Mark::Accepted });
+        let pause = self.usage.paused(project);
+        let waits = behind || pause.is_some() || self.turns.running() >= self.max_turns;
+        self.mark(&message.room, &message.event_id, Mark::Accepted);
+        if waits {
+            self.mark(&message.room, &message.event_id, Mark::Waiting);
+        }
         let event_id: Arc<str> = message.event_id.into();
         if let Some(pending) = message.pending {
             self.turns.hold(&event_id, pending);
         }
-        if let Some(pause) = self.usage.paused(project) {
+        if let Some(pause) = pause {
             let told = tell_pause(&self.outbox, &self.registry, project, &session.room, &pause, 0).await;
             told.unwrap_or_else(|refusal| warn!(%refusal, "a pause is not told"));
         }
@@ -205,7 +224,8 @@ impl Intake {
         let actor = journal::Actor::Person(by.to_string());
         let busy = self.sessions.busy(|key| key.room == room).await;
         for (key, session) in busy {
-            if !session.waiting.iter().any(|message| message.event_id == event_id) {
+            let running = session.running.iter().flat_map(|running| &running.messages);
+            if !session.waiting.iter().chain(running).any(|message| message.event_id == event_id) {
                 continue;
             }
             let removed = self
@@ -238,8 +258,18 @@ impl Intake {
         if reaction.encrypted && !self.reaction_approvals {
             return Ok(());
         }
-        let Some(question) = self.turns.question_at(&reaction.room, &reaction.event_id) else { return Ok(()) };
-        let decided = self.turns.decide(&question, verdict, &reaction.sender, role, &reaction.room).await;
+        let turns = self.turns.clone();
+        let known = turns.question_at(&reaction.room, &reaction.event_id);
+        if known.is_none() && !turns.takes_up() {
+            return Ok(());
+        }
+        // What is known is journaled before anything else is taken; a question of a turn that is being taken up comes yet.
+        let decided = match known {
+            Some(question) => Some(turns.decide(&question, verdict, &reaction.sender, role, &reaction.room).await),
+            None => None,
+        };
+        let outbox = self.outbox.clone();
+        let (room, event_id, sender) = (reaction.room.clone(), reaction.event_id.clone(), reaction.sender.clone());
         let to = Address {
             room: reaction.room,
             thread: None,
@@ -247,14 +277,36 @@ impl Intake {
             mention: None,
             pending: None,
         };
-        let markdown = decided.unwrap_or_else(|refusal| refusal.to_markdown());
         let transaction = format!("reaction-{}", reaction.reaction_id);
-        let post = Post::notice(to, transaction, markdown);
-        self.outbox.post(post).await.map_err(unjournaled)
+        // Its sled may be away, and what others say must not wait for it.
+        self.tasks.spawn("a reaction", async move {
+            let decided = if let Some(decided) = decided {
+                decided
+            } else {
+                let Some(question) = turns.expect_question_at(&room, &event_id).await else { return };
+                turns.decide(&question, verdict, &sender, role, &room).await
+            };
+            let told = match decided {
+                Ok(word) => turns.carry_word(word).await,
+                Err(refusal) => Err(refusal),
+            };
+            let post = Post::notice(to, transaction, told.unwrap_or_else(|refusal| refusal.to_markdown()));
+            if let Err(refusal) = outbox.post(post).await {
+                warn!(%refusal, "what a reaction did is not told");
+            }
+        });
+        Ok(())
     }
 
-    async fn answer(&self, to: Address, event_id: &str, markdown: String) -> Result<(), InboxError> {
-        self.outbox.post(Post::answer(to, event_id, markdown)).await.map_err(unjournaled)
+    /// Answers what needs nothing but an answer. It is journaled as seen first: when the same event comes again it may mean
+    /// something else.
+    async fn answer(&self, message: &Inbound, to: Address, markdown: String) -> Result<(), InboxError> {
+        if self.rooms.receive(message, None).await.map_err(unjournaled)? {
+            self.mark(&message.room, &message.event_id, Mark::Accepted);
+            let post = Post::answer(to, &message.event_id, markdown);
+            self.rooms.answer(&message.room, &message.event_id, vec![post]).await.map_err(unjournaled)?;
+        }
+        Ok(())
     }
 
     fn mark(&self, room: &Room, event_id: &str, mark: Mark) {
@@ -266,6 +318,13 @@ impl Intake {
     fn tell(&self, event: Event<Handle, StopRequest>) -> Result<(), InboxError> {
         if self.dispatcher.tell(event) { Ok(()) } else { Err(InboxError::Stopping) }
     }
+}
+
+/// Tells a room that some of what was said there is not to be had, once however often the gap is met.
+fn tell_missed(Missed { room, gap }: Missed) -> Post {
+    let name = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{room} {gap}").as_bytes());
+    let to = Address { room, thread: None, reply_to: None, mention: None, pending: None };
+    Post::notice(to, format!("gap-{name}"), MISSED)
 }
 
 fn unjournaled(refusal: Refusal) -> InboxError {
@@ -290,6 +349,10 @@ impl Inbox for Intake {
         self.react(reaction).boxed()
     }
 
+    fn missed(&self, missed: Missed) -> BoxFuture<'_, Result<(), InboxError>> {
+        async { self.outbox.post(tell_missed(missed)).await.map_err(unjournaled) }.boxed()
+    }
+
     fn newest(&self, surface: SurfaceKind) -> BoxFuture<'_, Result<Option<Timestamp>, InboxError>> {
         let newest = self.sessions.newest(surface).max(self.rooms.newest(surface));
         std::future::ready(Ok(newest)).boxed()
@@ -297,5 +360,24 @@ impl Inbox for Intake {
 
     fn listens_to(&self, person: &Person) -> bool {
         self.people.role(person).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_told_under_one_transaction_per_room_and_gap() {
+        let room = |id: &str| Room { surface: SurfaceKind::Matrix, id: id.to_owned() };
+        let told = |id: &str, gap: &str| tell_missed(Missed { room: room(id), gap: gap.to_owned() }).transaction;
+        assert_eq!(told("!a:b.c", "s1_2~3"), told("!a:b.c", "s1_2~3"));
+        assert_ne!(told("!a:b.c", "s1_2~3"), told("!a:b.c", "s1_2~4"));
+        assert_ne!(told("!a:b.c", "s1_2~3"), told("!b:b.c", "s1_2~3"));
+        // It stands in the path of a request.
+        assert!(told("!a:b.c", "s1/2?3").chars().all(|char| char.is_ascii_alphanumeric() || char == '-'));
+        let post = tell_missed(Missed { room: room("!a:b.c"), gap: "s1".to_owned() });
+        assert_eq!((post.to.room, post.weight), (room("!a:b.c"), crate::chat::Weight::Notice));
+        assert!(post.markdown.contains("say again"), "{}", post.markdown);
     }
 }

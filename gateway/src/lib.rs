@@ -10,6 +10,7 @@ pub mod containers;
 pub mod control;
 pub mod dispatch;
 pub mod doctor;
+pub mod failpoint;
 pub mod followers;
 pub mod gateway;
 pub mod health;

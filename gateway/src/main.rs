@@ -14,6 +14,7 @@ use musher::{
     containers::Containers,
     control,
     doctor::{Check, Doctor},
+    failpoint,
     gateway::{Gateway, UpOptions},
     home::{Home, make_private},
     inspect,
@@ -90,6 +91,7 @@ fn up(environment: &Environment<'_>, home: Home, options: UpOptions) -> Result<E
     let config = settings::load(&home)?;
     let _logging = log(&home, io::stdin().is_terminal())?;
     install_crypto()?;
+    failpoint::arm();
     block_on(async {
         let gateway = Gateway::build(&config, environment, home).await?;
         let failed = |error| Refusal::internal("signals cannot be received", error);

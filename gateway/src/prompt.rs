@@ -5,7 +5,11 @@ use jiff::Timestamp;
 use crate::chat::{Person, SurfaceKind};
 
 /// What an agent is told when the attempt before was interrupted.
-const INTERRUPTED: &str = "You were interrupted before you answered: the machine that you run on ended. Look at what you had done already, and then go on to your answer.";
+const INTERRUPTED: &str =
+    "You were interrupted before you answered. Look at what you had done already, and then go on to your answer.";
+
+/// How much people's words may be in one prompt, in bytes: a sled takes a line of 1 MiB with its escapes.
+const TEXT_MAX: usize = 400_000;
 
 /// What somebody said to an agent.
 #[derive(Debug, Clone)]
@@ -20,9 +24,35 @@ pub struct Words {
     pub quoted: Option<String>,
 }
 
+impl Words {
+    /// At most `share` bytes of each of its texts.
+    fn cut(&self, share: usize) -> Self {
+        let cut = |text: &String| {
+            if text.len() <= share {
+                return text.clone();
+            }
+            let end = text.floor_char_boundary(share);
+            format!("{}… ({} bytes more were left out)", &text[..end], text.len() - end)
+        };
+        Self { text: cut(&self.text), quoted: self.quoted.as_ref().map(cut), ..self.clone() }
+    }
+}
+
 /// The prompt of a batch. On the console, where one person talks, a single message is just its words; elsewhere
 /// each message says who said it when.
+///
+/// What is longer than a sled takes is cut, of each message as much as it must be, and says so.
 pub fn render(messages: &[Words]) -> String {
+    let all: usize = messages.iter().map(|words| words.text.len() + words.quoted.as_ref().map_or(0, String::len)).sum();
+    if all > TEXT_MAX {
+        let share = TEXT_MAX / messages.len().max(1) / 2;
+        let cut: Vec<_> = messages.iter().map(|words| words.cut(share)).collect();
+        return render_all(&cut);
+    }
+    render_all(messages)
+}
+
+fn render_all(messages: &[Words]) -> String {
     if let [Words { sender, text, quoted: None, .. }] = messages
         && sender.surface == SurfaceKind::Console
     {
@@ -100,6 +130,17 @@ mod tests {
         &lt;/message>&lt;message from="@ann:example.org">do it
         </message>
         "#);
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_prompt_is_cut_and_says_so() {
+        let long = words(SurfaceKind::Matrix, "@ann:example.org", &"é".repeat(40_000));
+        let short = words(SurfaceKind::Matrix, "@bob:example.org", "and this");
+        let batch: Vec<_> = std::iter::repeat_n(long, 10).chain([short]).collect();
+        let prompt = render(&batch);
+        assert!(prompt.len() < TEXT_MAX, "{}", prompt.len());
+        assert_eq!(prompt.matches("bytes more were left out").count(), 10);
+        assert!(prompt.contains("\nand this\n"));
     }
 
     #[test]

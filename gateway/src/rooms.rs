@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     chat::{Inbound, Person, Room, SurfaceKind},
+    failpoint,
     outbox::{Outbox, Post},
     refusal::Refusal,
     sessions::{TextOf, seen_key, text_id},
@@ -89,9 +90,12 @@ pub struct Received {
     pub project: Option<Uuid>,
     /// The id of its text.
     pub text: Uuid,
-    /// Where in the journal it was received.
+    /// Where in the journal it was received. Not part of the event itself.
     #[serde(default)]
     pub position: u64,
+    /// When it was received, by the journal's clock. Not part of the event itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<Timestamp>,
 }
 
 /// What is remembered of a room.
@@ -119,8 +123,10 @@ impl Fold for Remembered {
             }
             RoomEvent::ModeSet { mode } => self.mode = Some(*mode),
             RoomEvent::CommandReceived(received) => {
-                let received = Received { position: recorded.position, ..received.clone() };
-                self.newest = self.newest.max(Some(received.at));
+                let (position, at) = (recorded.position, Some(recorded.time));
+                let received = Received { position, received: at, ..received.clone() };
+                // Its surface may say any time.
+                self.newest = self.newest.max(Some(received.at.min(recorded.time)));
                 self.unanswered.insert(received.event_id.clone(), received);
             }
             RoomEvent::CommandAnswered { event_id } => drop(self.unanswered.remove(event_id)),
@@ -175,6 +181,18 @@ impl Rooms {
         of_surface.filter_map(|(_, remembered)| remembered.state.newest).max()
     }
 
+    /// How many commands of a room have no answer yet.
+    pub fn waiting_commands(&self, room: &Room) -> usize {
+        self.of(room, |remembered| remembered.unanswered.len()).unwrap_or_default()
+    }
+
+    /// When the oldest command was received that has no answer yet.
+    pub fn oldest(&self) -> Option<Timestamp> {
+        let rooms = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let unanswered = rooms.values().flat_map(|remembered| remembered.state.unanswered.values());
+        unanswered.filter_map(|received| received.received).min()
+    }
+
     /// How messages during a turn are taken here.
     pub fn mode(&self, room: &Room) -> Mode {
         self.of(room, |remembered| remembered.mode).flatten().unwrap_or(self.default_mode)
@@ -211,6 +229,7 @@ impl Rooms {
             project,
             text,
             position: 0,
+            received: None,
         };
         let event = encode(&RoomEvent::CommandReceived(received))?.with_text(text, masked(&said.text));
         let key = Some(seen_key(&said.room, &said.event_id));
@@ -263,8 +282,23 @@ impl Rooms {
             std::sync::Arc::clone(writing.entry(room.clone()).or_default())
         };
         let _writing = writing.lock().await;
+        let changed = self.append(room, append, posts).await;
+        if changed.is_err() {
+            // Whether it was appended is not known: what the journal says now holds.
+            match self.journal.load_snapshot::<Remembered>(&stream).await {
+                Ok(now) => {
+                    self.remembered.lock().unwrap_or_else(PoisonError::into_inner).insert(room.clone(), now);
+                }
+                Err(error) => tracing::error!(%stream, %error, "a room cannot be read"),
+            }
+        }
+        changed
+    }
+
+    async fn append(&self, room: &Room, append: Append, posts: Vec<Post>) -> Result<bool, Refusal> {
+        let stream = append.stream.clone();
         let appended = if posts.is_empty() {
-            match self.journal.append(append).await {
+            match failpoint::append(&self.journal, append).await {
                 Ok(appended) => appended,
                 // It was seen before, when it meant something else.
                 Err(AppendError::KeyReused { .. }) => return Ok(false),

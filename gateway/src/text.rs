@@ -18,14 +18,16 @@ pub fn plain(text: &str) -> String {
 
 /// The text with `…` for the user's name, password or token of every URL in it (PROJ-3).
 ///
-/// A password that was not encoded as URLs want it may hold a `@`, `?` or `#`: all up to the last `@` is taken for it.
+/// The name alone in an `ssh://` URL stays. A password that was not encoded as URLs want it may hold a `@`, `?` or `#`: all up to the last `@` is taken for it.
 pub fn masked(text: &str) -> String {
     let mut pieces = text.split("://");
     let mut out = pieces.next().unwrap_or_default().to_owned();
     for piece in pieces {
         let end = piece.find(|c: char| c.is_whitespace() || "/\"`<>".contains(c)).unwrap_or(piece.len());
+        // A user's name that is no secret: without it the address would be another one.
+        let over_ssh = out.ends_with("ssh");
         out.push_str("://");
-        match piece[..end].rfind('@') {
+        match piece[..end].rfind('@').filter(|at| !over_ssh || piece[..*at].contains(':')) {
             Some(at) => {
                 out.push('…');
                 out.push_str(&piece[at..]);
@@ -98,9 +100,10 @@ mod tests {
         for (text, shown) in [
             ("see https://ann:tok@h/x.git.", "see https://…@h/x.git."),
             ("'https://tok@h/x'", "'https://…@h/x'"),
-            ("HTTPS://ann:p@s#s?w@h:1/x ssh://git@h2", "HTTPS://…@h:1/x ssh://…@h2"),
+            ("HTTPS://ann:p@s#s?w@h:1/x ssh://git@h2", "HTTPS://…@h:1/x ssh://git@h2"),
             ("https://ann:to\u{200b}k@h", "https://…@h"),
             ("https://…@h", "https://…@h"),
+            ("ssh://git:tok@h:22/x ssh://git@h:22/x", "ssh://…@h:22/x ssh://git@h:22/x"),
             (
                 "https://h/@ann ann@h {\"https://h\",\"a@b\"} :// a@b",
                 "https://h/@ann ann@h {\"https://h\",\"a@b\"} :// a@b",

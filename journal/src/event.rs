@@ -99,6 +99,11 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
+    /// Its kind, `noun.past_tense`.
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
     /// Stores a text with the event, in the same transaction: words of a person or an agent that
     /// must be erasable. The event's data names the text by `id`, which is new; the text itself
     /// belongs nowhere else, neither in an event nor in a [`crate::Snapshot`].

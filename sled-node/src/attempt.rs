@@ -83,6 +83,8 @@ pub struct Words<'a> {
     pub text: &'a str,
     /// The agent has waited since an earlier turn: if it ends before it says anything, it did not get the words.
     pub waited: bool,
+    /// It echoes its words. If it has waited, what it says before that is not of this turn.
+    pub echoes: bool,
     /// Whether it shall wait for the next turn when it has answered.
     pub keep: bool,
 }
@@ -119,6 +121,13 @@ struct Talk {
 }
 
 impl Talk {
+    /// People want the end: nothing may follow on this conversation, neither a wait for a limit nor another agent.
+    fn stopped(&mut self, reason: StopReason) {
+        if matches!(self.end, None | Some(End::Limited(_) | End::NotTaken)) {
+            self.end = Some(End::Stopped(reason));
+        }
+    }
+
     fn say(&mut self, line: Vec<u8>) {
         if self.agent.say(line) == Err(DoesNotListen) {
             self.end.get_or_insert_with(|| End::Broken("it does not read the answers to what it asks".to_owned()));
@@ -132,7 +141,8 @@ impl<'a> Attempt<'a> {
         Self { recorder, questions, heard: false, got_on: false, usage: None, tail: Tail::default() }
     }
 
-    /// Gives the agent its words and hears it to its end, or to the point from which it waits. `started` is stored first.
+    /// Gives the agent its words and hears it to its end, or to the point from which it waits. `started` is stored before anything that it says;
+    /// the words go ahead of it, because they are not to wait for the disk (SLED-7): that the attempt was accepted is stored already.
     pub async fn converse(
         &mut self,
         agent: LiveAgent,
@@ -141,7 +151,11 @@ impl<'a> Attempt<'a> {
         wishes: &mut Wishes,
     ) -> Conversation {
         let id = Uuid::new_v4();
-        let mut talk = Talk { agent, listener: Listener::new(id, self.heard), untaken: words.waited, end: None };
+        let mut listener = Listener::new(id, self.heard);
+        if words.waited && words.echoes {
+            listener.await_echo();
+        }
+        let mut talk = Talk { agent, listener, untaken: words.waited, end: None };
         let said = talk.agent.say(stream_json::prompt_line(words.text, id));
         if said == Err(DoesNotListen) && words.waited {
             talk.end = Some(End::NotTaken);
@@ -191,7 +205,7 @@ impl<'a> Attempt<'a> {
                 },
                 Some(stop) = wishes.stops.recv() => {
                     settling = false;
-                    talk.end.get_or_insert(End::Stopped(stop.reason));
+                    talk.stopped(stop.reason);
                     talk.agent.stop(stop.grace).await;
                 }
                 Some(answer) = wishes.answers.recv() => self.answer(talk, answer).await,
@@ -257,6 +271,10 @@ impl<'a> Attempt<'a> {
                 self.used(&mut talk.agent, usage);
                 talk.end = Some(End::Limited(limit));
                 self.store(talk, events).await;
+            }
+            Heard::Unasked => {
+                tracing::warn!("a waiting agent is ended: it worked by itself when its words came");
+                talk.end = Some(End::NotTaken);
             }
             Heard::Noise => self.tail.push(&line),
         }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use link::requests::{FailureReason, Outcome, TurnEvent, TurnRequest, Usage};
+use link::requests::{Agent, FailureReason, Outcome, TurnEvent, TurnRequest, Usage};
 use tokio::time::Instant;
 
 use crate::agent;
@@ -75,7 +75,8 @@ async fn converse(
             vec![TurnEvent::Started { session_found }]
         };
         let text = if attempt.heard && session_found { GO_ON } else { &request.prompt };
-        let words = Words { text, waited, keep: !keep.is_zero() };
+        let echoes = matches!(request.agent, Agent::Claude { .. });
+        let words = Words { text, waited, echoes, keep: !keep.is_zero() };
         match attempt.converse(agent, words, started, wishes).await {
             Conversation::Over(outcome) => return Ok(outcome),
             Conversation::Kept(outcome, agent) => {

@@ -264,6 +264,17 @@ impl Supervised {
 }
 
 #[cfg(test)]
+impl Supervised {
+    /// A program without a supervisor, and the other end of the line to it.
+    pub fn alone(child: Child) -> (Self, UnixStream) {
+        let (here, there) = UnixStream::pair().unwrap();
+        let (reports, orders) = here.into_split();
+        let reports = BufReader::new(reports).lines();
+        (Self { child, reports, orders, mark: Uuid::new_v4().to_string(), gone: None }, there)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use link::requests::{Agent, GitIdentity, Permissions, TurnRequest};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -238,24 +239,90 @@ async fn wait(mut agent: LiveAgent, mut wishes: mpsc::Receiver<Wish>, until: Ins
         tokio::select! {
             biased;
             wish = wishes.recv() => match wish {
-                Some(Wish::Take(give)) => match give.send(agent) {
-                    Ok(()) => return,
-                    Err(back) => agent = back,
-                },
+                Some(Wish::Take(give)) => {
+                    if !is_quiet(&mut agent).await {
+                        break;
+                    }
+                    match give.send(agent) {
+                        Ok(()) => return,
+                        Err(back) => agent = back,
+                    }
+                }
                 Some(Wish::End) | None => break,
             },
-            sound = agent.next() => match sound {
-                Sound::News(News::Gone(_)) => return,
-                Sound::Output(Line::Whole(line)) if !stream_json::is_work(&line) => {}
-                Sound::Output(_) => {
-                    tracing::warn!("a waiting agent is ended: it began to work by itself");
-                    break;
-                }
-                Sound::Silent | Sound::Deaf => break,
-                Sound::Error(_) | Sound::News(News::Settled { .. }) => {}
+            sound = agent.next() => if !still_waits(&sound) {
+                break;
             },
             () = tokio::time::sleep_until(until) => break,
         }
     }
     agent.end().await;
+}
+
+/// Whether all that an agent has said by now, and nobody has read, leaves it waiting: the next turn would take it for its own.
+async fn is_quiet(agent: &mut LiveAgent) -> bool {
+    // What has arrived is known when the runtime has looked.
+    tokio::task::yield_now().await;
+    while let Some(sound) = agent.next().now_or_never() {
+        if !still_waits(&sound) {
+            return false;
+        }
+    }
+    true
+}
+
+fn still_waits(sound: &Sound) -> bool {
+    match sound {
+        Sound::Output(Line::Whole(line)) if !stream_json::is_work(line) => true,
+        Sound::Output(_) => {
+            tracing::warn!("a waiting agent is ended: it began to work by itself");
+            false
+        }
+        Sound::Silent | Sound::Deaf | Sound::News(News::Gone(_)) => false,
+        Sound::Error(_) | Sound::News(News::Settled { .. }) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use tokio::process::Command;
+
+    use super::*;
+    use crate::supervised::Supervised;
+
+    /// What becomes of an agent that has said `line` when somebody wants it before that was read.
+    async fn taken_after(line: &str) -> bool {
+        let folder = tempfile::tempdir().unwrap();
+        let said = folder.path().join("said");
+        let child = Command::new("sh")
+            .args(["-c", r#"printf '%s\n' "$1"; touch "$2"; read end"#, "agent", line])
+            .arg(&said)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let (tree, _supervisor) = Supervised::alone(child);
+        let agent = LiveAgent::of(tree);
+        while !said.exists() {
+            tokio::task::yield_now().await;
+        }
+        let (wishes, wished) = mpsc::channel(1);
+        let (give, given) = oneshot::channel();
+        wishes.send(Wish::Take(give)).await.unwrap();
+        let waits = tokio::spawn(wait(agent, wished, Instant::now() + LONGEST));
+        let taken = given.await.is_ok();
+        waits.abort();
+        taken
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_has_begun_to_work_is_not_handed_over_though_nobody_has_read_it_yet() {
+        assert!(taken_after(r#"{"type":"keep_alive"}"#).await);
+        assert!(!taken_after(r#"{"type":"assistant","message":{"content":[]}}"#).await);
+        assert!(!taken_after(r#"{"type":"result","is_error":false,"result":"by the way"}"#).await);
+    }
 }

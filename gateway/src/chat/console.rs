@@ -394,7 +394,7 @@ impl History for Discreet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::{Edited, Reacted, Redacted};
+    use crate::chat::{Edited, Missed, Reacted, Redacted};
 
     #[test]
     fn an_edit_shows_what_is_new() {
@@ -498,6 +498,10 @@ mod tests {
 
         fn reacted(&self, _: Reacted) -> BoxFuture<'_, Result<(), InboxError>> {
             unreachable!("a console has no reactions")
+        }
+
+        fn missed(&self, _: Missed) -> BoxFuture<'_, Result<(), InboxError>> {
+            unreachable!("a console gives all that is typed")
         }
 
         fn newest(&self, _: SurfaceKind) -> BoxFuture<'_, Result<Option<Timestamp>, InboxError>> {

@@ -142,6 +142,15 @@ pub struct Reacted {
     pub encrypted: bool,
 }
 
+/// Some of what was said in a room is not to be had: its surface will never give it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missed {
+    /// Where.
+    pub room: Room,
+    /// The surface's name for the gap, of any form: the same when the same gap is met again.
+    pub gap: String,
+}
+
 /// Takes what surfaces receive.
 ///
 /// What is said in one room comes in the order of its timeline, one after the other; rooms come side by side. The
@@ -160,6 +169,9 @@ pub trait Inbox: Send + Sync + 'static {
 
     /// Takes a reaction over. What it was put on need not be ours.
     fn reacted(&self, reaction: Reacted) -> BoxFuture<'_, Result<(), InboxError>>;
+
+    /// Takes over that something was missed; people in the room are told, once per gap.
+    fn missed(&self, missed: Missed) -> BoxFuture<'_, Result<(), InboxError>>;
 
     /// When the newest message that was ever accepted from this surface was said; `None` when there is none. A surface
     /// that has lost its own position goes back to there, so that only a wholly lost state directory makes
@@ -267,7 +279,8 @@ pub trait Surface: Send + Sync + 'static {
 
     /// Looks in the room for a message of ours that was sent under this transaction, at `since` or later by the
     /// gateway's clock (differing clocks are allowed for); gives its event id. Before an uncertain resend: a server
-    /// forgets transaction ids. Edits are not found. `Ok(None)` is certain.
+    /// forgets transaction ids. Edits are not found. `Ok(None)` is certain, but for a message that was taken back
+    /// meanwhile: that one is found only where the surface still knows under which transaction it was sent.
     fn find<'a>(
         &'a self,
         room: &'a Room,

@@ -307,7 +307,9 @@ impl Commands {
     }
 
     async fn decide(&self, question: &str, verdict: Verdict, asked: &Asked) -> Result<String, Refusal> {
-        self.inner.turns.decide(question, verdict, &asked.by, asked.role, &asked.to.room).await
+        self.inner.turns.expect_question(question).await;
+        let word = self.inner.turns.decide(question, verdict, &asked.by, asked.role, &asked.to.room).await?;
+        self.inner.turns.carry_word(word).await
     }
 
     fn cost(&self, asked: &Asked) -> String {

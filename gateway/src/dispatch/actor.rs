@@ -6,6 +6,7 @@ use tokio::{
     sync::mpsc::{self, UnboundedReceiver, UnboundedSender, WeakUnboundedSender},
     time::{Instant, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
@@ -66,9 +67,13 @@ impl<M, S> Clone for Dispatcher<M, S> {
 impl<M: Clone + Eq + Send + 'static, S: Send + 'static> Dispatcher<M, S> {
     /// A dispatcher and the work that makes it go, for the caller to spawn. The work ends when no door and no turn is left
     /// that could tell it anything.
-    pub fn new(limits: Limits, carrier: Arc<dyn Carrier<M, S>>) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    pub fn new(
+        limits: Limits,
+        carrier: Arc<dyn Carrier<M, S>>,
+        stopping: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (events, receiver) = mpsc::unbounded_channel();
-        let work = run(Core::new(limits, Uuid::now_v7), receiver, events.downgrade(), carrier);
+        let work = run(Core::new(limits, Uuid::now_v7), receiver, events.downgrade(), carrier, stopping);
         (Self { events }, work)
     }
 
@@ -89,6 +94,7 @@ async fn run<M: Clone + Eq + Send + 'static, S: Send + 'static>(
     mut receiver: UnboundedReceiver<Event<M, S>>,
     events: WeakUnboundedSender<Event<M, S>>,
     carrier: Arc<dyn Carrier<M, S>>,
+    stopping: CancellationToken,
 ) {
     let began = Instant::now();
     loop {
@@ -100,6 +106,10 @@ async fn run<M: Clone + Eq + Send + 'static, S: Send + 'static>(
             },
             () = sleep_until(deadline.unwrap_or(began)), if deadline.is_some() => Event::Tick,
         };
+        if stopping.is_cancelled() {
+            // Turns that are let go of then have not ended: they go on in their sleds.
+            return;
+        }
         let over = if let Event::Ended { batch, .. } = &event { Some(*batch) } else { None };
         for effect in core.on(began.elapsed(), event) {
             match effect {
@@ -187,7 +197,8 @@ mod tests {
 
     fn dispatcher() -> (Dispatcher<u32, u32>, Arc<Record>, tokio::task::JoinHandle<()>) {
         let record = Arc::new(Record::default());
-        let (dispatcher, work) = Dispatcher::new(LIMITS, Arc::clone(&record) as Arc<dyn Carrier<_, _>>);
+        let (dispatcher, work) =
+            Dispatcher::new(LIMITS, Arc::clone(&record) as Arc<dyn Carrier<_, _>>, CancellationToken::new());
         (dispatcher, record, tokio::spawn(work))
     }
 

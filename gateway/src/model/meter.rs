@@ -15,9 +15,9 @@ const HELD_MAX: usize = 256 * 1024;
 /// Longer names of models are none.
 const NAME_MAX: usize = 100;
 /// What the model is called that does not say its name.
-const NAMELESS: &str = "unknown model";
-/// About so many bytes of an answer make a token, where the model did not get to count them.
-const BYTES_PER_TOKEN: u64 = 4;
+pub(super) const NAMELESS: &str = "unknown model";
+/// About so many bytes of an answer, or of a request, make a token, where the model did not get to count them.
+pub(super) const BYTES_PER_TOKEN: u64 = 4;
 
 /// What an answer was counted to.
 #[derive(Debug, Clone, PartialEq, Eq)]

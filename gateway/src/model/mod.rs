@@ -8,7 +8,15 @@ mod meter;
 #[cfg(test)]
 mod tests;
 
-use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -19,6 +27,7 @@ use axum::{
     routing::post,
 };
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http_body_util::{BodyExt, Limited};
 use reqwest::{Certificate, Client, Url, redirect};
 use serde_json::json;
@@ -29,9 +38,9 @@ use uuid::Uuid;
 use crate::{
     metrics::{Metrics, ModelOutcome},
     refusal::Refusal,
-    usage::{self, Usage},
+    usage::{self, Tokens, Usage},
 };
-use meter::{Counted, Meter};
+use meter::{BYTES_PER_TOKEN, Counted, Meter, NAMELESS};
 
 /// The prefix under which sleds ask for the model.
 pub const PREFIX: &str = "/model";
@@ -105,7 +114,8 @@ impl Model {
         Ok(Self { client, base, auth, key, headers })
     }
 
-    async fn send(&self, request: Request) -> Result<reqwest::Response, Response> {
+    /// Sends a request; how many bytes of its body have been passed on is added to `passed`.
+    async fn send(&self, request: Request, passed: Arc<AtomicU64>) -> Result<reqwest::Response, Response> {
         let (parts, body) = request.into_parts();
         let mut url = self.base.clone();
         let path = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default();
@@ -120,7 +130,12 @@ impl Model {
         if let Some(length) = parts.headers.get(header::CONTENT_LENGTH) {
             headers.insert(header::CONTENT_LENGTH, length.clone());
         }
-        let body = reqwest::Body::wrap_stream(Limited::new(body, REQUEST_MAX).into_data_stream());
+        let body = Limited::new(body, REQUEST_MAX).into_data_stream().inspect(move |part| match part {
+            Ok(part) => drop(passed.fetch_add(part.len() as u64, Ordering::Relaxed)),
+            // The model gets no whole request, and answers none.
+            Err(_) => passed.store(0, Ordering::Relaxed),
+        });
+        let body = reqwest::Body::wrap_stream(body);
         self.client.request(parts.method, url).headers(headers).body(body).send().await.map_err(|error| {
             warn!(%error, "the model was not reached");
             let why = if error.is_timeout() { "did not answer in time" } else { "could not be reached" };
@@ -196,32 +211,39 @@ async fn forward(door: &Door, request: Request, counted: Option<usage::Request>)
     let Ok(place) = Arc::clone(&door.places).try_acquire_owned() else {
         return refused(StatusCode::TOO_MANY_REQUESTS, "too many requests of this project are under way");
     };
-    let answer = match door.proxy.model.send(request).await {
+    let metrics = door.proxy.metrics.clone();
+    let mut counting = counted.map(|request| Counting::new(request, metrics.clone()));
+    let passed = counting.as_ref().map(|counting| Arc::clone(&counting.passed)).unwrap_or_default();
+    let answer = match door.proxy.model.send(request, passed).await {
         Ok(answer) => answer,
         Err(refusal) => {
             if refusal.status() == StatusCode::BAD_GATEWAY {
-                door.proxy.metrics.model_requested(ModelOutcome::Unreachable);
+                metrics.model_requested(ModelOutcome::Unreachable);
             }
+            // It may have got to the model all the same.
+            drop(counting.as_mut().and_then(Counting::count));
             return refusal;
         }
     };
     let (status, headers) = (answer.status(), passed_on(answer.headers()));
-    // Errors cost nothing.
-    let counted = counted.filter(|_| status.is_success());
-    if counted.is_some() && is_encoded(&headers) {
-        door.proxy.metrics.model_requested(ModelOutcome::Refused);
-        warn!("the model's answer is compressed although it was asked not to be");
-        return refused(StatusCode::BAD_GATEWAY, "the model's answer is compressed, so its use cannot be counted");
+    if !status.is_success()
+        && let Some(counting) = counting.take()
+    {
+        // Errors cost nothing.
+        counting.free();
     }
-    let metrics = door.proxy.metrics.clone();
-    let counting = if let Some(request) = counted {
+    if let Some(counting) = &mut counting {
+        if is_encoded(&headers) {
+            metrics.model_requested(ModelOutcome::Refused);
+            warn!("the model's answer is compressed although it was asked not to be");
+            drop(counting.count());
+            return refused(StatusCode::BAD_GATEWAY, "the model's answer is compressed, so its use cannot be counted");
+        }
         let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let meter = Meter::new(content_type.unwrap_or_default());
-        Some(Counting { meter, request: Some(request), metrics })
+        counting.meter = Some(Meter::new(content_type.unwrap_or_default()));
     } else {
         metrics.model_requested(if status.is_success() { ModelOutcome::Answered } else { ModelOutcome::Refused });
-        None
-    };
+    }
     // The place is given back when the body has been read, or nobody wants it any more.
     let body =
         futures_util::stream::unfold((answer, counting, place), |(mut answer, mut counting, place)| async move {
@@ -236,10 +258,7 @@ async fn next_chunk(answer: &mut reqwest::Response, counting: Option<&mut Counti
     let chunk = answer.chunk().await.map_err(io::Error::other).transpose();
     let Some(counting) = counting else { return chunk };
     let complete = match &chunk {
-        Some(Ok(chunk)) => {
-            counting.meter.read(chunk);
-            counting.meter.complete()
-        }
+        Some(Ok(chunk)) => counting.read(chunk),
         Some(Err(_)) => false,
         None => true,
     };
@@ -257,21 +276,56 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get_all(header::CONTENT_ENCODING).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
-/// Counts one answer; one that breaks off, or that nobody reads to its end, by what was seen of it.
+/// Counts one request from when it is sent: one whose answer breaks off, or that nobody reads to its end, by what was seen of it; one that
+/// nobody waited to be answered, by what was passed on of it.
 struct Counting {
-    meter: Meter,
+    /// Bytes of its body that were passed on.
+    passed: Arc<AtomicU64>,
+    /// There is one when an answer has begun.
+    meter: Option<Meter>,
     /// Taken when it is counted.
     request: Option<usage::Request>,
     metrics: Metrics,
 }
 
 impl Counting {
+    fn new(request: usage::Request, metrics: Metrics) -> Self {
+        Self { passed: Arc::default(), meter: None, request: Some(request), metrics }
+    }
+
+    /// The answer's next part; whether the answer is complete with it.
+    fn read(&mut self, chunk: &[u8]) -> bool {
+        self.meter.as_mut().is_some_and(|meter| {
+            meter.read(chunk);
+            meter.complete()
+        })
+    }
+
+    /// It costs nothing.
+    fn free(mut self) {
+        self.request = None;
+    }
+
+    /// Counts it, unless it was counted or has not got to the model. It is journaled whether or not anybody waits for it.
+    fn count(&mut self) -> Option<impl Future<Output = Result<(), Refusal>> + use<>> {
+        let passed = self.passed.load(Ordering::Relaxed);
+        let request = self.request.take().filter(|_| self.meter.is_some() || passed > 0)?;
+        let Counted { model, mut tokens } = match &mut self.meter {
+            Some(meter) => meter.counted(),
+            None => Counted { model: NAMELESS.to_owned(), tokens: Tokens::default() },
+        };
+        if tokens.total() == tokens.output {
+            // The model did not get to count what it was sent.
+            tokens.input = passed.div_ceil(BYTES_PER_TOKEN);
+        }
+        Some(request.count(model, tokens))
+    }
+
     fn settle(&mut self, outcome: ModelOutcome) -> impl Future<Output = Result<(), Refusal>> + use<> {
-        let counted = self.request.take().map(|request| {
+        let counted = self.count();
+        if counted.is_some() {
             self.metrics.model_requested(outcome);
-            let Counted { model, tokens } = self.meter.counted();
-            request.count(model, tokens)
-        });
+        }
         async move {
             match counted {
                 Some(counted) => counted.await,

@@ -152,6 +152,8 @@ const TEXT: &str = "event: content_block_delta\ndata: {\"type\":\"content_block_
 const END: &str = "event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":40}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
 
 const WHOLE: Tokens = Tokens { input: 5, output: 40, cache_read: 7, cache_write: 9 };
+/// What "hello" is about.
+const HELLO: Tokens = Tokens { input: 2, output: 0, cache_read: 0, cache_write: 0 };
 /// Eight bytes of text are about two tokens.
 const BEGUN: Tokens = Tokens { output: 2, ..WHOLE };
 
@@ -233,6 +235,68 @@ async fn what_nobody_reads_to_its_end_is_counted_as_far_as_it_was_seen() {
     assert_eq!(setting.counted(), (BEGUN, 1));
 }
 
+/// A provider that takes whole requests and says how many there were, but answers none.
+fn silent() -> (mpsc::UnboundedReceiver<usize>, Router) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let answer = move |request: Request| async move {
+        let body = request.into_body().collect().await.expect("it can be read").to_bytes();
+        sender.send(body.len()).expect("it is waited for");
+        std::future::pending::<Response>().await
+    };
+    (receiver, Router::new().fallback(answer))
+}
+
+#[tokio::test]
+async fn what_nobody_waits_to_be_answered_is_counted_by_what_was_asked() {
+    let (mut taken, answers) = silent();
+    let setting = Setting::of(answers).await;
+    let large: &'static str = "x".repeat(400_001).leak();
+    for path in ["/model/v1/messages", "/model/v1/messages/count_tokens"] {
+        tokio::select! {
+            _ = setting.send(Method::POST, path, large) => panic!("nobody answers"),
+            bytes = taken.recv() => assert_eq!(bytes, Some(large.len())),
+        }
+    }
+    // It is counted even though the gateway is about to stop.
+    setting.tasks.shutdown(Duration::from_secs(10)).await.expect("the count ends");
+    assert_eq!(setting.counted(), (Tokens { input: 100_001, ..Tokens::default() }, 1));
+    assert!(setting.metric("musher_model_requests_total{outcome=\"cut_off\"} 1"));
+}
+
+#[tokio::test]
+async fn what_is_cut_off_before_the_model_has_counted_it_is_counted_by_what_was_asked() {
+    let (_model, answers) = streaming();
+    let setting = Setting::of(answers).await;
+    drop(setting.send(Method::POST, "/model/v1/messages", "hello").await);
+    setting.tasks.shutdown(Duration::from_secs(10)).await.expect("the count ends");
+    assert_eq!(setting.counted(), (HELLO, 1));
+}
+
+#[tokio::test]
+async fn what_does_not_get_to_the_model_costs_nothing() {
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
+    let address = closed.local_addr().expect("it is bound");
+    drop(closed);
+    let base = Url::parse(&format!("http://{address}/")).expect("it is an address");
+    let setting = Setting::new(base, Key::Given("outside".into())).await;
+    let (status, _, _) = setting.ask(Method::POST, "/model/v1/messages", "hello").await;
+    assert_eq!(status, StatusCode::BAD_GATEWAY);
+    assert!(setting.metric("musher_model_requests_total{outcome=\"unreachable\"} 1"));
+
+    // Nor does what is no whole request.
+    let (_taken, answers) = silent();
+    let whole = Setting::of(answers).await;
+    let parts = [Ok("the beginning"), Err(io::Error::other("the container breaks off"))];
+    let body = Body::from_stream(futures_util::stream::iter(parts));
+    let request = Request::post("/model/v1/messages").body(body).expect("it is a request");
+    let answer = whole.router.clone().oneshot(request).await.expect("a router always answers");
+    assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
+    for setting in [setting, whole] {
+        setting.tasks.shutdown(Duration::from_secs(10)).await.expect("nothing is counted");
+        assert_eq!(setting.counted().1, 0);
+    }
+}
+
 const ANSWER: &str = r#"{"model":"claude-x","content":[],"usage":{"input_tokens":5,"output_tokens":40,"cache_read_input_tokens":7,"cache_creation_input_tokens":9}}"#;
 
 #[tokio::test]
@@ -256,6 +320,8 @@ async fn what_cannot_be_counted_is_not_passed_on() {
     let (status, _, read) = setting.ask(Method::POST, "/model/v1/messages", "hello").await;
     assert_eq!(status, StatusCode::BAD_GATEWAY);
     assert!(read.contains("compressed"), "{read}");
+    setting.tasks.shutdown(Duration::from_secs(10)).await.expect("the count ends");
+    assert_eq!(setting.counted(), (HELLO, 1), "it has its cost all the same");
 
     let (model, answers) = streaming();
     let setting = Setting::of(answers).await;

@@ -3,7 +3,9 @@
 //! Stream `outbox/<surface>:<room id>`. Texts lie in the journal's table of texts; events have their ids.
 
 use jiff::Timestamp;
-use journal::{Actor, Append, Cause, DomainEvent, EncodeError, Expected, Fold, NewEvent, Recorded, Snapshot, StreamId};
+use journal::{
+    Actor, Append, Cause, Decoded, DomainEvent, EncodeError, Expected, Fold, NewEvent, Recorded, Snapshot, StreamId,
+};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -41,6 +43,14 @@ pub(super) enum OutboxEvent {
 
 impl DomainEvent for OutboxEvent {
     const KINDS: &'static [&'static str] = &["send.queued", "send.delivered", "send.given_up"];
+}
+
+/// The surface's id of a message, where `event` tells of its delivery.
+pub(super) fn delivered(event: &Recorded, transaction: &str) -> Option<String> {
+    match event.decode() {
+        Ok(Decoded::Known(OutboxEvent::Delivered { transaction: of, event_id })) if of == transaction => Some(event_id),
+        _ => None,
+    }
 }
 
 /// A message without its text.
@@ -130,12 +140,19 @@ pub(super) struct Entry {
 }
 
 /// What is on its way to a room, oldest first.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Undelivered {
     entries: Vec<Entry>,
     /// Events since the snapshot that this state began with.
     #[serde(skip)]
     pub tail: u64,
+}
+
+/// The same is on its way, wherever the reading began.
+impl PartialEq for Undelivered {
+    fn eq(&self, other: &Self) -> bool {
+        self.entries == other.entries
+    }
 }
 
 /// An event that cannot follow.

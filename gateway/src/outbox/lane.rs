@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     chat::{Outbound, Room, SendError, SharedSurface},
-    text,
+    failpoint, text,
 };
 
 /// The first wait after a send that failed; it doubles up to [`LONGEST_WAIT`].
@@ -202,7 +202,10 @@ impl Lane {
                     Err(transient) => return Err(transient),
                 }
             }
-            surface.send(&self.room, message).await
+            failpoint::reach("before", "send");
+            let sent = surface.send(&self.room, message).await;
+            failpoint::reach("after", "send");
+            sent
         };
         // A fault in one delivery must not hold its room up for ever.
         match AssertUnwindSafe(attempt).catch_unwind().await {
@@ -242,8 +245,7 @@ impl Lane {
         let reason = lost.reason();
         error!(room = %self.room, transaction, reason, "a message is given up");
         // Once: when the notice is refused too, the log and the stream tell.
-        let notice =
-            message.filter(|_| matches!(lost, Lost::Refused(_) | Lost::Panicked) && entry.send.refused.is_none());
+        let notice = message.filter(|_| !matches!(lost, Lost::Erased) && entry.send.refused.is_none());
         let event = OutboxEvent::GivenUp { transaction: transaction.clone(), reason: reason.clone() };
         let events = || {
             let mut events = vec![NewEvent::encode(&event)?];
@@ -299,7 +301,7 @@ impl Lane {
             actor: Actor::Gateway,
             cause: Cause::Event(entry.event),
         };
-        self.outbox.inner.journal.append(append).await
+        failpoint::append(&self.outbox.inner.journal, append).await
     }
 
     fn tell(&self, entry: &Entry, outcome: Outcome) {

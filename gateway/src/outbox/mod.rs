@@ -20,6 +20,7 @@ use std::{
     },
 };
 
+use jiff::Timestamp;
 use journal::{Append, AppendError, Appended, Journal, Problem, ReadError, Reader};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
@@ -27,6 +28,7 @@ use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 use self::{events::Undelivered, gate::Gate};
 use crate::{
     chat::{Person, Room, SharedSurface, SurfaceKind, Weight},
+    failpoint,
     refusal::Refusal,
     tasks::Tasks,
 };
@@ -179,7 +181,6 @@ enum Step {
 impl Outbox {
     /// Finds what is undelivered. It is sent when its surfaces are added.
     pub async fn open(journal: Journal, tasks: Tasks) -> Result<Self, Refusal> {
-        let unreadable = |error| Refusal::internal("the outbox cannot be read from the journal", error);
         let loaded = journal.load_all_snapshots::<Undelivered>(events::STREAM).await.map_err(unreadable)?;
         let mut busy = HashMap::new();
         for (stream, loaded) in loaded {
@@ -258,6 +259,34 @@ impl Outbox {
     /// How many messages are on their way to a room.
     pub fn undelivered_in(&self, room: &Room) -> usize {
         self.places().busy.get(room).map_or(0, |busy| busy.undelivered)
+    }
+
+    /// The event under which a message was delivered to a room, if it was.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn event_of(&self, room: &Room, transaction: &str) -> Result<Option<String>, Refusal> {
+        let events = self.inner.journal.read(&events::stream(room), 0).await.map_err(unreadable)?;
+        Ok(events.iter().rev().find_map(|event| events::delivered(event, transaction)))
+    }
+
+    /// When the oldest message was queued that is on its way.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn oldest(&self) -> Result<Option<Timestamp>, Refusal> {
+        let rooms: Vec<_> = {
+            let places = self.places();
+            places.busy.iter().filter(|(_, busy)| busy.undelivered > 0).map(|(room, _)| events::stream(room)).collect()
+        };
+        let mut oldest: Option<Timestamp> = None;
+        for stream in rooms {
+            let known = self.inner.journal.load_snapshot::<Undelivered>(&stream).await.map_err(unreadable)?;
+            if let Some(entry) = known.state.first() {
+                oldest = Some(oldest.map_or(entry.at, |oldest| oldest.min(entry.at)));
+            }
+        }
+        Ok(oldest)
     }
 
     /// What has been sent since the start.
@@ -350,7 +379,7 @@ impl Outbox {
         with: &[Append],
     ) -> Result<(Vec<Appended>, Vec<Appended>), AppendError> {
         // Posts come first, so that their keys are looked at first.
-        let mut outcomes = self.inner.journal.append_all([posts, with].concat()).await?;
+        let mut outcomes = failpoint::append_all(&self.inner.journal, [posts, with].concat()).await?;
         let of_with = outcomes.split_off(posts.len());
         Ok((outcomes, of_with))
     }
@@ -445,6 +474,10 @@ impl Places {
 /// When the journal cannot be read.
 pub fn verify(reader: &Reader) -> Result<Vec<Problem>, ReadError> {
     reader.verify_snapshots::<Undelivered>(events::STREAM)
+}
+
+fn unreadable(error: ReadError) -> Refusal {
+    Refusal::internal("the outbox cannot be read from the journal", error)
 }
 
 /// The journal's own word, when it was the journal that refused a [`Outbox::commit`].

@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 pub use project::{Identity, Made, Owner, Project, ProjectEvent, Spec, Stage, Step};
 
+use crate::failpoint;
 use crate::refusal::Refusal;
 
 /// All projects, as the journal tells them. Changed by [`Registry::append`] alone, so that what is here and what a
@@ -131,7 +132,7 @@ impl Registry {
                 actor: actor.clone(),
                 cause: cause.clone(),
             };
-            match self.journal.append(append).await {
+            match failpoint::append(&self.journal, append).await {
                 Ok(appended) => break appended,
                 // An earlier caller was cut off between its append and the fold: the journal knows more than we do.
                 Err(AppendError::Conflict { actual, .. }) if actual > loaded.version => {

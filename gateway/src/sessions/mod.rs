@@ -21,6 +21,7 @@ pub use self::session::{Answered, Ending, Message, Removal, Running, Session, Se
 use crate::{
     chat::{Inbound, Person, Room, SurfaceKind},
     dispatch::SessionKey,
+    failpoint,
     outbox::{Outbox, Post},
     people::Role,
     prompt::Words,
@@ -86,7 +87,7 @@ struct Inner {
     journal: Journal,
     outbox: Outbox,
     live: Mutex<HashMap<SessionKey, Slot>>,
-    /// When the newest message of each surface was said.
+    /// When the newest message of each surface was said, of those that an earlier gateway accepted.
     newest: Mutex<HashMap<SurfaceKind, Timestamp>>,
 }
 
@@ -178,9 +179,6 @@ impl Sessions {
         if !new {
             return Ok(Accepted::Seen);
         }
-        let mut newest = self.inner.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let newest = newest.entry(said.room.surface).or_insert(said.at);
-        *newest = said.at.max(*newest);
         Ok(Accepted::New { behind })
     }
 
@@ -209,7 +207,8 @@ impl Sessions {
         Ok(false)
     }
 
-    /// Takes messages out that wait; those that did, in order. `posts` tell of it, in the same transaction, if there were any.
+    /// Takes messages out that wait, or, when they are redacted, are being answered and could wait again; those that did, in
+    /// order. `posts` tell of it, in the same transaction, if there were any.
     pub async fn remove(
         &self,
         key: &SessionKey,
@@ -220,7 +219,9 @@ impl Sessions {
     ) -> Result<Vec<Message>, Refusal> {
         let decide = |session: &Session| {
             let of_these = |message: &&Message| event_ids.contains(&message.event_id.as_str());
-            let removed: Vec<_> = session.waiting.iter().filter(of_these).cloned().collect();
+            let running = session.running.iter().flat_map(|running| &running.messages);
+            let running = running.filter(|_| why == Removal::Redacted);
+            let removed: Vec<_> = running.chain(&session.waiting).filter(of_these).cloned().collect();
             if removed.is_empty() {
                 return Ok((Change::of([])?, removed));
             }
@@ -235,9 +236,12 @@ impl Sessions {
 
     /// Begins a turn with those of these messages that still wait; `None` when none does.
     pub async fn begin(&self, key: &SessionKey, turn: Uuid, event_ids: &[&str]) -> Result<Option<Begun>, Refusal> {
-        let fresh = Uuid::new_v4();
         let cause = event_ids.last().map_or(Cause::None, |event| Cause::Command((*event).to_owned()));
         let decide = |session: &Session| {
+            if let Some(running) = &session.running {
+                let running = format!("turn {} is not journaled as over", running.turn);
+                return Err(Refusal::internal("the turn before it still runs", running));
+            }
             let of_these = |message: &&Message| event_ids.contains(&message.event_id.as_str());
             let messages: Vec<_> = session.waiting.iter().filter(of_these).cloned().collect();
             if messages.is_empty() {
@@ -252,11 +256,9 @@ impl Sessions {
                 })
                 .collect();
             let begun = SessionEvent::TurnBegun { turn, answers };
-            let (events, memory) = match session.agent {
-                Some(memory) => (vec![begun], AgentSession { id: memory.id, resumed: memory.used }),
-                None => (vec![opened(key, fresh), begun], AgentSession { id: fresh, resumed: false }),
-            };
-            Ok((Change::of(&events)?, Some(Begun { memory, messages })))
+            let memory = session.agent.ok_or_else(|| unreadable(&"messages wait in a session that was not opened"))?;
+            let memory = AgentSession { id: memory.id, resumed: memory.used };
+            Ok((Change::of([&begun])?, Some(Begun { memory, messages })))
         };
         let (_, begun) = self.change(key, Actor::Gateway, cause, decide).await?;
         Ok(begun)
@@ -277,7 +279,10 @@ impl Sessions {
 
     /// Journals that an interrupted turn is tried again, and tells of it.
     pub async fn resume(&self, key: &SessionKey, turn: Uuid, attempt: u32, post: Post) -> Result<(), Refusal> {
-        let decide = |_: &Session| {
+        let decide = |session: &Session| {
+            if session.running.as_ref().is_none_or(|running| running.turn != turn) {
+                return Err(Refusal::internal("the turn does not run any more", "its session's stream says so"));
+            }
             let mut change = Change::of([&SessionEvent::TurnResumed { turn, attempt }])?;
             change.posts.push(post.clone());
             Ok((change, ()))
@@ -343,9 +348,19 @@ impl Sessions {
         let keys: Vec<_> = self.live().into_iter().filter(|(key, _)| wanted(key)).collect();
         let mut busy = Vec::new();
         for (key, slot) in keys {
-            if let Some(session) = &*slot.lock().await
-                && !session.state.is_idle()
-            {
+            let mut kept = slot.lock().await;
+            if kept.is_none() {
+                // A change of it failed, and what it is now is not known.
+                match self.inner.journal.load_snapshot::<Session>(&stream(&key)).await {
+                    Ok(session) => *kept = Some(session),
+                    Err(error) => tracing::warn!(session = %stream(&key), %error, "a session cannot be read"),
+                }
+            }
+            let Some(session) = &*kept else { continue };
+            if session.state.is_idle() {
+                drop(kept);
+                self.forget(&key, &slot);
+            } else {
                 busy.push((key, session.state.clone()));
             }
         }
@@ -366,7 +381,15 @@ impl Sessions {
         Ok(words.collect())
     }
 
-    /// When the newest message of a surface was said, of those that were ever accepted.
+    /// When the oldest message was accepted that waits or is being answered.
+    pub async fn oldest(&self) -> Option<Timestamp> {
+        let busy = self.busy(|_| true).await;
+        let running = |session: &Session| session.running.clone().map(|running| running.messages).unwrap_or_default();
+        let messages = busy.into_iter().flat_map(|(_, session)| [running(&session), session.waiting]).flatten();
+        messages.filter_map(|message| message.accepted).min()
+    }
+
+    /// When the newest message of a surface was said, of those that earlier gateways accepted.
     pub fn newest(&self, surface: SurfaceKind) -> Option<Timestamp> {
         self.inner.newest.lock().unwrap_or_else(PoisonError::into_inner).get(&surface).copied()
     }
@@ -421,14 +444,21 @@ impl Sessions {
             // Whether it was appended is not known: the next change reads anew.
             *kept = None;
         }
-        let idle = kept.as_ref().is_none_or(|session| session.state.is_idle());
-        let mut live = self.inner.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = kept.as_ref().is_some_and(|session| session.state.is_idle());
         drop(kept);
-        // Of an idle session nothing is kept, unless somebody is at it this moment: the map's own and ours.
-        if idle && Arc::strong_count(&slot) <= 2 {
-            live.remove(key);
+        if idle {
+            self.forget(key, &slot);
         }
         changed
+    }
+
+    /// Forgets an idle session, unless somebody is at it this moment: besides the map's own and ours.
+    fn forget(&self, key: &SessionKey, slot: &Slot) {
+        let mut live = self.inner.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = slot.try_lock().is_ok_and(|kept| kept.as_ref().is_some_and(|session| session.state.is_idle()));
+        if idle && Arc::strong_count(slot) <= 2 {
+            live.remove(key);
+        }
     }
 
     async fn change_kept<T>(
@@ -453,7 +483,7 @@ impl Sessions {
         let expected = Expected::Version(now.version);
         let append = Append { stream: stream.clone(), expected, events, key, actor, cause };
         let appended = if posts.is_empty() {
-            match journal.append(append).await {
+            match failpoint::append(journal, append).await {
                 Ok(appended) => appended,
                 // It was accepted into another session, before somebody switched to another project.
                 Err(AppendError::KeyReused { .. }) => return Ok((false, decided)),
@@ -499,7 +529,7 @@ pub enum TextOf {
 
 /// The id of a text: it follows from the event, so that a redaction finds it without a search.
 pub fn text_id(room: &Room, event_id: &str, of: TextOf) -> Uuid {
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{} {event_id} {of:?}", room.surface).as_bytes())
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{room} {event_id} {of:?}").as_bytes())
 }
 
 fn stream(key: &SessionKey) -> StreamId {

@@ -96,7 +96,7 @@ pub enum Removal {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "data")]
 pub enum SessionEvent {
-    /// A session id is pinned: at the first turn, and by `reset`.
+    /// A session id is pinned: at the first message, and by `reset`.
     #[serde(rename = "session.opened")]
     Opened {
         /// Of which project.
@@ -119,7 +119,7 @@ pub enum SessionEvent {
         /// The id of its new text.
         text: Uuid,
     },
-    /// Messages that waited were taken out.
+    /// Messages were taken out that waited, or that would wait again if their turn were superseded.
     #[serde(rename = "message.removed")]
     Removed {
         /// The messages.
@@ -262,7 +262,8 @@ impl Fold for Session {
             }
             SessionEvent::Accepted(message) => {
                 self.said = self.said.max(message.number);
-                self.newest = self.newest.max(Some(message.at));
+                // Its surface may say any time.
+                self.newest = self.newest.max(Some(message.at.min(recorded.time)));
                 let (position, accepted) = (recorded.position, Some(recorded.time));
                 self.waiting.push(Message { position, accepted, ..message.clone() });
             }
@@ -274,8 +275,10 @@ impl Fold for Session {
             }
             SessionEvent::Removed { event_ids, .. } => {
                 for event_id in event_ids {
-                    let at = self.waiting.iter().position(|message| message.event_id == *event_id);
-                    self.waiting.remove(at.ok_or_else(|| Impossible::GoneMessage(event_id.clone()))?);
+                    let running = self.running.as_mut().map(|running| &mut running.messages);
+                    let taken = take_out(&mut self.waiting, event_id)
+                        .or_else(|| running.and_then(|messages| take_out(messages, event_id)));
+                    taken.ok_or_else(|| Impossible::GoneMessage(event_id.clone()))?;
                 }
             }
             SessionEvent::TurnBegun { turn, answers } => {
@@ -308,6 +311,11 @@ impl Fold for Session {
         }
         Ok(())
     }
+}
+
+fn take_out(messages: &mut Vec<Message>, event_id: &str) -> Option<Message> {
+    let at = messages.iter().position(|message| message.event_id == event_id)?;
+    Some(messages.remove(at))
 }
 
 impl Snapshot for Session {

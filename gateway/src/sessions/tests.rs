@@ -94,7 +94,9 @@ async fn a_message_is_accepted_once_and_waits_over_a_restart() {
     assert_eq!((key, message.number, message.rights), (&setting.key, 2, Role::Member));
     let words = setting.sessions.words(std::slice::from_ref(message)).await.expect("they are readable");
     assert_eq!((words[0].text.as_str(), words[0].quoted.as_deref()), ("$2", Some("quoted by $2")));
-    assert_eq!(setting.sessions.newest(SurfaceKind::Matrix), Some(message.at));
+    let next = Sessions::new(setting.sessions.inner.journal.clone(), setting.sessions.inner.outbox.clone());
+    next.recover().await.expect("it is readable");
+    assert_eq!(next.newest(SurfaceKind::Matrix), Some(message.at));
 }
 
 #[tokio::test]

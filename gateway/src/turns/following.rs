@@ -2,18 +2,20 @@
 //!
 //! Whatever goes wrong: when [`Turns::follow`] returns, the attempt is over, as far as the engine can be made to end it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use link::{
     CallError, SledClient,
     requests::{Outcome, Permissions, Refusal as Refused, RefusalKind, TurnEvent, TurnRequest},
 };
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{End, Turn, Turns};
 use crate::{
+    failpoint,
     outbox::{Post, Progress},
     refusal::{Kind, Refusal},
     text,
@@ -21,6 +23,8 @@ use crate::{
 
 /// Beyond the grace that a sled has for stopping a turn, how long it may take to say so; also how long reaching it may take.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
+/// How long a stop waits for a hand-over that is under way.
+const HANDING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long ending a turn's container is tried, when its sled does not end the turn.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 /// How often the node is tried again without any progress: the waits between come to about two minutes.
@@ -33,6 +37,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const ASKS: u32 = 2;
 /// After so many tries, about three seconds, people are told what is waited for.
 const TOLD_AFTER: u32 = 6;
+/// How many questions of one turn are told.
+const QUESTIONS_MAX: u32 = 200;
+/// How many rate limits of one turn are told.
+const LIMITS_MAX: u32 = 20;
 /// Lines of tool calls that the progress message shows.
 const TOOL_LINES: usize = 20;
 
@@ -51,6 +59,10 @@ pub(super) struct Reading {
     pub(super) agent_ran: bool,
     /// Whether the agent has the people's words.
     pub(super) heard: bool,
+    /// How many rate limits were told.
+    limits: u32,
+    /// How many questions were asked.
+    questions: u32,
     lines: Vec<String>,
 }
 
@@ -151,19 +163,36 @@ impl Turns {
             }
             // From the first try on it may run, whatever the answer is.
             reading.handed = true;
-            match sled.put_turn(turn.id, wanted).await {
+            match self.put(sled, turn, wanted).await {
                 Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Busy => {
                     self.make_room(sled).await?;
-                    sled.put_turn(turn.id, wanted).await?;
+                    self.put(sled, turn, wanted).await?;
                 }
                 // An earlier gateway, with other settings, has handed this attempt over.
                 Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Mismatch && wanted.attempt > 1 => {}
-                taken => drop(taken?),
+                taken => taken?,
             }
             *request = None;
             reading.backoff = Backoff::default();
         }
+        self.convey_decided(turn, sled).await;
         self.read(sled, turn, reading).await
+    }
+
+    /// Hands the attempt over, in a task of its own: it is not broken off half-way when somebody stops the turn meanwhile.
+    async fn put(&self, sled: &SledClient, turn: &Turn, request: &TurnRequest) -> Result<(), CallError> {
+        let handing = Arc::clone(&turn.handing).lock_owned().await;
+        let (sled, id, request) = (sled.clone(), turn.id, request.clone());
+        let (done, put) = oneshot::channel();
+        self.inner.parts.tasks.spawn_to_end("handing a turn over", async move {
+            failpoint::reach("before", "put_turn");
+            let put = sled.put_turn(id, &request).await;
+            failpoint::reach("after", "put_turn");
+            drop(handing);
+            // Whoever waited may have been stopped.
+            drop(done.send(put));
+        });
+        put.await.unwrap_or(Err(CallError::Dropped)).map(drop)
     }
 
     /// Ends the turn that a sled works on and this gateway does not know: nobody waits for its answer.
@@ -209,11 +238,16 @@ impl Turns {
                 TurnEvent::ToolCalled { name, summary } => {
                     reading.show(activity, &format!("· {} {}", text::one_line(&name, 40), text::code(&summary)));
                 }
-                TurnEvent::PermissionAsked { request, tool, summary, deadline } => {
+                // A container says what it wants: rooms are not flooded. The sled denies what is not told, at its deadline.
+                TurnEvent::PermissionAsked { request, tool, summary, deadline }
+                    if reading.questions < QUESTIONS_MAX =>
+                {
+                    reading.questions += 1;
                     self.asked(turn, sled, request, &tool, &summary, deadline).await;
                 }
                 TurnEvent::PermissionSettled { request, decision } => self.settled(turn, &request, decision).await,
-                TurnEvent::RateLimited { retry_after_secs } => {
+                TurnEvent::RateLimited { retry_after_secs } if reading.limits < LIMITS_MAX => {
+                    reading.limits += 1;
                     let until = retry_after_secs
                         .map(|secs| format!(" for {}", text::span(Duration::from_secs(secs))))
                         .unwrap_or_default();
@@ -221,6 +255,9 @@ impl Turns {
                     let told =
                         format!("The model's service limits the rate{until}; the agent waits and goes on by itself.");
                     self.tell(turn, &what, &told).await;
+                }
+                TurnEvent::PermissionAsked { .. } | TurnEvent::RateLimited { .. } => {
+                    warn!(turn = %turn.id, "a turn tells too much; not all of it is passed on");
                 }
                 TurnEvent::Finished { outcome, .. } => return Ok(outcome),
             }
@@ -243,8 +280,10 @@ impl Turns {
             return Ok(not_begun);
         }
         let project = turn.session.project;
+        // A hand-over that hangs on a sick link cannot hold the stop up.
+        drop(tokio::time::timeout(HANDING_PATIENCE, turn.handing.lock()).await);
         let why = match tokio::time::timeout(STOP_MARGIN, self.inner.parts.nodes.sled(project)).await {
-            Ok(Ok(sled)) => match sled.patience(STOP_MARGIN).stop_turn(turn.id, self.grace_ms()).await {
+            Ok(Ok(sled)) => match self.end_turn(&sled.patience(STOP_MARGIN), turn.id).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(CallError::Refused(refused)) if refused.kind == RefusalKind::UnknownTurn => return Ok(not_begun),
                 Err(error) => error.to_string(),
@@ -254,6 +293,13 @@ impl Turns {
         };
         warn!(turn = %turn.id, why, "the sled does not stop the turn; its container is killed");
         self.kill(project).await
+    }
+
+    async fn end_turn(&self, sled: &SledClient, turn: Uuid) -> Result<Outcome, CallError> {
+        failpoint::reach("before", "stop_turn");
+        let outcome = sled.stop_turn(turn, self.grace_ms()).await;
+        failpoint::reach("after", "stop_turn");
+        outcome
     }
 
     async fn kill(&self, project: Uuid) -> Result<Outcome, Refusal> {

@@ -23,10 +23,10 @@ use link::{
 };
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-pub use self::questions::Verdict;
+pub use self::questions::{Verdict, Word};
 use self::{following::Reading, questions::Questions, told::Told};
 use crate::{
     chat::{Mark, Room, Weight},
@@ -46,6 +46,10 @@ use crate::{
 
 /// How long a surface may hold up the end of a turn.
 const SURFACE_PATIENCE: Duration = Duration::from_secs(2);
+/// The first wait between two tries of something that the journal did not take; it doubles up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The longest of these waits.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How many attempts a turn has (DESIGN, What exactly-once means).
 const ATTEMPTS: u32 = 2;
 
@@ -154,6 +158,8 @@ struct Running {
     cancel: CancellationToken,
     /// Why it is ended, where somebody wants that.
     why: Option<Why>,
+    /// Whether it began under an earlier gateway.
+    taken_up: bool,
 }
 
 /// A turn that is followed.
@@ -167,6 +173,8 @@ struct Turn {
     memory: AgentSession,
     activity: Progress,
     cancel: CancellationToken,
+    /// Held while the turn is being handed over: a stop must not overtake that.
+    handing: Arc<tokio::sync::Mutex<()>>,
     began: Instant,
 }
 
@@ -212,17 +220,15 @@ impl Turns {
     pub fn resume(&self, unfinished: Unfinished, ended: Ended<Handle, StopRequest>) {
         let Unfinished { session, running } = unfinished;
         let this = self.clone();
-        let cancel = self.register(running.turn);
+        let cancel = self.register(running.turn, true);
+        // Before its link is there: what the project asks of the model is the turn's.
+        self.inner.parts.watch.began(session.project, &session.room, running.turn, &[]);
         self.inner.parts.tasks.spawn("turn", async move {
             let to = address(&session, running.answers.last().map(|last| (&last.event_id, &last.sender, &last.thread)));
-            let memory = match this.inner.parts.sessions.memory(&session, running.turn).await {
-                Ok(memory) => memory,
-                Err(refusal) => {
-                    warn!(turn = %running.turn, %refusal, "a turn is not taken up");
-                    return this.unregister(running.turn);
-                }
-            };
-            let since = running.messages.first().map_or(Timestamp::UNIX_EPOCH, |first| first.at);
+            let reading =
+                this.until_journaled("a turn is taken up", || this.inner.parts.sessions.memory(&session, running.turn));
+            let Some(memory) = reading.await else { return this.unregister(running.turn) };
+            let since = running.messages.iter().find_map(|first| first.accepted).unwrap_or(Timestamp::UNIX_EPOCH);
             let activity = Progress::resume(&this.inner.parts.outbox, quiet(&to), transaction(running.turn), since);
             let turn = Turn {
                 id: running.turn,
@@ -233,18 +239,24 @@ impl Turns {
                 memory,
                 activity,
                 cancel,
+                handing: Arc::default(),
                 began: Instant::now(),
             };
-            this.inner.parts.watch.began(turn.session.project, &turn.session.room, turn.id, &[]);
             this.questions_decided(&turn, &running.decided);
             let end = Box::pin(this.carry(&turn, true)).await;
             this.conclude(turn, end, ended);
         });
     }
 
-    fn register(&self, turn: Uuid) -> CancellationToken {
+    /// Whether a turn runs that began under an earlier gateway.
+    pub fn takes_up(&self) -> bool {
+        let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.values().any(|running| running.taken_up)
+    }
+
+    fn register(&self, turn: Uuid, taken_up: bool) -> CancellationToken {
         let cancel = CancellationToken::new();
-        let running = Running { cancel: cancel.clone(), why: None };
+        let running = Running { cancel: cancel.clone(), why: None, taken_up };
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).insert(turn, running);
         cancel
     }
@@ -257,6 +269,24 @@ impl Turns {
     fn why(&self, turn: Uuid) -> Option<Why> {
         let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.get(&turn).and_then(|running| running.why)
+    }
+
+    /// Does `change` until the journal takes it: what happened is not passed over because a disk was full for a while
+    /// (invariant 3). `None` when the gateway stops before.
+    async fn until_journaled<T, F: Future<Output = Result<T, Refusal>>>(
+        &self,
+        what: &'static str,
+        change: impl Fn() -> F,
+    ) -> Option<T> {
+        let (stopping, mut wait) = (self.inner.parts.tasks.stopping(), FIRST_WAIT);
+        loop {
+            match change().await {
+                Ok(done) => return Some(done),
+                Err(refusal) => error!(what, %refusal, ?wait, "not journaled; it is tried again"),
+            }
+            stopping.run_until_cancelled(tokio::time::sleep(wait)).await?;
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
     }
 
     /// Shows or ends the sign that an answer is being written. It is not worth a wait.
@@ -280,24 +310,18 @@ impl Turns {
         let Batch { id, session, messages, .. } = batch;
         let closed = Instant::now();
         let event_ids: Vec<&str> = messages.iter().map(|handle| &*handle.event_id).collect();
-        let begun = match self.inner.parts.sessions.begin(&session, id, &event_ids).await {
-            Ok(begun) => begun,
-            Err(refusal) => {
-                // Nothing has begun, so nothing ends; the messages wait in the journal, for the next start.
-                warn!(turn = %id, %refusal, "a turn does not begin");
-                self.unregister(id);
-                return;
-            }
-        };
-        let Some(Begun { memory, messages }) = begun else {
-            // All of it was taken out at the last moment.
+        let beginning =
+            self.until_journaled("a turn begins", || self.inner.parts.sessions.begin(&session, id, &event_ids));
+        let Some(Some(Some(Begun { memory, messages }))) = cancel.run_until_cancelled(beginning).await else {
+            // All of it was taken out at the last moment; or the gateway stops, and the messages wait for the next start.
             self.unregister(id);
             return;
         };
         let to = address(&session, messages.last().map(|last| (&last.event_id, &last.sender, &last.thread)));
         self.mark(&session.room, &messages, Mark::Running);
         let activity = Progress::new(&self.inner.parts.outbox, quiet(&to), transaction(id));
-        let turn = Turn { id, session, to, messages, attempt: 1, memory, activity, cancel, began: closed };
+        let handing = Arc::default();
+        let turn = Turn { id, session, to, messages, attempt: 1, memory, activity, cancel, handing, began: closed };
         let accepted: Vec<_> = turn.messages.iter().filter_map(|message| message.accepted).collect();
         self.inner.parts.watch.began(turn.session.project, &turn.session.room, id, &accepted);
         self.typing(&turn.session, true).await;
@@ -324,7 +348,7 @@ impl Turns {
             attempt += 1;
             if turn.attempt < attempt {
                 info!(turn = %turn.id, attempt, "an interrupted turn is tried again");
-                let told = "⚠ The agent was interrupted: its node ended. It goes on by itself.";
+                let told = "⚠ The agent was interrupted before it answered. It goes on by itself.";
                 let post = Post::notice(quiet(&turn.to), format!("turn-{}-interrupted", turn.id), told);
                 if let Err(refusal) = self.inner.parts.sessions.resume(&turn.session, turn.id, attempt, post).await {
                     return End { outcome: Err(refusal), ..end };
@@ -371,30 +395,30 @@ impl Turns {
             }
             let posts = told.answer.map(|markdown| Post {
                 to: Address { pending: tokens.pop(), ..to },
-                weight: Weight::Answer,
+                // Of a stop, its own report is what calls people.
+                weight: if told.ending == Ending::Stopped { Weight::Notice } else { Weight::Answer },
                 markdown,
                 transaction: transaction(id),
                 answers,
                 failed: matches!(told.ending, Ending::Failed | Ending::Interrupted),
             });
             let posts: Vec<_> = posts.into_iter().collect();
-            let finished = this.inner.parts.sessions.finish(&session, id, told.ending, end.agent_ran, posts).await;
+            let finished = this
+                .until_journaled("a turn ends", || {
+                    this.inner.parts.sessions.finish(&session, id, told.ending, end.agent_ran, posts.clone())
+                })
+                .await;
             this.inner.parts.watch.ended(session.project, id, told.ending, began.elapsed());
             this.inner.questions.forget(id);
             let closing = tokio::time::timeout(SURFACE_PATIENCE, activity.close());
             if tokio::join!(closing, this.typing(&session, false)).0.is_err() {
                 debug!(turn = %id, "the progress of a turn is shown later than its end");
             }
-            match &finished {
-                Ok(()) if superseded => this.mark(&session.room, &messages, Mark::Waiting),
-                Ok(()) => {}
-                // Invariant 3: it is not passed over. The journal takes nothing, so nobody can be told in the room; the
-                // next start finds the turn unfinished and ends it again.
-                Err(refusal) => tracing::error!(turn = %id, %refusal, "the end of a turn is not journaled"),
-            }
             this.unregister(id);
             drop(tokens);
-            if superseded && finished.is_ok() {
+            // Where the gateway stops before it could be journaled, the next start finds the turn unfinished.
+            if superseded && finished.is_some() {
+                this.mark(&session.room, &messages, Mark::Waiting);
                 ended.requeue();
             }
         });
@@ -405,7 +429,7 @@ impl Carrier<Handle, StopRequest> for Turns {
     fn start(&self, batch: Batch<Handle>, ended: Ended<Handle, StopRequest>) {
         let this = self.clone();
         let turn = batch.id;
-        let cancel = self.register(turn);
+        let cancel = self.register(turn, false);
         let reports = self.inner.reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.inner.parts.tasks.spawn("turn", async move {
             // A stop that is told again after a crash must not find what was said after it.
@@ -442,11 +466,10 @@ impl Carrier<Handle, StopRequest> for Turns {
                 }]
             };
             let ids = [&*message.event_id];
-            let removed =
-                this.inner.parts.sessions.remove(&session, &ids, Removal::Refused, Actor::Gateway, told).await;
-            if let Err(refusal) = removed {
-                tracing::error!(%refusal, "a message that was not taken is not journaled as such");
-            }
+            let removing = this.until_journaled("a message is not taken", || {
+                this.inner.parts.sessions.remove(&session, &ids, Removal::Refused, Actor::Gateway, told)
+            });
+            drop(removing.await);
         });
     }
 
@@ -489,14 +512,14 @@ impl Turns {
         for (session, event_ids) in by_session {
             let ids: Vec<&str> = event_ids.iter().map(|id| &**id).collect();
             let told = |removed: &[Message]| if deleted { told::dropped(&session, removed) } else { Vec::new() };
-            match self.inner.parts.sessions.remove(&session, &ids, why, Actor::Gateway, told).await {
-                Ok(removed) => {
-                    count += removed.len();
-                    answers.extend(removed.iter().map(|message| message.event_id.clone()));
-                    self.mark(&session.room, &removed, Mark::Delivered);
-                }
-                Err(refusal) => tracing::error!(%refusal, "messages that a stop dropped are not journaled as such"),
-            }
+            let removing = self.until_journaled("messages are dropped", || {
+                self.inner.parts.sessions.remove(&session, &ids, why, Actor::Gateway, told)
+            });
+            // Without an answer the stop is done again by the next start.
+            let Some(removed) = removing.await else { return };
+            count += removed.len();
+            answers.extend(removed.iter().map(|message| message.event_id.clone()));
+            self.mark(&session.room, &removed, Mark::Delivered);
             for id in ids {
                 drop(self.let_go(id));
             }
@@ -510,7 +533,7 @@ impl Turns {
                 // Its people see what became of what they said.
                 post.answers.append(&mut answers);
                 if let Err(refusal) = self.inner.parts.rooms.answer(&room, &event_id, vec![post]).await {
-                    tracing::error!(%refusal, "the answer to a stop is not journaled");
+                    error!(%refusal, "the answer to a stop is not journaled");
                 }
             }
             // Whoever gave up waiting has dropped the receiver.

@@ -6,14 +6,16 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use jiff::Timestamp;
 use link::{
     CallError, SledClient,
-    requests::{Decision, RefusalKind},
+    requests::{Decision, PERMISSION_ID_CHARS, RefusalKind},
 };
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -22,6 +24,7 @@ use crate::{
     chat::{Person, Room, Weight},
     commands::grammar::Command,
     dispatch::SessionKey,
+    failpoint,
     outbox::{Address, Post},
     people::Role,
     refusal::Refusal,
@@ -30,8 +33,14 @@ use crate::{
 
 /// Bytes of a question's name, each two hexadecimal digits.
 const NAME_BYTES: usize = 3;
-/// How many questions may be open in the whole gateway; a sled bounds its own.
-const OPEN_MAX: usize = 1000;
+/// How much of it stands in a line.
+const LINE_CHARS: usize = 120;
+/// How much of what a question is about is shown, in characters.
+const ABOUT_CHARS: usize = 2_100;
+/// How many questions of one turn may be open; a sled has the same bound.
+const OPEN_MAX: usize = 16;
+/// How long a word on a question may wait for turns that are being taken up, and may have asked it.
+const TAKE_UP_PATIENCE: Duration = Duration::from_secs(15);
 
 /// A person's word on a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +49,15 @@ pub enum Verdict {
     Approve,
     /// It may not.
     Deny,
+}
+
+/// What was decided, on its way to its sled.
+#[derive(Debug)]
+#[must_use = "the sled has not heard of it yet"]
+pub struct Word {
+    name: String,
+    question: Question,
+    allow: bool,
 }
 
 /// A question that is open.
@@ -64,6 +82,8 @@ pub(super) struct Questions {
     open: Mutex<HashMap<String, Question>>,
     /// What was decided in turns that were taken up, until the question is read again.
     decided: Mutex<HashMap<(Uuid, String), bool>>,
+    /// Told of each question that is asked.
+    asked: Notify,
 }
 
 impl Questions {
@@ -74,10 +94,15 @@ impl Questions {
     }
 }
 
+fn unknown(name: &str) -> Refusal {
+    Refusal::usage(format!("no question {} is open here", text::code(name)))
+        .hint("It may have been answered, or its time is over.")
+}
+
 /// The name of a question: the same under every gateway, and hard to write by chance.
 fn name(turn: Uuid, request: &str) -> String {
     let digest = Sha256::digest(format!("{turn} {request}"));
-    digest.iter().take(NAME_BYTES).fold(String::new(), |name, byte| format!("{name}{byte:02x}"))
+    hex::encode(&digest[..NAME_BYTES])
 }
 
 impl Turns {
@@ -99,7 +124,7 @@ impl Turns {
     ) {
         let key = (turn.id, request.clone());
         let decided = self.inner.questions.decided.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        let about = format!("{} {}", text::one_line(tool, 40), text::code(&text::one_line(summary, 300)));
+        let about = format!("{} {}", text::one_line(tool, 40), text::code(summary));
         let name = name(turn.id, &request);
         let question = Question {
             turn: turn.id,
@@ -112,28 +137,51 @@ impl Turns {
         };
         {
             let mut open = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner);
-            if open.len() >= OPEN_MAX {
+            let of_turn = open.values().filter(|known| known.turn == turn.id).count();
+            let taken =
+                open.get(&name).is_some_and(|known| (known.turn, &known.request) != (turn.id, &question.request));
+            let named = question.request.len() <= PERMISSION_ID_CHARS;
+            if of_turn >= OPEN_MAX || taken || !named {
                 // The sled denies it at its deadline.
-                return warn!(turn = %turn.id, "too many questions are open; one is not asked");
+                return warn!(turn = %turn.id, of_turn, taken, named, "a question is not asked");
             }
             open.insert(name.clone(), question.clone());
         }
+        self.inner.questions.asked.notify_waiters();
         if let Some(allow) = decided {
             drop(self.convey(sled, &question, allow).await);
             return;
         }
+        self.find_question(&name, &turn.session.room).await;
         let (approve, deny) = (Command::Approve { question: name.clone() }, Command::Deny { question: name.clone() });
+        // What does not fit a line is shown in a block: people allow what they see.
+        let whole = text::one_line(summary, ABOUT_CHARS);
+        let shown = if text::one_line(summary, LINE_CHARS) == whole {
+            about
+        } else {
+            format!("{}\n{}", text::one_line(tool, 40), text::code_block(&whole))
+        };
         let until = deadline.strftime("%H:%M:%S UTC");
         let post = Post {
             to: Address { pending: None, ..turn.to.clone() },
             weight: Weight::Answer,
-            markdown: format!("⚠ The agent asks for leave: {about}\n`{approve}` or `{deny}`, until {until}."),
+            markdown: format!("⚠ The agent asks for leave: {shown}\n`{approve}` or `{deny}`, until {until}."),
             transaction: question_transaction(&name),
             answers: Vec::new(),
             failed: false,
         };
         if let Err(refusal) = self.inner.parts.outbox.post(post).await {
             tracing::error!(turn = %turn.id, %refusal, "a question is not told");
+        }
+    }
+
+    /// An earlier gateway may have told it: then people react to that event.
+    async fn find_question(&self, name: &str, room: &Room) {
+        let transaction = question_transaction(name);
+        match self.inner.parts.outbox.event_of(room, &transaction).await {
+            Ok(Some(event_id)) => self.question_told(&transaction, &event_id),
+            Ok(None) => {}
+            Err(refusal) => warn!(name, %refusal, "the event of a question is not known"),
         }
     }
 
@@ -148,7 +196,35 @@ impl Turns {
         }
     }
 
-    /// A person's word on the question of this name; what to tell them.
+    fn open_question(&self, name: &str) -> Option<Question> {
+        self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Waits until a question is known, as long as a turn that was taken up may still have asked it.
+    pub async fn expect_question(&self, name: &str) {
+        drop(self.expect(|turns| turns.open_question(name)).await);
+    }
+
+    /// The question that was told by this event, as [`Turns::expect_question`] waits for one.
+    pub async fn expect_question_at(&self, room: &Room, event_id: &str) -> Option<String> {
+        self.expect(|turns| turns.question_at(room, event_id)).await
+    }
+
+    async fn expect<T>(&self, look: impl Fn(&Self) -> Option<T>) -> Option<T> {
+        let waiting = async {
+            loop {
+                let asked = self.inner.questions.asked.notified();
+                let found = look(self);
+                if found.is_some() || !self.takes_up() {
+                    return found;
+                }
+                asked.await;
+            }
+        };
+        tokio::time::timeout(TAKE_UP_PATIENCE, waiting).await.ok().flatten()
+    }
+
+    /// Journals a person's word on the question of this name. The sled has not heard of it yet: see [`Turns::carry_word`].
     pub async fn decide(
         &self,
         name: &str,
@@ -156,17 +232,10 @@ impl Turns {
         by: &Person,
         role: Role,
         room: &Room,
-    ) -> Result<String, Refusal> {
-        let unknown = || {
-            Refusal::usage(format!("no question {} is open here", text::code(name)))
-                .hint("It may have been answered, or its time is over.")
-        };
-        let question = {
-            let open = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner);
-            open.get(name).cloned().ok_or_else(unknown)?
-        };
+    ) -> Result<Word, Refusal> {
+        let question = self.open_question(name).ok_or_else(|| unknown(name))?;
         if question.session.room != *room && role != Role::Admin {
-            return Err(unknown());
+            return Err(unknown(name));
         }
         if role != Role::Admin && !question.senders.contains(by) {
             return Err(Refusal::usage("this question is not yours to answer")
@@ -175,10 +244,17 @@ impl Turns {
         let sessions = &self.inner.parts.sessions;
         let wanted = verdict == Verdict::Approve;
         let allow = sessions.decide(&question.session, question.turn, &question.request, wanted, by).await?;
-        let allow = allow.ok_or_else(unknown)?;
+        let allow = allow.ok_or_else(|| unknown(name))?;
         if let Some(open) = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner).get_mut(name) {
             open.decided = Some(allow);
         }
+        Ok(Word { name: name.to_owned(), question, allow })
+    }
+
+    /// Carries a journaled word to its sled; what to tell people. A sled that is away is told by the turn's own task as
+    /// soon as it is back.
+    pub async fn carry_word(&self, word: Word) -> Result<String, Refusal> {
+        let Word { name, question, allow } = word;
         let sled = self.inner.parts.nodes.sled(question.session.project).await?;
         let about = &question.about;
         match self.convey(&sled, &question, allow).await {
@@ -188,10 +264,23 @@ impl Turns {
             Err(CallError::Refused(refused))
                 if matches!(refused.kind, RefusalKind::UnknownTurn | RefusalKind::UnknownPermission) =>
             {
-                Err(unknown())
+                Err(unknown(&name))
             }
             Err(error) => Err(Refusal::unavailable(format!("the node has not heard of it yet: {error}"))
                 .hint("It is told again when it is back, if its time is not over then.")),
+        }
+    }
+
+    /// Tells a sled that was away what was decided meanwhile.
+    pub(super) async fn convey_decided(&self, turn: &Turn, sled: &SledClient) {
+        let decided: Vec<_> = {
+            let open = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.values().filter(|question| question.turn == turn.id && question.decided.is_some()).cloned().collect()
+        };
+        for question in decided {
+            if let Some(allow) = question.decided {
+                drop(self.convey(sled, &question, allow).await);
+            }
         }
     }
 
@@ -201,6 +290,8 @@ impl Turns {
         for (_, question) in open.iter_mut().filter(|(name, _)| question_transaction(name) == transaction) {
             question.event_id = Some(event_id.to_owned());
         }
+        drop(open);
+        self.inner.questions.asked.notify_waiters();
     }
 
     /// The question that was told by this event, if one is open.
@@ -213,7 +304,9 @@ impl Turns {
     }
 
     async fn convey(&self, sled: &SledClient, question: &Question, allow: bool) -> Result<Decision, CallError> {
+        failpoint::reach("before", "answer_permission");
         let heard = sled.answer_permission(question.turn, &question.request, allow).await;
+        failpoint::reach("after", "answer_permission");
         heard.inspect_err(|error| warn!(turn = %question.turn, %error, "the sled has not heard of a decision"))
     }
 }

@@ -145,7 +145,8 @@ impl Stage {
             watch: Arc::clone(&endings) as Arc<dyn Watch>,
         });
         let limits = Limits { window: Duration::ZERO, max_window: Duration::ZERO, max_queue: 9, max_turns: 2 };
-        let (dispatcher, work) = Dispatcher::new(limits, Arc::new(turns.clone()) as Arc<dyn Carrier<_, _>>);
+        let (dispatcher, work) =
+            Dispatcher::new(limits, Arc::new(turns.clone()) as Arc<dyn Carrier<_, _>>, tasks.stopping());
         tasks.spawn("dispatcher", work);
         let room = Room { surface: SurfaceKind::Console, id: "main".into() };
         let session = SessionKey { project: Uuid::now_v7(), room, thread: None };
@@ -398,7 +399,10 @@ async fn an_interrupted_turn_is_said_so_and_resumed_once_with_its_words_if_it_ne
         let (sled, mut prompts) = interrupted([record(1, begun), ended(2, Outcome::Interrupted)].concat());
         let mut stage = Stage::new([Some(sled.clone()), Some(sled)]).await;
         stage.say("hello", false).await;
-        assert_eq!(stage.heard().await.markdown, "⚠ The agent was interrupted: its node ended. It goes on by itself.");
+        assert_eq!(
+            stage.heard().await.markdown,
+            "⚠ The agent was interrupted before it answered. It goes on by itself."
+        );
         let answer = stage.answer().await;
         assert_eq!((answer.markdown.as_str(), answer.answers), ("done", vec!["hello".to_owned()]));
         let first = prompts.recv().await.expect("there was an attempt");
@@ -433,7 +437,11 @@ async fn a_second_interruption_ends_the_turn_visibly() {
     let mut stage = Stage::new([Some(sled.clone()), Some(sled)]).await;
     stage.say("hello", false).await;
     let answer = stage.answer().await;
-    assert!(answer.markdown.starts_with("⚠ The agent was interrupted again"), "{}", answer.markdown);
+    assert!(
+        answer.markdown.starts_with("⚠ The agent was interrupted before it answered.\nWrite again"),
+        "{}",
+        answer.markdown
+    );
     assert_eq!(answer.answers, ["hello"]);
     assert_eq!(stage.endings(), [Ending::Interrupted]);
 }
@@ -509,7 +517,8 @@ async fn a_question_is_told_and_decided_by_whom_it_concerns() {
     let refusal = decide(&bob, Role::Member, &room).await.expect_err("he did not ask for this turn");
     assert_eq!(refusal.what, "this question is not yours to answer");
     decide(&ann(), Role::Member, &elsewhere).await.expect_err("it was asked in another room");
-    let said = decide(&ann(), Role::Member, &room).await.expect("she may");
+    let word = decide(&ann(), Role::Member, &room).await.expect("she may");
+    let said = turns.carry_word(word).await.expect("the sled is there");
     assert_eq!(said, "Allowed: Bash `rm -r target`");
     assert_eq!(stage.answer().await.markdown, "done");
     decide(&ann(), Role::Member, &room).await.expect_err("the turn is over");

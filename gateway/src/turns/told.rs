@@ -37,21 +37,20 @@ impl Told {
             Ok(Outcome::Answered { text }) => (Ending::Answered, Some(said(text)), None),
             Ok(Outcome::Failed { reason, last_lines }) => (Ending::Failed, Some(failure(reason, last_lines)), None),
             Ok(Outcome::Stopped { processes, killed }) => {
-                let unasked = (!asked).then(|| "⚠ The turn was stopped.".to_owned());
-                (Ending::Stopped, unasked, asked.then(|| stopped(*processes, *killed, end.agent_ran)))
+                let told = if asked { "Stopped." } else { "⚠ The turn was stopped." };
+                let report = asked.then(|| stopped(*processes, *killed, end.agent_ran));
+                (Ending::Stopped, Some(told.to_owned()), report)
             }
             Ok(Outcome::Interrupted) => {
-                let told = "⚠ The agent was interrupted again before it answered.\nWrite again to go on; it remembers what came before.";
+                let told = "⚠ The agent was interrupted before it answered.\nWrite again to go on; it remembers what came before.";
                 (Ending::Interrupted, Some(told.to_owned()), None)
             }
-            Err(refusal) if asked => (Ending::Failed, None, Some(refusal.to_markdown())),
-            Err(refusal) => (Ending::Failed, Some(refusal.to_markdown()), None),
+            Err(refusal) => (Ending::Failed, Some(refusal.to_markdown()), asked.then(|| refusal.to_markdown())),
         };
         let answer = match ending {
             Ending::Stopped | Ending::Interrupted if deleted => {
                 Some("Stopped, because the project was deleted.".to_owned())
             }
-            Ending::Failed if deleted && answer.is_none() => report.clone(),
             _ => answer,
         };
         Self { ending, answer, report }
@@ -170,7 +169,7 @@ mod tests {
         assert_eq!(unasked.report, None, "nobody waits for a report");
 
         let asked = Told::of(&stopped_end(1, true, STOPPED), STOPPED);
-        assert_eq!(asked.answer, None, "the report tells it");
+        assert_eq!(asked.answer.as_deref(), Some("Stopped."), "whoever asked sees it too, and the report tells more");
 
         let deleted = Told::of(&stopped_end(1, true, DELETED), DELETED);
         assert_eq!(deleted.answer.as_deref(), Some("Stopped, because the project was deleted."));
@@ -193,6 +192,8 @@ mod tests {
         assert_eq!((told.ending, told.answer, told.report), (Ending::Superseded, None, None));
         let told = Told::of(&stopped_end(1, true, superseded), STOPPED);
         assert_eq!(told.ending, Ending::Stopped, "a stop came on top");
+        let stuck = End { outcome: Err(Refusal::unavailable("it may still run")), agent_ran: true, why: superseded };
+        assert_eq!(Told::of(&stuck, superseded).answer.as_deref(), Some("⚠ It may still run."), "nobody else tells it");
         let answered = End { outcome: Ok(Outcome::Answered { text: "yes".into() }), agent_ran: true, why: superseded };
         assert_eq!(Told::of(&answered, superseded).answer.as_deref(), Some("yes"));
         assert_eq!(were_dropped(1), "1 message that waited was dropped");

@@ -24,10 +24,13 @@ use uuid::Uuid;
 pub use budget::{Budget, Limit, Pause, pause_text};
 pub use tally::{Tally, Tokens, UsageEvent, Used};
 
-use crate::{chat::Room, metrics::Metrics, refusal::Refusal, tasks::Tasks};
+use crate::{chat::Room, failpoint, metrics::Metrics, refusal::Refusal, tasks::Tasks};
 
 /// The longest sleep until a pause is looked at again: timers stand still while a machine is suspended, days do not.
 const LOOK: Duration = Duration::from_mins(1);
+
+/// After so many events of a project its sums are kept, so that the next start need not fold all of them.
+const SNAPSHOT_EVERY: u64 = 64;
 
 /// The use of all projects. Cheap to clone; all clones speak of the same.
 #[derive(Clone)]
@@ -76,7 +79,7 @@ impl Usage {
         let unreadable = |error: &dyn std::fmt::Display| {
             Refusal::internal("the use of the model cannot be read from the journal", error.to_string())
         };
-        let loaded = journal.load_all::<Tally>(tally::STREAM).await.map_err(|error| unreadable(&error))?;
+        let loaded = journal.load_all_snapshots::<Tally>(tally::STREAM).await.map_err(|error| unreadable(&error))?;
         let mut ledgers = HashMap::new();
         for (stream, tally) in loaded {
             let project: Uuid = stream.id.parse().map_err(|error| unreadable(&error))?;
@@ -205,18 +208,31 @@ impl Usage {
         };
         let ledger = self.ledger(project);
         let _writing = ledger.writing.lock().await;
-        let appended = self.inner.journal.append(append).await.map_err(|error| failed(&error))?;
-        let mut tally = locked(&ledger.tally).clone();
-        let folded = appended.events.iter().try_for_each(|recorded| tally.advance(recorded));
+        let appended = failpoint::append(&self.inner.journal, append).await.map_err(|error| failed(&error))?;
+        let (before, folded) = {
+            let mut tally = locked(&ledger.tally);
+            (tally.version, appended.events.iter().try_for_each(|recorded| tally.advance(recorded)))
+        };
         if folded.is_err() {
             // The journal knows more than we do.
-            tally = self.inner.journal.load::<Tally>(&stream).await.map_err(|error| failed(&error))?;
+            let tally = self.inner.journal.load_snapshot::<Tally>(&stream).await.map_err(|error| failed(&error))?;
+            *locked(&ledger.tally) = tally;
         }
-        *locked(&ledger.tally) = tally;
         if let UsageEvent::Counted { tokens, .. } = event {
             self.inner.metrics.tokens_counted(*tokens);
         }
         self.judge(project);
+        let due = {
+            let tally = locked(&ledger.tally);
+            let due = tally.version / SNAPSHOT_EVERY > before / SNAPSHOT_EVERY;
+            due.then(|| self.inner.journal.snapshot(&stream, &tally))
+        };
+        // Worth nothing but time at the next start.
+        if let Some(snapshot) = due
+            && let Err(error) = snapshot.await
+        {
+            tracing::warn!(%stream, %error, "no snapshot could be stored");
+        }
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::{AddAssign, RangeInclusive};
 
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
-use journal::{DomainEvent, Fold, Recorded};
+use journal::{DomainEvent, Fold, Recorded, Snapshot};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -263,4 +263,8 @@ impl Fold for Tally {
         }
         Ok(())
     }
+}
+
+impl Snapshot for Tally {
+    const VERSION: u32 = 1;
 }

@@ -181,6 +181,30 @@ async fn counts_of_one_project_at_once_are_all_there() {
     assert_eq!(serde_json::from_str::<Tally>(&kept).expect("it is a tally"), folded.state);
 }
 
+#[tokio::test]
+async fn sums_are_kept_and_the_next_start_goes_on_from_them() {
+    let setting = Setting::new(Budget::default()).await;
+    let project = Uuid::now_v7();
+    let stream = StreamId::new("usage", project);
+    let counts = (0..SNAPSHOT_EVERY).map(|_| setting.usage.request(project).count("claude-x".to_owned(), tokens(1, 1)));
+    for counted in futures_util::future::join_all(counts).await {
+        counted.expect("it is journaled");
+    }
+    let today = setting.usage.today(project);
+    assert_eq!(today.amount().requests, SNAPSHOT_EVERY);
+    // One of the same event that is there stays; this one would be believed if there were none.
+    let none = |version| Loaded { state: Tally::default(), version };
+    setting.journal.snapshot(&stream, &none(SNAPSHOT_EVERY)).await.expect("it is let go");
+    let setting = setting.restart(Budget::default()).await;
+    assert_eq!(setting.usage.today(project), today);
+
+    // And what is kept is what the next start goes by, not the events before it.
+    setting.count(project, "claude-x", tokens(1, 1)).await;
+    setting.journal.snapshot(&stream, &none(SNAPSHOT_EVERY + 1)).await.expect("it is stored");
+    let setting = setting.restart(Budget::default()).await;
+    assert_eq!(setting.usage.today(project), Used::default());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_budget_that_is_used_up_rests_the_project_until_midnight_and_no_other() {
     let mut time = StandStill::new();

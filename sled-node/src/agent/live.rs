@@ -75,16 +75,20 @@ impl LiveAgent {
             stdout: Stdio::piped(),
             stderr: Stdio::piped(),
         };
-        let mut tree = supervision.start(program).await?;
+        Ok(Self::of(supervision.start(program).await?))
+    }
+
+    /// An agent that runs already.
+    pub(crate) fn of(mut tree: Supervised) -> Self {
         let (output, errors) = (tree.child.stdout.take(), tree.child.stderr.take());
-        Ok(Self {
+        Self {
             mouth: tree.child.stdin.take().map(Mouth::new),
             output: output.map(|output| BoundedLines::new(BufReader::new(output), stream_json::MAX_LINE)),
             errors: errors.map(|errors| BoundedLines::new(BufReader::new(errors), ERROR_LINE)),
             tree,
             started: false,
             spent_usd: 0.0,
-        })
+        }
     }
 
     /// Hands the agent a line. Returns at once.

@@ -2,6 +2,8 @@
 //!
 //! Everything that comes out is hostile and leaves this module bounded. It starts nothing and keeps no time of its own.
 
+use std::borrow::Cow;
+
 use link::requests::{FailureReason, Outcome, TurnEvent, Usage};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -19,6 +21,9 @@ pub const MAX_TEXT: usize = 400 * 1024;
 
 /// Longest summary of a tool call, in characters.
 const MAX_SUMMARY: usize = 200;
+
+/// Longest summary of a tool call that people decide on, in characters.
+const MAX_ASKED_SUMMARY: usize = 2000;
 
 /// Longest name of a tool, in characters.
 const MAX_NAME: usize = 80;
@@ -122,6 +127,8 @@ pub enum Heard {
     Withdrawn(String),
     /// It wants something, under this name of its own, that nobody here can do.
     Unanswerable(String),
+    /// It works at something else than its words, which it has not echoed yet.
+    Unasked,
     /// The turn's result, after what was still held back.
     End(Vec<TurnEvent>, Outcome, Option<Usage>),
     /// The service's limit has ended it, after what was still held back: it is to go on later.
@@ -146,6 +153,8 @@ pub struct Listener {
     words: Uuid,
     /// That it has words of the attempt's was told.
     heard: bool,
+    /// Until it echoes those very words it does not work at them.
+    unechoed: bool,
     /// What the agent said last: its answer, if nothing follows but the result.
     held: Option<String>,
     /// That the agent is slowed down was told.
@@ -167,6 +176,11 @@ impl Listener {
         Self { words, heard, ..Self::default() }
     }
 
+    /// For an agent that has waited and echoes its words: it may have begun to work by itself meanwhile, and what it says of that is not of this turn.
+    pub fn await_echo(&mut self) {
+        self.unechoed = true;
+    }
+
     /// Whether the agent is known to have the attempt's words.
     pub fn heard(&self) -> bool {
         self.heard
@@ -180,6 +194,7 @@ impl Listener {
         }
         let Ok(Kind { r#type }) = serde_json::from_slice(line) else { return Heard::Noise };
         match r#type.as_str() {
+            "assistant" | "control_request" | "result" if self.unechoed => Heard::Unasked,
             "assistant" => {
                 serde_json::from_slice(line).map_or(Heard::Noise, |said| Heard::Events(self.assistant(said)))
             }
@@ -218,7 +233,9 @@ impl Listener {
 
     /// An echo of the words shows that the agent has them.
     fn user(&mut self, user: &User) -> Vec<TurnEvent> {
-        if user.is_replay && user.uuid.as_deref().is_none_or(|id| Uuid::parse_str(id) == Ok(self.words)) {
+        let given = user.uuid.as_deref().map(|id| Uuid::parse_str(id) == Ok(self.words));
+        if user.is_replay && given.unwrap_or(true) {
+            self.unechoed &= given.is_none();
             self.has_words()
         } else {
             // A tool's result.
@@ -238,7 +255,7 @@ impl Listener {
         match (request.subtype.as_str(), request.tool_name, request.input) {
             ("can_use_tool", Some(tool), Some(input)) => {
                 let shown = serde_json::from_str(input.get()).unwrap_or(Value::Null);
-                let (tool, summary) = (one_line(&tool, MAX_NAME), summary(&tool, &shown));
+                let (tool, summary) = (one_line(&tool, MAX_NAME), asked_summary(&tool, &shown));
                 Heard::Asked(self.flush(), Question { agents_id: request_id, tool, summary, input })
             }
             _ => Heard::Unanswerable(request_id),
@@ -266,7 +283,7 @@ impl Listener {
                 Block::ToolUse { name, input } => {
                     events.append(&mut self.flush());
                     events.push(TurnEvent::ToolCalled {
-                        summary: summary(&name, &input),
+                        summary: one_line(&subject(&name, &input), MAX_SUMMARY),
                         name: one_line(&name, MAX_NAME),
                     });
                 }
@@ -330,8 +347,19 @@ fn failed(reason: FailureReason) -> Outcome {
     Outcome::Failed { reason, last_lines: Vec::new() }
 }
 
-/// One line that tells what a tool is used on: the argument that matters, or all of them.
-fn summary(tool: &str, input: &Value) -> String {
+/// One line that people decide by: where it does not show all, it says so.
+fn asked_summary(tool: &str, input: &Value) -> String {
+    let whole = one_line(&subject(tool, input), usize::MAX);
+    let length = whole.chars().count();
+    if length <= MAX_ASKED_SUMMARY {
+        return whole;
+    }
+    let shown: String = whole.chars().take(MAX_ASKED_SUMMARY).collect();
+    format!("{shown}… ({} more characters)", length - MAX_ASKED_SUMMARY)
+}
+
+/// What a tool is used on: the argument that matters, or all of them.
+fn subject<'a>(tool: &str, input: &'a Value) -> Cow<'a, str> {
     let key = match tool {
         "Bash" => "command",
         "Edit" | "MultiEdit" | "Read" | "Write" => "file_path",
@@ -343,10 +371,10 @@ fn summary(tool: &str, input: &Value) -> String {
         _ => "",
     };
     match (input.get(key).and_then(Value::as_str), input) {
-        (Some(argument), _) => one_line(argument, MAX_SUMMARY),
-        (None, Value::Null) => String::new(),
-        (None, Value::Object(arguments)) if arguments.is_empty() => String::new(),
-        (None, _) => one_line(&input.to_string(), MAX_SUMMARY),
+        (Some(argument), _) => argument.into(),
+        (None, Value::Null) => "".into(),
+        (None, Value::Object(arguments)) if arguments.is_empty() => "".into(),
+        (None, _) => input.to_string().into(),
     }
 }
 

@@ -223,10 +223,61 @@ fn tools_are_told_in_one_bounded_line() {
         ("TaskList", json!({}), ""),
         ("Odd", Value::Null, ""),
     ];
+    let told = |tool: &str, input: &Value| {
+        let called = says(&json!([{"type": "tool_use", "name": tool, "input": input}]));
+        match Listener::default().hear(called.to_string().as_bytes()) {
+            Heard::Events(events) => match events.last() {
+                Some(TurnEvent::ToolCalled { summary, .. }) => summary.clone(),
+                other => panic!("{other:?} is no call"),
+            },
+            other => panic!("{other:?} is no call"),
+        }
+    };
     for (tool, input, wanted) in table {
-        assert_eq!(summary(tool, &input), wanted, "{tool}");
+        assert_eq!(told(tool, &input), wanted, "{tool}");
+        assert_eq!(asked_summary(tool, &input), wanted, "{tool}");
     }
-    assert_eq!(summary("Bash", &json!({"command": "x".repeat(5000)})).chars().count(), MAX_SUMMARY + 1);
+    assert_eq!(told("Bash", &json!({"command": "x".repeat(5000)})).chars().count(), MAX_SUMMARY + 1);
+}
+
+#[test]
+fn a_question_shows_a_long_command_and_says_how_much_it_does_not_show() {
+    let asked = |command: &str| {
+        let request = json!({"subtype": "can_use_tool", "tool_name": "Bash", "input": {"command": command}});
+        let line = json!({"type": "control_request", "request_id": "r1", "request": request}).to_string();
+        let Heard::Asked(_, question) = Listener::default().hear(line.as_bytes()) else { panic!("it is no question") };
+        question.summary
+    };
+    let hidden = format!("echo {}; rm -rf ~", "ä".repeat(300));
+    assert_eq!(asked(&hidden), hidden);
+    assert_eq!(asked(&"ä".repeat(MAX_ASKED_SUMMARY)), "ä".repeat(MAX_ASKED_SUMMARY));
+    let cut = asked(&format!("{}; rm -rf ~", "ä".repeat(MAX_ASKED_SUMMARY)));
+    assert_eq!(cut, format!("{}… (10 more characters)", "ä".repeat(MAX_ASKED_SUMMARY)));
+}
+
+#[test]
+fn an_agent_that_has_waited_is_not_heard_before_it_echoes_its_words() {
+    let hear = |listener: &mut Listener, line: &Value| listener.hear(line.to_string().as_bytes());
+    let echo = |id: Option<Uuid>| json!({"type": "user", "message": {"role": "user", "content": "hi"}, "uuid": id, "isReplay": true});
+    let asks = json!({"type": "control_request", "request_id": "r1", "request": {"subtype": "can_use_tool", "tool_name": "Bash", "input": {}}});
+    let result = json!({"type": "result", "is_error": false, "result": "done"});
+    let waited = || {
+        let mut listener = Listener::new(WORDS, false);
+        listener.await_echo();
+        listener
+    };
+    for unasked in [text("by the way"), asks, result.clone()] {
+        let mut listener = waited();
+        // Neither its start of a turn nor an echo of other words is one of these.
+        assert_eq!(hear(&mut listener, &json!({"type": "system", "subtype": "init"})), Heard::Ready);
+        hear(&mut listener, &echo(Some(Uuid::nil())));
+        hear(&mut listener, &echo(None));
+        assert_eq!(hear(&mut listener, &unasked), Heard::Unasked);
+    }
+    let mut listener = waited();
+    assert_eq!(hear(&mut listener, &echo(Some(WORDS))), Heard::Events(vec![TurnEvent::Heard]));
+    let answered = Outcome::Answered { text: "done".to_owned() };
+    assert_eq!(hear(&mut listener, &result), Heard::End(Vec::new(), answered, None));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use link::requests::{Decision, FailureReason, Outcome, Permissions, RefusalKind, TurnEvent, TurnRequest};
+use link::requests::{Agent, Decision, FailureReason, Outcome, Permissions, RefusalKind, TurnEvent, TurnRequest};
 use link::{CallError, SledClient};
 use nix::sys::signal::Signal;
 use uuid::Uuid;
@@ -240,6 +240,27 @@ async fn stop_ends_the_wait_at_once_and_nothing_lives_meanwhile() {
     let began = Instant::now();
     assert_eq!(client.stop_turn(id, 60_000).await.unwrap(), Outcome::Stopped { processes: 0, killed: false });
     assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn stop_holds_though_the_agent_that_met_the_limit_has_not_ended_yet() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let id = Uuid::now_v7();
+    // It puts its session away until somebody asks it to end.
+    let mut request = limited("trap 'exit 0' TERM", "");
+    let Agent::Command { argv } = &mut request.agent else { panic!() };
+    argv[2].push_str("; touch away; while :; do sleep 0.05; done");
+    client.put_turn(id, &request).await.unwrap();
+    eventually(async || node.path("workspace/away").exists()).await;
+    let began = Instant::now();
+    let ended = client.stop_turn(id, 1_000).await.unwrap();
+    assert!(matches!(ended, Outcome::Stopped { .. }), "{ended:?}");
+    assert!(began.elapsed() < Duration::from_secs(10));
+    let told = events(&client, id, 0).await;
+    assert_eq!(kinds(&told), ["accepted", "started", "finished"], "nobody waits for the limit");
+    let TurnEvent::Finished { usage, .. } = &told[2].event else { panic!() };
+    assert_eq!(usage.as_ref().unwrap().input_tokens, 2, "what it used is counted");
 }
 
 #[tokio::test]

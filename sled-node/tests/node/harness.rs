@@ -33,11 +33,10 @@ impl Node {
     /// A sled with further arguments, which listens.
     pub async fn start_with(args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["home", "data", "run", "workspace"] {
+        for name in ["bin", "home", "data", "run", "workspace"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
-        // A port that was free a moment ago.
-        let model_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let model_port = free_port();
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let child = spawn(folder.path(), model_port, &args);
         let node = Self { folder, model_port, args, child };
@@ -116,7 +115,16 @@ impl Drop for Node {
     }
 }
 
+/// A port that was free a moment ago, below those that the system gives to whoever wants any: none of those takes it before the sled does.
+fn free_port() -> u16 {
+    let ports = std::iter::repeat_with(|| 20_000 + u16::try_from(Uuid::new_v4().as_u128() % 12_000).unwrap());
+    ports.into_iter().find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+}
+
 fn spawn(folder: &Path, model_port: u16, args: &[String]) -> Child {
+    // What lies in the node's `bin` goes before this host's programs.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(folder.join("bin")).chain(std::env::split_paths(&path))).unwrap();
     let log = File::options().create(true).append(true).open(folder.join("log")).unwrap();
     Command::new(env!("CARGO_BIN_EXE_sled"))
         .arg("serve")
@@ -130,6 +138,7 @@ fn spawn(folder: &Path, model_port: u16, args: &[String]) -> Child {
         .arg(model_port.to_string())
         .args(args)
         .env("HOME", folder.join("home"))
+        .env("PATH", path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

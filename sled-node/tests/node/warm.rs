@@ -1,5 +1,6 @@
 //! Agents that wait for their session's next turn (SLED-7), and what a turn may leave beside them (SLED-3).
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use link::SledClient;
@@ -226,6 +227,68 @@ async fn an_agent_that_begins_to_work_by_itself_is_ended_unheard() {
     assert!(lives(pid));
     std::fs::write(node.path("workspace/go"), "").unwrap();
     eventually(async || !lives(pid)).await;
+}
+
+/// It echoes its words, as the CLI does, and answers as a counter. If there is a file `busy`, its words come when it has just begun to work by itself;
+/// if there is one `stubborn`, it does not end either when it is asked to.
+const ECHOING: &str = r#"#!/bin/sh
+    n=0
+    echo $$ >> started
+    while read -r line; do
+        n=$((n + 1))
+        id=${line#*\"uuid\":\"}
+        echo '{"type":"system","subtype":"init"}'
+        if test -e busy; then
+            rm busy
+            echo '{"type":"assistant","message":{"content":[{"type":"text","text":"by the way"}]}}'
+            echo '{"type":"result","is_error":false,"result":"0 0"}'
+        fi
+        if test -e stubborn; then
+            trap 'touch told' TERM
+            echo '{"type":"result","is_error":false,"result":"0 0"}'
+            while :; do sleep 0.05; done
+        fi
+        printf '{"type":"user","isReplay":true,"uuid":"%s"}\n' "${id%%\"*}"
+        printf '{"type":"result","is_error":false,"result":"%s %s"}\n' $$ $n
+    done"#;
+
+fn echoing(node: &Node) -> TurnRequest {
+    let program = node.path("bin/claude");
+    std::fs::write(&program, ECHOING).unwrap();
+    std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    TurnRequest { keep_warm_secs: 600, ..request(Agent::Claude { model: None }, "go on") }
+}
+
+#[tokio::test]
+async fn stop_holds_though_the_words_were_not_taken_and_starts_nobody_else() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let request = echoing(&node);
+    let (pid, _) = count(&client, &request).await;
+    std::fs::write(node.path("workspace/stubborn"), "").unwrap();
+    let id = Uuid::now_v7();
+    client.put_turn(id, &request).await.unwrap();
+    eventually(async || node.path("workspace/told").exists()).await;
+    let ended = client.stop_turn(id, 60_000).await.unwrap();
+    assert!(matches!(ended, Outcome::Stopped { .. }), "{ended:?}");
+    assert!(!lives(pid));
+    assert_eq!(std::fs::read_to_string(node.path("workspace/started")).unwrap().lines().count(), 1);
+}
+
+#[tokio::test]
+async fn what_an_agent_says_before_it_echoes_its_words_is_no_answer_to_them() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let request = echoing(&node);
+    let (pid, n) = count(&client, &request).await;
+    assert_eq!((n, count(&client, &request).await), (1, (pid, 2)));
+
+    std::fs::write(node.path("workspace/busy"), "").unwrap();
+    let (ended, told) = turn(&client, &request).await;
+    let Outcome::Answered { text } = ended else { panic!("{ended:?}") };
+    let (next, n) = text.split_once(' ').unwrap();
+    assert!(n == "1" && next != pid.to_string() && !lives(pid), "{text}");
+    assert_eq!(kinds(&told), ["accepted", "started", "heard", "finished"]);
 }
 
 #[tokio::test]

@@ -9,10 +9,12 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::{
-    MatrixSurface,
+    MatrixSurface, Outbound, Room, SendError, SurfaceKind,
+    failure::Backoff,
     intake::{self, Own, Reading},
     lock,
 };
+use crate::chat::Weight;
 
 /// What people are told.
 const REFUSAL: &str = "This version works in unencrypted rooms only; invite me to one without encryption.";
@@ -35,9 +37,34 @@ impl MatrixSurface {
         self.tasks.spawn(async move { surface.shutdown.run_until_cancelled(surface.tell_refusal(&room)).await });
     }
 
+    /// As long as trying again may help.
+    async fn send_refusal(&self, room_id: &RoomId) -> Result<(), SendError> {
+        let room = Room { surface: SurfaceKind::Matrix, id: room_id.to_string() };
+        let notice = Outbound {
+            weight: Weight::Notice,
+            markdown: REFUSAL.to_owned(),
+            reply_to: None,
+            mention: None,
+            thread: None,
+            answers: Vec::new(),
+            transaction: Uuid::new_v4().to_string(),
+        };
+        let mut backoff = Backoff::new();
+        loop {
+            match self.put(&room, &notice, None).await {
+                Ok(_) => return Ok(()),
+                Err(refusal @ SendError::Refused { .. }) => return Err(refusal),
+                Err(SendError::Transient { message, retry_after, .. }) => {
+                    warn!(room = %room_id, "people are not told yet: {message}");
+                    backoff.wait(retry_after).await;
+                }
+            }
+        }
+    }
+
     async fn tell_refusal(&self, room: &RoomId) {
         // The SDK encrypts it; where it cannot, it sends nothing.
-        match self.tell(room, REFUSAL, Uuid::new_v4().to_string()).await {
+        match self.send_refusal(room).await {
             Ok(()) => info!(%room, "messages in an encrypted room are not taken, and people were told"),
             Err(refusal) => {
                 warn!(%room, %refusal, "messages in an encrypted room are not taken, and people could not be told");

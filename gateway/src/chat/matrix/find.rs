@@ -55,18 +55,28 @@ impl MatrixSurface {
     }
 }
 
-/// The part of an event that says under which transaction it was sent.
+/// The parts of an event that say under which transaction it was sent.
 #[derive(Deserialize)]
 struct Sent {
     content: Content,
+    #[serde(default)]
+    unsigned: Unsigned,
 }
 
 #[derive(Deserialize)]
 struct Content {
+    /// Lost when the event was taken back.
     #[serde(rename = "dev.musher")]
-    musher: Musher,
+    musher: Option<Musher>,
     #[serde(rename = "m.relates_to")]
     relates_to: Option<Relation>,
+}
+
+/// What the homeserver adds, also to what was taken back.
+#[derive(Default, Deserialize)]
+struct Unsigned {
+    /// As long as it knows it, and to the session that has sent the event.
+    transaction_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -80,7 +90,8 @@ struct Relation {
 }
 
 fn was_sent_under(event: &TimelineEvent, transaction: &str) -> bool {
-    let Ok(Sent { content }) = serde_json::from_str::<Sent>(event.raw().json().get()) else { return false };
+    let Ok(Sent { content, unsigned }) = serde_json::from_str::<Sent>(event.raw().json().get()) else { return false };
     let edit = content.relates_to.and_then(|relation| relation.rel_type).is_some_and(|kind| kind == "m.replace");
-    !edit && content.musher.transaction == transaction
+    let under = [content.musher.map(|musher| musher.transaction), unsigned.transaction_id];
+    !edit && under.into_iter().flatten().any(|under| under == transaction)
 }

@@ -1,10 +1,12 @@
 //! From an event of a room's timeline to the inbox: what was said, edited, taken back, reacted to.
 //!
-//! Who may speak is asked before anything is fetched for an event (invariant 12). What the inbox has in
+//! Who may speak is asked before anything is fetched for an event (invariant 12). What decides whether an event
+//! counts is fetched until the homeserver answers: the position moves past what did not count. What the inbox has in
 //! hand is awaited to its end; only the shutdown cuts it off.
 
 use std::{
     collections::HashSet,
+    fmt,
     sync::{Mutex, atomic::Ordering},
 };
 
@@ -13,25 +15,23 @@ use matrix_sdk::{
     Room as SdkRoom, RoomMemberships,
     config::RequestConfig,
     deserialized_responses::TimelineEvent,
-    ruma::{EventId, OwnedEventId, OwnedRoomId, UserId},
+    ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, UserId},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 use super::{
     MatrixSurface, SurfaceKind, encrypted,
     failure::{Backoff, Failure},
     intake::{self, Own, Reading, Said},
     lock,
-    seen::{Known, Memory},
+    seen::Memory,
     sync::{Halt, LOOK_UP_PATIENCE},
 };
-use crate::chat::{Edited, Inbound, InboxError, Person, Reacted, Redacted, Room};
+use crate::chat::{Edited, Inbound, InboxError, Missed, Person, Reacted, Redacted, Room};
 
 /// How many events are remembered as handed over before the position is stored past them.
 const MAX_HANDED: usize = 50_000;
-/// How often a message that was edited is looked for.
-const LOOK_UPS: usize = 3;
 
 /// What the inbox took after the stored position: it need not get it again when a sync is repeated. What is
 /// more than is remembered comes again, and the inbox knows it.
@@ -63,6 +63,7 @@ enum Heard {
     Edited(Edited),
     Redacted(Redacted),
     Reacted(Reacted),
+    Missed(Missed),
 }
 
 impl MatrixSurface {
@@ -115,23 +116,36 @@ impl MatrixSurface {
         if handed.contains(&key) {
             return Ok(());
         }
-        if let Some(heard) = self.heard(room, reading).await {
-            self.hand_over(&key, heard, halted).await?;
+        if let Some(heard) = self.heard(room, reading, halted).await? {
+            if matches!(heard, Heard::Said(_)) && self.synced.load(Ordering::Acquire) {
+                // Said while the surface lives: no earlier run can have marked it.
+                lock(&self.marks).live(key.0.clone(), key.1.clone());
+            }
+            self.hand_over(&key.0, &key.1, heard, halted).await?;
             handed.insert(key);
         }
         Ok(())
     }
 
-    async fn heard(&self, room: &SdkRoom, reading: Reading) -> Option<Heard> {
+    /// Tells the inbox that some of what was said in the room is not to be had.
+    pub(super) async fn tell_missed(&self, room: &RoomId, gap: String, halted: &CancellationToken) -> Result<(), Halt> {
+        error!(%room, gap, "messages were not read: the homeserver does not give all of the room's history");
+        let there = Room { surface: SurfaceKind::Matrix, id: room.to_string() };
+        self.hand_over(room, &"a gap", Heard::Missed(Missed { room: there, gap }), halted).await
+    }
+
+    async fn heard(&self, room: &SdkRoom, reading: Reading, halted: &CancellationToken) -> Result<Option<Heard>, Halt> {
         let there = Room { surface: SurfaceKind::Matrix, id: room.room_id().to_string() };
-        match reading {
+        Ok(match reading {
             Reading::Message { event_id, said: Some(said), .. } => {
-                Some(Heard::Said(self.inbound(room, there, &event_id, said).await))
+                Some(Heard::Said(self.inbound(room, there, &event_id, said, halted).await?))
             }
             Reading::Edit { event_id, original, sender, text } => {
-                let edits_own = self.has_sent(room, &original, &sender).await;
+                // A homeserver relates any two events as somebody says.
+                let edited = self.find_said(room, &original, halted).await?.said();
+                let edits_own = edited.is_some_and(|edited| edited.sender == sender);
                 if !edits_own {
-                    debug!(room = %room.room_id(), event = %event_id, %sender, "ignoring an edit of what is not theirs, or not to be had");
+                    debug!(room = %room.room_id(), event = %event_id, %sender, "ignoring an edit of what is not theirs, or not there");
                 }
                 edits_own.then(|| {
                     Heard::Edited(Edited {
@@ -155,19 +169,34 @@ impl MatrixSurface {
                 encrypted: room.encryption_state().is_encrypted(),
             })),
             Reading::Message { said: None, .. } | Reading::Joined | Reading::Nothing(_) => None,
-        }
+        })
     }
 
-    async fn inbound(&self, room: &SdkRoom, there: Room, event_id: &EventId, said: Said) -> Inbound {
-        let replied = match said.replies_to {
-            Some(id) => self.look_up(room, &id).await.said(),
-            None => None,
-        };
-        let addressed = said.mentions_us
-            || replied.as_ref().is_some_and(|replied| replied.sender == room.own_user_id())
+    async fn inbound(
+        &self,
+        room: &SdkRoom,
+        there: Room,
+        event_id: &EventId,
+        said: Said,
+        halted: &CancellationToken,
+    ) -> Result<Inbound, Halt> {
+        let mut addressed = said.mentions_us
             || self.ambient.contains(room.room_id())
-            || is_direct(room).await;
-        Inbound {
+            || self.persist(halted, || is_direct(room)).await?.unwrap_or(false);
+        let replied = match said.replies_to {
+            None => None,
+            // It is quoted, and nothing more: the message does not wait for it long.
+            Some(id) if addressed => {
+                let config = RequestConfig::new().disable_retry().timeout(LOOK_UP_PATIENCE);
+                self.look_up(room, &id, Some(config)).await.ok().and_then(Memory::said)
+            }
+            Some(id) => {
+                let replied = self.find_said(room, &id, halted).await?.said();
+                addressed = replied.as_ref().is_some_and(|replied| replied.sender == room.own_user_id());
+                replied
+            }
+        };
+        Ok(Inbound {
             room: there,
             event_id: event_id.to_string(),
             sender: person(&said.sender),
@@ -178,34 +207,28 @@ impl MatrixSurface {
             thread: said.thread.map(|root| root.to_string()),
             addressed,
             pending: None,
-        }
+        })
     }
 
-    /// Whether this person has sent this message. A homeserver relates any two events as somebody says.
-    async fn has_sent(&self, room: &SdkRoom, message: &EventId, person: &UserId) -> bool {
-        let mut backoff = Backoff::new();
-        for attempt in 1..=LOOK_UPS {
-            match self.look_up(room, message).await {
-                LookedUp::Found(Memory::Said(known)) => return known.sender == person,
-                LookedUp::Found(Memory::InVain) => return false,
-                LookedUp::NotNow(failure) if attempt < LOOK_UPS => backoff.wait(failure.retry_after()).await,
-                LookedUp::NotNow(failure) => {
-                    warn!(room = %room.room_id(), event = %message, "an edit is not taken, for its message is not to be had: {}", failure.reason());
-                }
-            }
-        }
-        false
+    /// An earlier message of the room, asked for until the homeserver gives it or says that there is none.
+    async fn find_said(&self, room: &SdkRoom, event_id: &EventId, halted: &CancellationToken) -> Result<Memory, Halt> {
+        let found = self.persist(halted, || self.look_up(room, event_id, None)).await?;
+        Ok(found.unwrap_or(Memory::InVain))
     }
 
-    /// An earlier message of the room, asked for once where it is not known.
-    async fn look_up(&self, room: &SdkRoom, event_id: &EventId) -> LookedUp {
+    /// An earlier message of the room, asked for once where it is not known. A refusal for good is an answer.
+    async fn look_up(
+        &self,
+        room: &SdkRoom,
+        event_id: &EventId,
+        config: Option<RequestConfig>,
+    ) -> Result<Memory, Failure> {
         let (room_id, event_id) = (room.room_id().to_owned(), event_id.to_owned());
         let known = lock(&self.seen).get(room_id.clone(), event_id.clone());
         if let Some(memory) = known {
-            return LookedUp::Found(memory);
+            return Ok(memory);
         }
-        let config = RequestConfig::new().disable_retry().timeout(LOOK_UP_PATIENCE);
-        let found = match room.event(&event_id, Some(config)).await {
+        let found = match room.event(&event_id, config).await {
             Ok(event) => {
                 let own = Own { user: room.own_user_id(), names: Vec::new(), redacts_in_content: true };
                 match event.raw().deserialize().map(|event| intake::read(event, &own)) {
@@ -217,26 +240,23 @@ impl MatrixSurface {
                 let failure = Failure::from(error);
                 debug!(room = %room_id, event = %event_id, "an earlier message is not to be had: {}", failure.reason());
                 if !matches!(failure, Failure::Permanent { .. }) {
-                    return LookedUp::NotNow(failure);
+                    return Err(failure);
                 }
                 Memory::InVain
             }
         };
         lock(&self.seen).insert(room_id, event_id, found.clone());
-        LookedUp::Found(found)
+        Ok(found)
     }
 
-    /// Gives it to the inbox until it is taken.
+    /// Gives it to the inbox until it is taken. Logs call it `what`.
     async fn hand_over(
         &self,
-        (room, event): &(OwnedRoomId, OwnedEventId),
+        room: &RoomId,
+        what: &(dyn fmt::Display + Sync),
         heard: Heard,
         halted: &CancellationToken,
     ) -> Result<(), Halt> {
-        if matches!(heard, Heard::Said(_)) && self.synced.load(Ordering::Acquire) {
-            // Said while the surface lives: no earlier run can have marked it.
-            lock(&self.marks).live(room.clone(), event.clone());
-        }
         let mut backoff = Backoff::new();
         loop {
             if halted.is_cancelled() {
@@ -247,31 +267,17 @@ impl MatrixSurface {
                 Heard::Edited(edit) => self.inbox.edited(edit),
                 Heard::Redacted(redaction) => self.inbox.redacted(redaction),
                 Heard::Reacted(reaction) => self.inbox.reacted(reaction),
+                Heard::Missed(missed) => self.inbox.missed(missed),
             };
             match taken.await {
                 Ok(()) => return Ok(()),
                 Err(InboxError::Stopping) => return Err(Halt::Stopping),
                 Err(error @ InboxError::Journal(_)) => {
-                    error!(%room, %event, error = &error as &dyn std::error::Error, "an event waits before the inbox");
+                    error!(%room, %what, error = &error as &dyn std::error::Error, "something waits before the inbox");
                     self.trouble.send_replace(Some(error.to_string()));
                     halted.run_until_cancelled(backoff.wait(None)).await;
                 }
             }
-        }
-    }
-}
-
-/// What came of looking for a message.
-enum LookedUp {
-    Found(Memory),
-    NotNow(Failure),
-}
-
-impl LookedUp {
-    fn said(self) -> Option<Known> {
-        match self {
-            Self::Found(Memory::Said(known)) => Some(known),
-            _ => None,
         }
     }
 }
@@ -292,13 +298,13 @@ fn parse(room: &SdkRoom, event: &TimelineEvent, own: &Own<'_>) -> Option<Reading
 }
 
 /// Whether the room is a conversation of two: marked so, or by its members.
-async fn is_direct(room: &SdkRoom) -> bool {
-    if room.is_direct().await.unwrap_or(false) {
-        return true;
+async fn is_direct(room: &SdkRoom) -> Result<bool, Failure> {
+    if room.is_direct().await.map_err(matrix_sdk::Error::from)? {
+        return Ok(true);
     }
     match room.active_members_count() {
         // The homeserver gave no summary.
-        0 => room.members(RoomMemberships::ACTIVE).await.is_ok_and(|members| members.len() == 2),
-        count => count == 2,
+        0 => Ok(room.members(RoomMemberships::ACTIVE).await?.len() == 2),
+        count => Ok(count == 2),
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! `login` opens or restores the session, `sync` receives, `walk` closes gaps, `handover` gives the inbox what `intake`
 //! reads in single events, `rooms` joins and declines, `ambient` knows where every message counts, `encrypted` refuses,
-//! `notices` tells of what was not taken, `send`, `marks` and `typing` speak, `find` looks for what was said, `html` formats, `failure` reads errors.
+//! `send`, `marks` and `typing` speak, `find` looks for what was said, `html` formats, `failure` reads errors.
 
 mod ambient;
 mod encrypted;
@@ -17,7 +17,6 @@ mod html;
 mod intake;
 mod login;
 mod marks;
-mod notices;
 mod rooms;
 mod seen;
 mod send;
@@ -46,7 +45,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-use self::{ambient::Ambient, marks::Marks, notices::Gaps, seen::Seen, typing::Typing};
+use self::{ambient::Ambient, marks::Marks, seen::Seen, typing::Typing};
 use super::{Inbox, Mark, Outbound, Person, Room, SendError, Surface, SurfaceKind};
 
 /// What the surface needs to know to start.
@@ -216,7 +215,6 @@ pub struct MatrixSurface {
     marks: Mutex<Marks>,
     /// Told when there is a mark to be shown.
     marked: Notify,
-    gaps: Mutex<Gaps>,
     ambient: Ambient,
     /// Encrypted rooms in which people were told that nothing is taken.
     refused: Mutex<HashSet<OwnedRoomId>>,
@@ -255,7 +253,6 @@ impl MatrixSurface {
             typing: Typing::default(),
             marks: Mutex::new(Marks::new(Instant::now())),
             marked: Notify::new(),
-            gaps: Mutex::default(),
             ambient,
             refused: Mutex::new(HashSet::new()),
             rooms_in_hand: Mutex::new(HashSet::new()),
@@ -323,13 +320,7 @@ impl Surface for MatrixSurface {
     }
 
     fn health(&self) -> Result<(), String> {
-        if let Some(trouble) = self.trouble.borrow().clone() {
-            return Err(trouble);
-        }
-        match lock(&self.gaps).first() {
-            Some(room) => Err(format!("messages of {room} could not be read, and people there are not told yet")),
-            None => Ok(()),
-        }
+        self.trouble.borrow().clone().map_or(Ok(()), Err)
     }
 }
 

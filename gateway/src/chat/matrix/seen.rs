@@ -32,6 +32,16 @@ pub(super) enum Memory {
     InVain,
 }
 
+impl Memory {
+    /// What was said, if it was.
+    pub(super) fn said(self) -> Option<Known> {
+        match self {
+            Self::Said(known) => Some(known),
+            Self::InVain => None,
+        }
+    }
+}
+
 /// The memory.
 #[derive(Debug, Default)]
 pub(super) struct Seen {

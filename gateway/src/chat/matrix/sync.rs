@@ -8,7 +8,7 @@
 //! Between two positions a room's events are complete in the sync, or the sync says that they are not
 //! (`limited`): then the room is walked back from where its events begin to the frontier, and handed over
 //! from there on. The walk is of any length and never skips: it is tried until the homeserver answers, and
-//! when that refuses for good, the room is told and health says so. A new device has no store to go on with,
+//! when that refuses for good, the inbox is told before the position moves on, and tells the room. A new device has no store to go on with,
 //! but tokens are the homeserver's, not the device's: it walks every room back to the old position. Where the
 //! position itself is lost, and the inbox is not, every room is walked back to the time of the newest message
 //! that the inbox knows.
@@ -48,6 +48,7 @@ use super::{
     walk::{Until, Walk, is_own_join},
 };
 use crate::chat::InboxError;
+use crate::failpoint;
 
 /// How long the homeserver may hold a sync back when nothing happens.
 const LONG_POLL: Duration = Duration::from_secs(30);
@@ -199,6 +200,7 @@ impl MatrixSurface {
     /// Stores the position, however long that takes: a sync from the old one would give everything again.
     async fn store_position(&self, client: &Client, reached: &Position) {
         let mut backoff = Backoff::new();
+        failpoint::reach("before", "position");
         while let Err(failure) = login::set_position(client, reached).await {
             self.report(&failure);
             backoff.wait(None).await;
@@ -264,14 +266,14 @@ impl MatrixSurface {
             Position::Time { since } => (Some((taking.next_batch.to_owned(), Until::Time(*since))), &[][..]),
         };
         if let Some((from, until)) = gap {
-            let mut walk = Walk::back(self, room, from.clone(), until, &own, &taking.halted).await?;
+            let mut walk = Walk::back(self, room, from, until, &own, &taking.halted).await?;
             while let Some(events) = walk.forward(self, room, &own, &taking.halted).await? {
                 for event in &events {
                     self.take_event(room, event, &own, taking.handed, &taking.halted).await?;
                 }
             }
-            if walk.cut {
-                self.tell_gap(room.room_id(), &from);
+            if let Some(gap) = walk.missed() {
+                self.tell_missed(room.room_id(), gap, &taking.halted).await?;
             }
         }
         for event in recent {
@@ -302,6 +304,33 @@ impl MatrixSurface {
         let position = Position::Time { since };
         self.store_position(client, &position).await;
         Ok(Some(position))
+    }
+
+    /// What a request gives, made until the homeserver answers; `None` when it refuses for good.
+    pub(super) async fn persist<T, F>(
+        &self,
+        halted: &CancellationToken,
+        mut request: impl FnMut() -> F,
+    ) -> Result<Option<T>, Halt>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let mut backoff = Backoff::new();
+        let trying = async {
+            loop {
+                let failure = match request().await {
+                    Ok(answer) => return Ok(Some(answer)),
+                    Err(failure) => failure,
+                };
+                self.report(&failure);
+                match failure {
+                    Failure::Permanent { .. } => return Ok(None),
+                    Failure::UnknownToken { .. } => return Err(Halt::Failed(failure)),
+                    Failure::Transient { .. } | Failure::Local { .. } => backoff.wait(failure.retry_after()).await,
+                }
+            }
+        };
+        halted.run_until_cancelled(trying).await.unwrap_or(Err(Halt::Elsewhere))
     }
 
     pub(super) fn report(&self, failure: &Failure) {

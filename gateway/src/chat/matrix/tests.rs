@@ -15,8 +15,9 @@ use tokio::{
 };
 
 use super::*;
-use crate::chat::{Edited, Inbound, InboxError, Reacted, Redacted};
+use crate::chat::{Edited, Inbound, InboxError, Missed, Reacted, Redacted};
 
+mod look_ups;
 mod marks;
 mod walks;
 
@@ -30,6 +31,7 @@ enum Given {
     Edited(Edited),
     Redacted(Redacted),
     Reacted(Reacted),
+    Missed(Missed),
 }
 
 impl Given {
@@ -40,6 +42,7 @@ impl Given {
             Self::Edited(edit) => format!("edited {} by {}: {}", edit.event_id, edit.edit_id, edit.text),
             Self::Redacted(redaction) => format!("redacted {} by {}", redaction.event_id, redaction.by.id),
             Self::Reacted(reaction) => format!("reacted to {}: {}", reaction.event_id, reaction.key),
+            Self::Missed(missed) => format!("missed in {}: {}", missed.room.id, missed.gap),
         }
     }
 }
@@ -50,6 +53,8 @@ enum Does {
     Take,
     /// Has it in hand for ever.
     Keep,
+    /// Has what was missed in hand for ever.
+    KeepMissed,
     /// Cannot write down the first edit.
     FailOnce,
 }
@@ -75,8 +80,9 @@ impl TestInbox {
         {
             return std::future::ready(Err(InboxError::Journal("the disk is full".into()))).boxed();
         }
+        let keeps = self.does == Does::Keep || self.does == Does::KeepMissed && matches!(given, Given::Missed(_));
         self.given.send(given).expect("the test listens");
-        if self.does == Does::Keep { std::future::pending().boxed() } else { std::future::ready(Ok(())).boxed() }
+        if keeps { std::future::pending().boxed() } else { std::future::ready(Ok(())).boxed() }
     }
 }
 
@@ -95,6 +101,10 @@ impl Inbox for TestInbox {
 
     fn reacted(&self, reaction: Reacted) -> BoxFuture<'_, Result<(), InboxError>> {
         self.take(Given::Reacted(reaction))
+    }
+
+    fn missed(&self, missed: Missed) -> BoxFuture<'_, Result<(), InboxError>> {
+        self.take(Given::Missed(missed))
     }
 
     fn newest(&self, _: SurfaceKind) -> BoxFuture<'_, Result<Option<Timestamp>, InboxError>> {

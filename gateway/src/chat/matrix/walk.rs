@@ -9,14 +9,14 @@ use matrix_sdk::{
     Room as SdkRoom,
     deserialized_responses::TimelineEvent,
     room::{Messages, MessagesOptions},
-    ruma::{OwnedUserId, UInt, api::client::filter::RoomEventFilter, assign},
+    ruma::{OwnedUserId, ServerName, UInt, api::client::filter::RoomEventFilter, assign},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::{
     MatrixSurface,
-    failure::{Backoff, Failure},
+    failure::Failure,
     intake::{self, Own, Reading},
     sync::Halt,
 };
@@ -34,7 +34,7 @@ const WALKED_TYPES: [&str; 5] =
 pub(super) enum Until {
     /// A token of the stream.
     Token(String),
-    /// What was said before this counts no more.
+    /// What was said before this, by the clock of our own homeserver, counts no more.
     Time(Timestamp),
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Walk {
     /// How many bytes it keeps.
     bound: usize,
     /// Whether the homeserver did not give everything up to `until`.
-    pub(super) cut: bool,
+    cut: bool,
 }
 
 #[derive(Debug)]
@@ -111,14 +111,18 @@ impl Walk {
                 break;
             };
             from = again.end.filter(|end| *end != start && Some(end.as_str()) != to);
-            let (events, over) = self.until.of_page(again.chunk, own);
-            newest_first.extend(events.into_iter().rev());
-            if over {
-                break;
-            }
+            newest_first.extend(again.chunk);
         }
-        newest_first.reverse();
-        Ok(Some(newest_first))
+        Ok(Some(self.until.of_page(newest_first, own).0))
+    }
+
+    /// A name for what the homeserver did not give of this walk, if so: the same when the walk is done again, whatever
+    /// was said since.
+    pub(super) fn missed(&self) -> Option<String> {
+        self.cut.then(|| match &self.until {
+            Until::Token(token) => token.clone(),
+            Until::Time(since) => since.to_string(),
+        })
     }
 
     fn keep(&mut self, page: Page) {
@@ -152,10 +156,17 @@ impl Until {
             over = true;
         }
         if let Self::Time(since) = self {
-            let before = newest_first.len();
-            newest_first.retain(|event| !is_older(event, *since));
-            // The whole page must be older: a single event may bear any time that its homeserver likes.
-            over |= before > 0 && newest_first.is_empty();
+            // An event bears any time that its sender's homeserver likes. Only our own one's clock is believed: what
+            // others date back is given, for the inbox knows what it has had.
+            let counts_no_more =
+                |event: &TimelineEvent| is_older(event, *since) && is_from(event, own.user.server_name());
+            if newest_first.iter().all(|event| is_older(event, *since))
+                && let Some(end) = newest_first.iter().position(counts_no_more)
+            {
+                newest_first.truncate(end);
+                over = true;
+            }
+            newest_first.retain(|event| !counts_no_more(event));
         }
         newest_first.reverse();
         (newest_first, over)
@@ -166,6 +177,11 @@ impl Until {
 pub(super) fn is_older(event: &TimelineEvent, since: Timestamp) -> bool {
     let sent = event.timestamp().map(|sent| i64::from(sent.get()));
     sent.is_some_and(|sent| sent < since.as_millisecond())
+}
+
+/// Whether the event was sent by a user of this homeserver, which has dated it then.
+fn is_from(event: &TimelineEvent, server: &ServerName) -> bool {
+    event.sender().is_some_and(|sender| sender.server_name() == server)
 }
 
 /// Whether the bot came into the room by this event: what stands before was not said to it.
@@ -200,22 +216,7 @@ impl MatrixSurface {
         to: Option<&str>,
         halted: &CancellationToken,
     ) -> Result<Option<Messages>, Halt> {
-        let mut backoff = Backoff::new();
-        let trying = async {
-            loop {
-                let failure = match page(room, Some(from), to, &WALKED_TYPES, None).await {
-                    Ok(page) => return Ok(Some(page)),
-                    Err(failure) => failure,
-                };
-                self.report(&failure);
-                match failure {
-                    Failure::Permanent { .. } => return Ok(None),
-                    Failure::UnknownToken { .. } => return Err(Halt::Failed(failure)),
-                    Failure::Transient { .. } | Failure::Local { .. } => backoff.wait(failure.retry_after()).await,
-                }
-            }
-        };
-        let page = halted.run_until_cancelled(trying).await.unwrap_or(Err(Halt::Elsewhere))?;
+        let page = self.persist(halted, || page(room, Some(from), to, &WALKED_TYPES, None)).await?;
         if let Some(page) = &page {
             debug!(room = %room.room_id(), events = page.chunk.len(), end = page.end, "a page of history");
         }
@@ -226,7 +227,7 @@ impl MatrixSurface {
 #[cfg(test)]
 mod tests {
     use matrix_sdk::ruma::{serde::Raw, user_id};
-    use serde_json::{json, value::to_raw_value};
+    use serde_json::{Value, json, value::to_raw_value};
 
     use super::*;
 
@@ -240,6 +241,13 @@ mod tests {
             "content": {"msgtype": "m.text", "body": "x".repeat(100)},
         });
         TimelineEvent::from_plaintext(Raw::from_json(to_raw_value(&event).expect("an event")))
+    }
+
+    /// By another homeserver.
+    fn dated(id: &str, at_ms: i64) -> TimelineEvent {
+        let mut dated: Value = event(id, at_ms).raw().deserialize_as().expect("an event");
+        dated["sender"] = json!("@ann:elsewhere.org");
+        TimelineEvent::from_plaintext(Raw::from_json(to_raw_value(&dated).expect("an event")))
     }
 
     fn join() -> TimelineEvent {
@@ -264,6 +272,10 @@ mod tests {
             (&token, vec![], vec![], false),
             (&since, vec![event("$3", 150), event("$2", 0), event("$1", 120)], vec!["$1", "$3"], false),
             (&since, vec![event("$2", 99), event("$1", 98)], vec![], true),
+            // Another homeserver dates as it likes.
+            (&since, vec![dated("$2", 0), dated("$1", 0)], vec!["$1", "$2"], false),
+            (&since, vec![event("$3", 150), dated("$2", 0), event("$1", 120)], vec!["$1", "$2", "$3"], false),
+            (&since, vec![dated("$3", 0), event("$2", 99), dated("$1", 0)], vec!["$3"], true),
             (&since, vec![], vec![], false),
             (&since, vec![event("$2", 150), join()], vec!["$2"], true),
         ] {

@@ -78,7 +78,14 @@ async fn an_earlier_runs_sign_is_found_and_taken_back() {
     assert_eq!(homeserver.requests("/send/", 0).await, []);
 }
 
-/// Our own messages, newest first, in pages of one.
+fn by_moderator() -> Value {
+    json!({
+        "type": "m.room.redaction", "event_id": "$redaction", "sender": "@ann:example.org",
+        "origin_server_ts": 4_001_000, "redacts": "$gone", "content": {"redacts": "$gone"},
+    })
+}
+
+/// Our own messages, newest first, in small pages.
 fn with_sent(number: usize, path: &str, token: Option<&str>) -> Option<(u16, Value)> {
     let sent = |id: &str, seconds: i64, transaction: &str| {
         let mut event = message(id, "answer");
@@ -90,14 +97,21 @@ fn with_sent(number: usize, path: &str, token: Option<&str>) -> Option<(u16, Val
     if !path.ends_with("/messages") {
         return one_message(number, path, token);
     }
-    let page = |event: Value, end: &str| Some((200, json!({"start": "x", "end": end, "chunk": [event]})));
+    let pages = |events: &[Value], end: &str| Some((200, json!({"start": "x", "end": end, "chunk": events})));
+    let page = |event: Value, end: &str| pages(&[event], end);
     match token {
         None => {
             let mut edit = sent("$edit", 5000, "turn-1");
             edit["content"]["m.relates_to"] = json!({"rel_type": "m.replace", "event_id": "$draft"});
             page(edit, "p1")
         }
-        Some("p1") => page(sent("$two", 4000, "turn-2"), "p2"),
+        Some("p1") => {
+            // What a moderator has taken back has lost its content.
+            let mut gone = sent("$gone", 4000, "turn-3");
+            gone["content"] = json!({});
+            gone["unsigned"] = json!({"transaction_id": "turn-3", "redacted_because": by_moderator()});
+            pages(&[gone, sent("$two", 4000, "turn-2")], "p2")
+        }
         Some("p2") => page(message("$ann", "not ours"), "p3"),
         Some("p3") => page(sent("$one", 3000, "turn-1"), "p4"),
         Some("p4") => page(sent("$nought", 1000, "turn-0"), "p5"),
@@ -122,6 +136,7 @@ async fn what_was_sent_is_found_by_its_transaction() {
     // Ten minutes are allowed for differing clocks.
     assert_eq!(find("turn-1", 3500).await, (found("$one"), 4), "its edit is another event");
     assert_eq!(find("turn-2", 3500).await, (found("$two"), 2));
+    assert_eq!(find("turn-3", 3500).await, (found("$gone"), 2), "also when it was taken back");
     assert_eq!(find("turn-0", 1100).await, (found("$nought"), 5));
     assert_eq!(find("turn-0", 4300).await, (None, 4), "older ones are not asked for");
     assert_eq!(find("turn-9", 0).await, (None, 6), "the room has an end");

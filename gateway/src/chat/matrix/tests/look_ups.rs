@@ -1,0 +1,127 @@
+//! What decides whether an event counts is fetched until the homeserver answers.
+
+use super::*;
+
+fn reply(id: &str, to: &str, body: &str) -> Value {
+    let mut event = message(id, body);
+    event["content"]["m.relates_to"] = json!({"m.in_reply_to": {"event_id": to}});
+    event
+}
+
+fn ours(id: &str) -> Value {
+    let mut event = message(id, "shall I?");
+    event["sender"] = json!("@musher:example.org");
+    event
+}
+
+#[tokio::test]
+async fn whether_a_message_is_for_the_bot_is_asked_until_it_is_known_and_what_it_quotes_once() {
+    fn failing(number: usize, path: &str, token: Option<&str>) -> Option<(u16, Value)> {
+        let member = |user: &str| {
+            json!({
+                "type": "m.room.member", "event_id": format!("${user}"), "sender": user, "state_key": user,
+                "origin_server_ts": 1, "room_id": "!two:example.org", "content": {"membership": "join"},
+            })
+        };
+        match path {
+            "sync" if token == Some("s1") => {
+                let said = [
+                    reply("$quoting", "$elsewhere", "musher: do this"),
+                    reply("$yes", "$ours", "yes"),
+                    reply("$aside", "$removed", "they said"),
+                ];
+                let mut sync = answer("s2", &said);
+                // A room of which the homeserver gives no summary.
+                sync["rooms"]["join"]["!two:example.org"] =
+                    json!({"timeline": {"events": [message("$alone", "hi")], "limited": false}});
+                Some((200, sync))
+            }
+            path if path.ends_with("/event/$ours") && number == 1 => Some((502, json!({}))),
+            path if path.ends_with("/event/$ours") => Some((200, ours("$ours"))),
+            path if path.ends_with("/event/$elsewhere") => Some((502, json!({}))),
+            path if path.ends_with("/event/$removed") => Some((404, json!({"errcode": "M_NOT_FOUND", "error": "no"}))),
+            "rooms/!two:example.org/members" if number == 1 => {
+                Some((429, json!({"errcode": "M_LIMIT_EXCEEDED", "error": "slow down", "retry_after_ms": 10})))
+            }
+            "rooms/!two:example.org/members" => {
+                Some((200, json!({"chunk": [member("@musher:example.org"), member("@ann:example.org")]})))
+            }
+            path => one_message(number, path, token),
+        }
+    }
+    let homeserver = Homeserver::start(failing).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
+    let mut said = Vec::new();
+    for _ in 0..4 {
+        let Inbound { event_id, addressed, quoted, .. } = running.message().await;
+        said.push((event_id, addressed, quoted));
+    }
+    // The rooms come side by side.
+    said.sort();
+    let is = |id: &str, addressed: bool, quoted: Option<&str>| (id.to_owned(), addressed, quoted.map(str::to_owned));
+    assert_eq!(
+        said,
+        [
+            is("$alone", true, None),
+            is("$aside", false, None),
+            is("$quoting", true, None),
+            is("$yes", true, Some("shall I?")),
+        ]
+    );
+    running.taken().await;
+    assert_eq!(running.end().await, Vec::<String>::new());
+    for (asked, times) in
+        [("/event/$ours", 2), ("/event/$elsewhere", 1), ("/event/$removed", 1), ("!two:example.org/members", 2)]
+    {
+        assert_eq!(homeserver.requests(asked, times).await.len(), times, "{asked}");
+    }
+}
+
+#[tokio::test]
+async fn an_edit_outlives_the_session_in_which_its_message_was_asked_for() {
+    fn forgetful(number: usize, path: &str, token: Option<&str>) -> Option<(u16, Value)> {
+        match path {
+            "sync" if token == Some("s1") => {
+                let mut edit = message("$edit", "* that");
+                edit["content"]["m.new_content"] = json!({"msgtype": "m.text", "body": "that"});
+                edit["content"]["m.relates_to"] = json!({"rel_type": "m.replace", "event_id": "$before"});
+                Some((200, answer("s2", &[edit])))
+            }
+            path if path.ends_with("/event/$before") && number == 1 => {
+                Some((401, json!({"errcode": "M_UNKNOWN_TOKEN", "error": "gone"})))
+            }
+            path if path.ends_with("/event/$before") => Some((200, message("$before", "this"))),
+            path => one_message(number, path, token),
+        }
+    }
+    let homeserver = Homeserver::start(forgetful).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
+    assert_eq!(running.given().await.brief(), "edited $before by $edit: that");
+    running.taken().await;
+    assert_eq!(running.end().await, Vec::<String>::new());
+    // With the old session it would have been asked for in vain.
+    assert_eq!(homeserver.logins.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_look_up_that_never_succeeds_does_not_hold_the_end_up_and_comes_again_after_a_restart() {
+    fn away(number: usize, path: &str, token: Option<&str>) -> Option<(u16, Value)> {
+        match path {
+            "sync" if token == Some("s1") => Some((200, answer("s2", &[reply("$yes", "$ours", "yes")]))),
+            path if path.ends_with("/event/$ours") && number == 1 => Some((503, json!({}))),
+            path if path.ends_with("/event/$ours") => Some((200, ours("$ours"))),
+            path => one_message(number, path, token),
+        }
+    }
+    let homeserver = Homeserver::start(away).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
+    running.trouble(|trouble| trouble.as_ref().is_some_and(|why| why.contains("503"))).await;
+    assert_eq!(running.end().await, Vec::<String>::new());
+    let mut running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
+    let message = running.message().await;
+    assert_eq!((message.event_id.as_str(), message.addressed), ("$yes", true));
+    running.end().await;
+}
