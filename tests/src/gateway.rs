@@ -41,10 +41,16 @@ struct Capture {
 impl Gateway {
     /// Starts `musher up` with further arguments.
     pub fn start(home: &Home, args: &[&str]) -> Result<Self> {
+        Self::start_with(home, args, &[])
+    }
+
+    /// Starts `musher up` with further arguments and variables.
+    pub fn start_with(home: &Home, args: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let mut child = home
             .musher()?
             .arg("up")
             .args(args)
+            .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -81,6 +81,11 @@ impl Home {
         format!("[agent]\nruntime = \"claude\"\n\n[model]\nbase_url = \"{}\"", model.base_url())
     }
 
+    /// The same, with further settings of the agent.
+    pub fn agent_tables_with(model: &Model, agent: &str) -> String {
+        Self::agent_tables(model).replacen("[agent]", &format!("[agent]\n{agent}"), 1)
+    }
+
     /// Writes bot.toml anew.
     pub fn configure(&self, top: &str, tables: &str) -> Result<()> {
         let port = self.port;
@@ -133,12 +138,19 @@ impl Home {
 
     /// Status and body of `GET /healthz`; nothing while nobody listens.
     pub async fn health(&self) -> Result<Option<(u16, String)>> {
-        let http = reqwest::Client::builder().no_proxy().timeout(wait::SHORT).build()?;
-        match http.get(format!("http://127.0.0.1:{}/healthz", self.port)).send().await {
-            Ok(response) => Ok(Some((response.status().as_u16(), response.text().await?))),
-            Err(error) if error.is_connect() => Ok(None),
-            Err(error) => Err(error.into()),
+        match self.get("/healthz", "127.0.0.1").await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if error.downcast_ref().is_some_and(reqwest::Error::is_connect) => Ok(None),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Status and body of what the gateway's HTTP door has under `path`, asked for by this name of the host.
+    pub async fn get(&self, path: &str, host: &str) -> Result<(u16, String)> {
+        let http = reqwest::Client::builder().no_proxy().timeout(wait::SHORT).build()?;
+        let request = http.get(format!("http://127.0.0.1:{}{path}", self.port)).header("host", host);
+        let response = request.send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
     }
 
     /// Waits until a gateway here takes messages.

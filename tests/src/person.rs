@@ -58,6 +58,17 @@ pub struct Message {
     pub content: Value,
 }
 
+/// A reaction as it came to the person; one that had been taken back by then says neither to what it was nor what it showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reaction {
+    /// Its event id.
+    pub event_id: String,
+    /// The event that it is to.
+    pub to: String,
+    /// What it shows.
+    pub key: String,
+}
+
 impl Person {
     /// Makes an account whose name begins with `name`, and logs in. Its name is never used twice.
     pub async fn join(homeserver: &Homeserver, name: &str) -> Result<Self> {
@@ -101,6 +112,14 @@ impl Person {
             .map(drop)
     }
 
+    /// Lets everybody speak in a room of one's own, or nobody but oneself.
+    pub async fn let_speak(&self, room: &str, everybody: bool) -> Result<()> {
+        let path = format!("rooms/{}/state/m.room.power_levels", escaped(room));
+        // Whoever made a room has no level in it, and every right.
+        let levels = json!({ "users": {}, "events_default": if everybody { 0 } else { 50 } });
+        self.request(Method::PUT, &path, &levels).await.map(drop)
+    }
+
     /// Says `text`; gives the event's id.
     pub async fn say(&self, room: &str, text: &str) -> Result<String> {
         self.send(room, &json!({ "msgtype": "m.text", "body": text })).await
@@ -133,6 +152,14 @@ impl Person {
     pub async fn redact(&self, room: &str, event: &str) -> Result<()> {
         let path = format!("rooms/{}/redact/{}/{}", escaped(room), escaped(event), uuid::Uuid::new_v4());
         self.request(Method::PUT, &path, &json!({})).await.map(drop)
+    }
+
+    /// Reacts to an event; gives the id of the reaction.
+    pub async fn react(&self, room: &str, event: &str, key: &str) -> Result<String> {
+        let path = format!("rooms/{}/send/m.reaction/{}", escaped(room), uuid::Uuid::new_v4());
+        let content = json!({ "m.relates_to": { "rel_type": "m.annotation", "event_id": event, "key": key } });
+        let answer = self.request(Method::PUT, &path, &content).await?;
+        Ok(answer["event_id"].as_str().context("an event has an id")?.to_owned())
     }
 
     /// How `who` stands to the room: `join`, `invite`, `leave`, or nothing when they never had to do with it.
@@ -209,6 +236,33 @@ impl Person {
         .await
     }
 
+    /// Waits until a reaction of `who` to this event has been seen.
+    pub async fn wait_reaction(&self, room: &str, who: &str, event: &str) -> Result<Reaction> {
+        self.wait_seen(&format!("{who} reacts to {event}"), wait::SHORT, |seen| {
+            seen.reactions(room, who).find(|reaction| reaction.to == event)
+        })
+        .await
+    }
+
+    /// Waits until this event has been redacted.
+    pub async fn wait_redacted(&self, room: &str, event: &str) -> Result<()> {
+        self.wait_seen(&format!("{event} is taken back"), wait::SHORT, |seen| {
+            let redactions =
+                seen.events.iter().filter(|(place, event)| place == room && event["type"] == "m.room.redaction");
+            // Where it stands depends on the room's version.
+            redactions
+                .flat_map(|(_, redaction)| [&redaction["redacts"], &redaction["content"]["redacts"]])
+                .any(|redacted| redacted == event)
+                .then_some(())
+        })
+        .await
+    }
+
+    /// Every reaction of `who` in the room that has been seen so far, in order, also those that were taken back.
+    pub fn reactions(&self, room: &str, who: &str) -> Vec<Reaction> {
+        self.seen().reactions(room, who).collect()
+    }
+
     /// Waits until nobody is shown as typing in the room.
     pub async fn wait_quiet(&self, room: &str) -> Result<()> {
         self.wait_seen("nobody is typing", wait::SHORT, |seen| {
@@ -280,6 +334,19 @@ impl Person {
 }
 
 impl Seen {
+    fn reactions(&self, room: &str, who: &str) -> impl Iterator<Item = Reaction> {
+        let events = self.events.iter().filter(move |(place, event)| place == room && event["sender"] == who);
+        events.filter_map(|(_, event)| {
+            let relates_to = &event["content"]["m.relates_to"];
+            let string = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            (event["type"] == "m.reaction").then(|| Reaction {
+                event_id: string(&event["event_id"]),
+                to: string(&relates_to["event_id"]),
+                key: string(&relates_to["key"]),
+            })
+        })
+    }
+
     fn take(&mut self, answer: &Value) {
         for (room, news) in members(&answer["rooms"]["join"]) {
             let events = news["timeline"]["events"].as_array().into_iter().flatten();
@@ -351,7 +418,14 @@ mod tests {
             .expect_err("nothing after the question");
         let answered = bob.say(&room, "two").await?;
         let heard = ann.wait_message(&room, &bob.id, &asked, wait::SHORT, |message| message.body == "two").await?;
-        assert_eq!((heard.event_id, heard.kind.as_str()), (answered, "m.text"));
+        assert_eq!((heard.event_id, heard.kind.as_str()), (answered.clone(), "m.text"));
+
+        let reaction = ann.react(&room, &answered, "👍").await?;
+        let shown = bob.wait_reaction(&room, &ann.id, &answered).await?;
+        assert_eq!(shown, Reaction { event_id: reaction.clone(), to: answered, key: "👍".into() });
+        ann.redact(&room, &reaction).await?;
+        bob.wait_redacted(&room, &reaction).await?;
+        assert_eq!(bob.reactions(&room, &ann.id).len(), 1);
         Ok(())
     }
 }

@@ -42,6 +42,17 @@ pub enum Step {
     },
     /// It begins to answer, and goes on with the next step only when the gate is opened.
     Wait(Gate),
+    /// It refuses, as the service does at its rate limit.
+    Limit(Limit),
+}
+
+/// How the service refuses at its rate limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// It may be asked again after so many seconds.
+    Soft(u32),
+    /// Asking again would be refused again; it does not say until when.
+    Hard,
 }
 
 impl Step {
@@ -53,6 +64,11 @@ impl Step {
     /// The model calls `tool` with `input`.
     pub fn call(tool: &str, input: Value) -> Self {
         Self::Call { tool: tool.into(), input }
+    }
+
+    /// Whether an answer ends with it.
+    fn ends(&self) -> bool {
+        !matches!(self, Self::Wait(_))
     }
 }
 
@@ -219,7 +235,7 @@ impl Record {
             };
             return (reply::tool_use_id(rule, self.requests.len()), steps);
         };
-        let end = steps.iter().position(|step| !matches!(step, Step::Wait(_))).map_or(steps.len(), |at| at + 1);
+        let end = steps.iter().position(Step::ends).map_or(steps.len(), |at| at + 1);
         (reply::tool_use_id(rule, from + end), steps[..end].to_vec())
     }
 }
@@ -236,6 +252,9 @@ async fn messages(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMa
     };
     if !shared.admits(&headers) {
         return refusal(StatusCode::UNAUTHORIZED, "authentication_error", "invalid x-api-key");
+    }
+    if let [Step::Limit(limit), ..] = steps[..] {
+        return limited(limit);
     }
     if request.streams() {
         let body = Body::from_stream(reply::stream(tool_use_id, steps));
@@ -256,6 +275,16 @@ async fn count_tokens(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> 
 async fn stray(State(shared): State<Arc<Shared>>, method: Method, uri: Uri) -> Response {
     shared.record().strays.push(format!("{method} {uri}"));
     refusal(StatusCode::NOT_FOUND, "not_found_error", "the stand-in has no such door")
+}
+
+fn limited(limit: Limit) -> Response {
+    let refusal = refusal(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "this would exceed the rate limit");
+    let (mut parts, body) = refusal.into_parts();
+    if let Limit::Soft(secs) = limit {
+        parts.headers.remove("x-should-retry");
+        parts.headers.insert("retry-after", secs.into());
+    }
+    Response::from_parts(parts, body)
 }
 
 fn refusal(status: StatusCode, kind: &str, message: &str) -> Response {

@@ -75,7 +75,7 @@ fn ending(tool_use_id: &str, step: &Step) -> Bytes {
 /// A step's content block, the delta that fills it when streamed, and the reason for stopping after it.
 fn block(tool_use_id: &str, step: &Step) -> Option<(Value, Value, &'static str)> {
     match step {
-        Step::Wait(_) => None,
+        Step::Wait(_) | Step::Limit(_) => None,
         Step::Say(text) => {
             Some((json!({ "type": "text", "text": text }), json!({ "type": "text_delta", "text": text }), "end_turn"))
         }

@@ -110,6 +110,27 @@ async fn only_what_came_after_the_models_last_words_counts_as_said() -> Result<(
 }
 
 #[tokio::test]
+async fn at_the_rate_limit_it_says_whether_asking_again_helps() -> Result<()> {
+    let model = Model::start().await?;
+    model.on("soft", [Step::Limit(Limit::Soft(7))]);
+    model.on("hard", [Step::Limit(Limit::Hard)]);
+    for (said, retry_after, should_retry) in [("soft", Some("7"), None), ("hard", None, Some("false"))] {
+        let response = reqwest::Client::builder()
+            .no_proxy()
+            .build()?
+            .post(format!("{}/v1/messages", model.base_url()))
+            .header("x-api-key", model.key())
+            .json(&json!({ "tools": [{ "name": "Bash" }], "messages": user(said) }))
+            .send()
+            .await?;
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        assert_eq!(response.status(), 429, "{said}");
+        assert_eq!((header("retry-after"), header("x-should-retry")), (retry_after, should_retry), "{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_no_rule_fits_is_answered_anew_each_time() -> Result<()> {
     let model = Model::start().await?;
     model.on("blue", [Step::say("It is blue.")]);

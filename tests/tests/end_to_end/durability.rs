@@ -3,133 +3,23 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use anyhow::{Context as _, Result};
 use tests::{
     engine,
     gateway::Gateway,
     home::Home,
     homeserver::Homeserver,
-    images,
     model::{Gate, Model, Step},
-    person::{Message, Person},
-    process::Output,
+    person::Message,
     wait,
 };
 
-/// What the tool of a turn that waits runs: until the file is there.
-const UNTIL_GO: &str = "until [ -e /workspace/go ]; do sleep 0.05; done; echo went";
-
-/// In the command line of that tool.
-const TOOL: &str = "/workspace/go";
-
-/// Ann, the bot and their room; the gateway comes and goes.
-struct Scene {
-    home: Home,
-    ann: Person,
-    bot: Person,
-    room: String,
-}
-
-impl Scene {
-    /// The gateway has made `project`, and Ann has chosen it. The agent is the real one.
-    async fn open(homeserver: &Homeserver, model: &Model, top: &str, project: &str) -> Result<(Self, Gateway)> {
-        images::ready().await?;
-        let (ann, bot) = tokio::try_join!(Person::join(homeserver, "ann"), Person::join(homeserver, "bot"))?;
-        let room = ann.create_room("control", &[&bot.id]).await?;
-        let home = Home::new("", "")?.with_variable("ANTHROPIC_API_KEY", model.key());
-        let settings = format!(
-            "transport = \"matrix\"\nhomeserver = \"{}\"\nusername = \"{}\"\npassword = \"{}\"\nallowed_users = {}\nambient_rooms = {}\n{top}\n",
-            homeserver.url(),
-            bot.id,
-            bot.password(),
-            json!([ann.id]),
-            json!([room]),
-        );
-        home.configure(&settings, &Home::agent_tables(model))?;
-        let scene = Self { home, ann, bot, room };
-        let gateway = scene.up().await?;
-        scene.ann.wait_membership(&scene.room, &scene.bot.id, "join").await?;
-        scene.ask(&format!("new project {project}"), &format!("**{project}** is ready")).await?;
-        scene.ask(&format!("switch {project}"), project).await?;
-        Ok((scene, gateway))
-    }
-
-    async fn up(&self) -> Result<Gateway> {
-        Gateway::up(&self.home, &[]).await
-    }
-
-    async fn say(&self, text: &str) -> Result<String> {
-        self.ann.say(&self.room, text).await
-    }
-
-    async fn ask(&self, text: &str, needle: &str) -> Result<Message> {
-        self.ann.ask(&self.room, &self.bot.id, text, needle).await
-    }
-
-    /// Waits for an answer to the event that contains `needle`.
-    async fn answer(&self, event: &str, needle: &str) -> Result<Message> {
-        let fits = |message: &Message| is_answer(message) && message.body.contains(needle);
-        self.ann.wait_message(&self.room, &self.bot.id, event, wait::LONG, fits).await
-    }
-
-    /// All answers so far that name the event, once a later question has been answered: what is delivered in order
-    /// cannot come any more.
-    async fn answers(&self, event: &str) -> Result<Vec<Message>> {
-        let last = self.say("and now?").await?;
-        self.answer(&last, "Now.").await?;
-        let heard = self.ann.heard(&self.room, &self.bot.id).into_iter();
-        let names = |message: &Message| {
-            let answers = message.content["dev.musher"]["answers"].as_array();
-            answers.is_some_and(|answers| answers.iter().any(|answer| answer == event))
-        };
-        Ok(heard.filter(|message| is_answer(message) && names(message)).collect())
-    }
-
-    /// The event has one answer, and it contains `needle`.
-    async fn answered_once(&self, event: &str, needle: &str) -> Result<()> {
-        let answers = self.answers(event).await?;
-        let bodies: Vec<&str> = answers.iter().map(|answer| answer.body.as_str()).collect();
-        ensure!(matches!(bodies[..], [body] if body.contains(needle)), "wanted one answer `{needle}`: {bodies:#?}");
-        Ok(())
-    }
-
-    /// Lets the tool of a turn go on.
-    fn go(&self, project: &str) -> Result<()> {
-        fs::write(self.home.project(project).join("go"), "").context("the project's folder is ours")
-    }
-
-    /// Waits until the tool of the turn runs.
-    async fn wait_tool(&self, project: &str) -> Result<()> {
-        let container = self.home.container(project).await?;
-        wait::until("the turn's tool runs", wait::LONG, || async {
-            Ok(engine::docker(&["top", &container, "-eo", "pid,args"]).await?.contains(TOOL).then_some(()))
-        })
-        .await
-    }
-
-    /// What the journal says, a line for each event.
-    async fn journal(&self) -> Result<String> {
-        self.home.run(["journal", "tail", "--lines", "100000"], "").await.and_then(Output::success)
-    }
-
-    /// Waits until the journal holds an event of this kind that it did not hold `before`.
-    async fn wait_journal(&self, kind: &str, before: usize) -> Result<()> {
-        wait::until(&format!("the journal holds another {kind}"), wait::LONG, || async {
-            Ok((self.journal().await?.matches(kind).count() > before).then_some(()))
-        })
-        .await
-    }
-}
-
-fn is_answer(message: &Message) -> bool {
-    message.kind == "m.text" && message.edits.is_none()
-}
+use crate::scene::{Cast, Scene, TOOL, numbers, until_go};
 
 /// A model that answers `and now?`, and in whose turns about `marker` a tool waits before it says `answer`.
 async fn model_with_tool(marker: &str, answer: &str) -> Result<Model> {
     let model = Model::start().await?;
-    model.on(marker, [Step::call("Bash", json!({ "command": UNTIL_GO, "timeout": 600_000 })), Step::say(answer)]);
+    model.on(marker, [until_go(), Step::say(answer)]);
     model.on("and now?", [Step::say("Now.")]);
     Ok(model)
 }
@@ -137,7 +27,7 @@ async fn model_with_tool(marker: &str, answer: &str) -> Result<Model> {
 #[tokio::test]
 async fn a_gateway_killed_in_a_turn_delivers_the_rest_and_asks_nobody_twice() -> Result<()> {
     let model = model_with_tool("take your time", "Taken.").await?;
-    let (scene, gateway) = Scene::open(Homeserver::shared().await?, &model, "", "midway").await?;
+    let (scene, gateway) = Scene::open(&model, "", "midway").await?;
     let question = scene.say("take your time").await?;
     scene.wait_tool("midway").await?;
     gateway.kill().await?;
@@ -155,8 +45,7 @@ async fn what_was_read_before_the_gateway_was_killed_is_answered_after() -> Resu
     let model = Model::start().await?;
     model.on("did you see", [Step::say("I saw it.")]);
     model.on("and now?", [Step::say("Now.")]);
-    let slow = "coalesce_window_ms = 5000";
-    let (scene, gateway) = Scene::open(Homeserver::shared().await?, &model, slow, "window").await?;
+    let (scene, gateway) = Scene::set(Cast::of(&model, "window").window(5000)).await?;
     let question = scene.say("did you see this?").await?;
     scene.ann.wait_read(&scene.room, &scene.bot.id, &question).await?;
     gateway.kill().await?;
@@ -174,7 +63,7 @@ async fn an_answer_that_could_not_be_sent_before_the_gateway_was_killed_comes_on
     let model = model_with_tool("write it down", "Written down.").await?;
     // It is held, so nobody else may be on it.
     let homeserver = Homeserver::private().await?;
-    let (scene, gateway) = Scene::open(&homeserver, &model, "", "undelivered").await?;
+    let (scene, gateway) = Scene::on(&homeserver, Cast::of(&model, "undelivered")).await?;
     let question = scene.say("write it down").await?;
     scene.wait_tool("undelivered").await?;
     let finished = scene.journal().await?.matches("session.turn_finished").count();
@@ -193,12 +82,11 @@ async fn an_answer_that_could_not_be_sent_before_the_gateway_was_killed_comes_on
 
 #[tokio::test]
 async fn messages_from_while_the_gateway_was_down_are_answered_and_those_from_before_it_joined_are_not() -> Result<()> {
-    let homeserver = Homeserver::shared().await?;
     let model = Model::start().await?;
     model.on("while you slept", [Step::say("I am awake.")]);
     model.on("before you came", [Step::say("I was not there.")]);
     model.on("and now?", [Step::say("Now.")]);
-    let (scene, gateway) = Scene::open(homeserver, &model, "", "absent").await?;
+    let (scene, gateway) = Scene::open(&model, "", "absent").await?;
     gateway.stop().await?;
     // A room that was talked in before the bot came: it is in it from its next start on.
     let older = scene.ann.create_room("older", &[]).await?;
@@ -227,11 +115,11 @@ async fn a_turn_whose_container_is_killed_is_said_to_be_interrupted_and_resumed_
     model.otherwise(move |_| {
         attempts += 1;
         match attempts {
-            1 => vec![Step::call("Bash", json!({ "command": UNTIL_GO, "timeout": 600_000 }))],
+            1 => vec![until_go()],
             _ => vec![Step::say("Done after all.")],
         }
     });
-    let (scene, gateway) = Scene::open(Homeserver::shared().await?, &model, "", "interrupted").await?;
+    let (scene, gateway) = Scene::open(&model, "", "interrupted").await?;
     let question = scene.say("begin, please").await?;
     scene.wait_tool("interrupted").await?;
     engine::docker(&["kill", &scene.home.container("interrupted").await?]).await?;
@@ -249,7 +137,7 @@ async fn a_turn_whose_container_is_killed_is_said_to_be_interrupted_and_resumed_
 #[tokio::test]
 async fn a_clean_stop_leaves_the_turn_to_its_sled_and_the_next_start_delivers() -> Result<()> {
     let model = model_with_tool("work through the night", "It is morning.").await?;
-    let (scene, gateway) = Scene::open(Homeserver::shared().await?, &model, "", "overnight").await?;
+    let (scene, gateway) = Scene::open(&model, "", "overnight").await?;
     let question = scene.say("work through the night").await?;
     scene.wait_tool("overnight").await?;
     gateway.stop().await.context("a clean stop has exit code 0")?;
@@ -271,7 +159,7 @@ async fn what_waits_can_be_changed_taken_back_listed_and_cancelled() -> Result<(
     let gate = Gate::closed();
     model.on("hold on", [Step::Wait(gate.clone()), Step::say("Held.")]);
     model.on("heron", [Step::say("The rest is read.")]);
-    let (scene, gateway) = Scene::open(Homeserver::shared().await?, &model, "", "waiting").await?;
+    let (scene, gateway) = Scene::open(&model, "", "waiting").await?;
     let question = scene.say("hold on").await?;
     model.wait_asked("hold on").await?;
     let first = scene.say("heron as it was").await?;
@@ -289,8 +177,7 @@ async fn what_waits_can_be_changed_taken_back_listed_and_cancelled() -> Result<(
     .await
     .with_context(|| gateway.all())?;
     assert!(!listed.contains("as it was"), "{listed}");
-    let third = listed.lines().find(|line| line.contains("third")).context("the third waits")?;
-    let number: String = third.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    let number = *numbers(&listed, "third").first().context("the third waits")?;
     scene.ask(&format!("!cancel {number}"), "ancel").await?;
 
     gate.open();

@@ -3,14 +3,23 @@
 //! Each test has a home, a gateway and a project of its own, so they run side by side on one engine; only the
 //! homeserver and the images are shared. Nothing is faked but the model.
 
+mod budget;
 mod confinement;
 mod console;
 mod dialogue;
 mod durability;
 mod editors;
+mod failpoints;
+mod journal;
+mod limits;
 mod matrix;
+mod modes;
 mod prose;
+mod questions;
+mod queue;
 mod refusals;
 mod restart;
+mod scene;
 mod stacks;
 mod turns;
+mod warm;

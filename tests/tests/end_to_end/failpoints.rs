@@ -1,0 +1,375 @@
+//! The gateway is killed at every append to its journal and at every effect, one after the other, and each time the next
+//! gateway makes it good: what was said is answered once, or visibly failed once.
+//!
+//! The points are the gateway's own (its feature `failpoints`): `before` and `after` each kind of event, and each thing
+//! that it does to the world. A last test sees to it that none is missing here.
+
+use std::{collections::BTreeSet, fs};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use tests::{
+    engine,
+    gateway::Gateway,
+    home::Home,
+    model::{Model, Step},
+    person::Message,
+    product, wait,
+};
+use tokio::net::TcpListener;
+
+use crate::scene::{Cast, Scene, TOOL, is_answer, names};
+
+/// What a message to the practice agent passes, from its acceptance to its delivery.
+const TURN: [&str; 8] = [
+    "message.accepted",
+    "session.turn_begun",
+    "put_turn",
+    "session.turn_finished",
+    "send.queued",
+    "send",
+    "send.delivered",
+    "usage.turn_ended",
+];
+/// What commands pass, and which.
+const COMMANDS: [(&str, &str); 5] = [
+    ("command.received", "version"),
+    ("command.answered", "version"),
+    ("room.project_switched", "switch points"),
+    ("room.mode_set", "mode queue"),
+    ("session.opened", "reset"),
+];
+/// What `new project` passes, and `delete project`.
+const PROJECT: [&str; 8] = [
+    "project.reserved",
+    "project.step_begun",
+    "project.directory_found",
+    "project.stack_chosen",
+    "project.image_chosen",
+    "project.registered",
+    "project.deletion_begun",
+    "project.removed",
+];
+/// What only a real agent's turns pass.
+const AGENT: [&str; 5] =
+    ["usage.counted", "stop_turn", "session.permission_decided", "answer_permission", "session.turn_resumed"];
+/// What has a test of its own.
+const OTHERS: [&str; 7] = [
+    "message.edited",
+    "message.removed",
+    "position",
+    "gateway.created",
+    "project.abandoned",
+    "project.port_moved",
+    "send.given_up",
+];
+
+fn both(what: &str) -> [String; 2] {
+    [format!("before {what}"), format!("after {what}")]
+}
+
+/// The practice agent's project, its gateway stopped.
+async fn practice(project: &str, window_ms: u32) -> Result<Scene> {
+    let model = Model::start().await?;
+    let cast = Cast::of(&model, project).window(window_ms).tables("[agent]\nruntime = \"echo\"".to_owned());
+    let (scene, gateway) = Scene::set(cast).await?;
+    gateway.stop().await?;
+    Ok(scene)
+}
+
+impl Scene {
+    /// Starts a gateway that ends at `point`.
+    fn doomed(&self, point: &str) -> Result<Gateway> {
+        Gateway::start_with(&self.home, &[], &[("FAILPOINTS", &format!("{point}=return"))])
+    }
+
+    /// Waits until that gateway has ended there, and starts one that lives.
+    async fn revived(&self, point: &str, mut doomed: Gateway) -> Result<Gateway> {
+        let what = format!("the gateway ends at `{point}`");
+        let ended = wait::until(&what, wait::SHORT, || {
+            let ended = doomed.ended();
+            async { ended }
+        });
+        let status = ended.await.with_context(|| doomed.all())?;
+        ensure!(status.code().is_none(), "at `{point}` it ended with {status} by itself{}", doomed.all());
+        self.up().await.with_context(|| format!("after `{point}`"))
+    }
+
+    /// Waits until the bot has answered the event, and gives how often it has once a later command is answered.
+    async fn settled(&self, event: &str) -> Result<usize> {
+        self.wait_named(event).await?;
+        let last = self.say("!version").await?;
+        self.wait_named(&last).await?;
+        let heard = self.ann.heard(&self.room, &self.bot.id);
+        Ok(heard.into_iter().filter(|message| is_answer(message) && names(message, event)).count())
+    }
+
+    async fn wait_named(&self, event: &str) -> Result<()> {
+        let fits = |message: &Message| is_answer(message) && names(message, event);
+        self.ann.wait_message(&self.room, &self.bot.id, event, wait::SHORT, fits).await.map(drop)
+    }
+
+    async fn sound(&self) -> Result<()> {
+        self.home.run(["journal", "verify"], "").await?.success().map(drop)
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_answered_once_wherever_the_gateway_ends_under_it() -> Result<()> {
+    let scene = practice("points", 100).await?;
+    for point in TURN.into_iter().flat_map(both).chain(["before position".to_owned()]) {
+        let doomed = scene.doomed(&point)?;
+        let said = scene.say(&format!("killed {point}")).await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        let answers = scene.settled(&said).await.with_context(|| format!("{point}{}", gateway.all()))?;
+        ensure!(answers == 1, "killed {point}, it was answered {answers} times{}", gateway.all());
+        gateway.stop().await?;
+    }
+    scene.sound().await
+}
+
+#[tokio::test]
+async fn a_command_is_answered_once_wherever_the_gateway_ends_under_it() -> Result<()> {
+    let scene = practice("points", 100).await?;
+    for (what, command) in COMMANDS {
+        for point in both(what) {
+            let doomed = scene.doomed(&point)?;
+            let said = scene.say(&format!("!{command}")).await?;
+            let gateway = scene.revived(&point, doomed).await?;
+            let answers = scene.settled(&said).await.with_context(|| format!("{point}{}", gateway.all()))?;
+            ensure!(answers == 1, "killed {point}, it was answered {answers} times{}", gateway.all());
+            gateway.stop().await?;
+        }
+    }
+    scene.sound().await
+}
+
+#[tokio::test]
+async fn what_happens_to_a_message_that_waits_has_happened_wherever_the_gateway_ends() -> Result<()> {
+    let scene = practice("points", 4000).await?;
+    for point in both("message.edited") {
+        let doomed = scene.doomed(&point)?;
+        let said = scene.say("as it was").await?;
+        scene.ann.wait_read(&scene.room, &scene.bot.id, &said).await?;
+        scene.ann.edit(&scene.room, &said, "as it is now").await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        scene.answer(&said, "as it is now").await.with_context(|| gateway.all())?;
+        ensure!(scene.settled(&said).await? == 1, "{point}");
+        gateway.stop().await?;
+    }
+    for point in both("message.removed") {
+        let doomed = scene.doomed(&point)?;
+        let said = scene.say("to be dropped").await?;
+        scene.ann.wait_read(&scene.room, &scene.bot.id, &said).await?;
+        let stop = scene.say("stop").await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        ensure!(scene.settled(&stop).await.with_context(|| gateway.all())? == 1, "{point}");
+        let agent_said = scene.heard("You said");
+        let later = scene.say("said later").await?;
+        scene.answer(&later, "said later").await.with_context(|| gateway.all())?;
+        ensure!(scene.heard("You said") == agent_said + 1, "{point}: what was stopped was answered{}", gateway.all());
+        gateway.stop().await?;
+    }
+    scene.sound().await
+}
+
+#[tokio::test]
+async fn a_project_is_made_or_undone_or_deleted_wherever_the_gateway_ends_under_it() -> Result<()> {
+    let scene = practice("points", 100).await?;
+    for what in PROJECT {
+        for point in both(what) {
+            let deletes = what.starts_with("project.deletion") || what == "project.removed";
+            if deletes {
+                let gateway = scene.up().await?;
+                scene.ask("!new project brief", "**brief** is ready").await.with_context(|| gateway.all())?;
+                gateway.stop().await?;
+            }
+            let doomed = scene.doomed(&point)?;
+            let said = if deletes {
+                scene.ask("!delete project brief", "confirm delete brief").await?;
+                scene.say("!confirm delete brief").await?
+            } else {
+                scene.say("!new project brief").await?
+            };
+            let gateway = scene.revived(&point, doomed).await?;
+            ensure!(scene.settled(&said).await.with_context(|| gateway.all())? == 1, "{point}");
+            // Whatever became of it, it can be made, and deleted.
+            let listed = scene.ask("!projects", "**points**").await?.body;
+            if !listed.contains("**brief**") {
+                // A project's files outlive it.
+                let _made = fs::remove_dir_all(scene.home.project("brief"));
+                scene
+                    .ask("!new project brief", "**brief** is ready")
+                    .await
+                    .with_context(|| format!("{point}{}", gateway.all()))?;
+            }
+            scene.ask("!delete project brief", "confirm delete brief").await?;
+            scene
+                .ask("!confirm delete brief", "**brief** is deleted")
+                .await
+                .with_context(|| format!("{point}{}", gateway.all()))?;
+            let _made = fs::remove_dir_all(scene.home.project("brief"));
+            gateway.stop().await?;
+        }
+    }
+    scene.sound().await
+}
+
+#[tokio::test]
+async fn a_real_agents_turn_is_made_good_wherever_the_gateway_ends_under_it() -> Result<()> {
+    let model = Model::start().await?;
+    model.on("plainly", [Step::say("Plainly answered.")]);
+    // It changes something, so that it needs leave.
+    let command = format!("touch asked; until [ -e {TOOL} ]; do sleep 0.05; done");
+    let asking = Step::call("Bash", json!({ "command": command, "timeout": 600_000 }));
+    model.on("endlessly", [asking, Step::say("Ended.")]);
+    let cast = Cast::of(&model, "points").tables(Home::agent_tables_with(&model, "permissions = \"ask\""));
+    let (scene, gateway) = Scene::set(cast).await?;
+    gateway.stop().await?;
+
+    for point in both("usage.counted") {
+        let doomed = scene.doomed(&point)?;
+        let said = scene.say(&format!("plainly, {point}")).await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        ensure!(scene.settled(&said).await.with_context(|| format!("{point}{}", gateway.all()))? == 1, "{point}");
+        gateway.stop().await?;
+    }
+    // A turn that was begun and not handed over counts as interrupted.
+    for point in both("session.turn_resumed") {
+        let doomed = scene.doomed("before put_turn")?;
+        let said = scene.say(&format!("plainly, {point}")).await?;
+        wait_end("before put_turn", doomed).await?;
+        let gateway = scene.revived(&point, scene.doomed(&point)?).await?;
+        ensure!(scene.settled(&said).await.with_context(|| format!("{point}{}", gateway.all()))? == 1, "{point}");
+        gateway.stop().await?;
+    }
+    for point in ["session.permission_decided", "answer_permission"].into_iter().flat_map(both) {
+        let doomed = scene.doomed(&point)?;
+        let said = scene.say(&format!("endlessly, {point}")).await?;
+        let question = scene.hear(&said, "approve").await.with_context(|| doomed.all())?.body;
+        let name = question.split("!approve ").nth(1).and_then(|rest| rest.get(..6)).context("it is named")?.to_owned();
+        scene.say(&format!("!approve {name}")).await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        scene.wait_tool("points").await.with_context(|| format!("{point}{}", gateway.all()))?;
+        scene.go("points")?;
+        ensure!(scene.settled(&said).await.with_context(|| format!("{point}{}", gateway.all()))? == 1, "{point}");
+        fs::remove_file(scene.home.project("points").join("go")).context("the tool's sign")?;
+        gateway.stop().await?;
+    }
+    for point in both("stop_turn") {
+        let doomed = scene.doomed(&point)?;
+        let said = scene.say(&format!("endlessly, {point}")).await?;
+        scene.hear(&said, "approve").await.with_context(|| doomed.all())?;
+        let stop = scene.say("stop").await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        ensure!(scene.settled(&stop).await.with_context(|| format!("{point}{}", gateway.all()))? == 1, "{point}");
+        gateway.stop().await?;
+    }
+    scene.sound().await
+}
+
+#[tokio::test]
+async fn a_project_that_was_broken_off_is_removed_wherever_the_next_gateway_ends() -> Result<()> {
+    let scene = practice("points", 100).await?;
+    for point in both("project.abandoned") {
+        let doomed = scene.doomed("after project.reserved")?;
+        let said = scene.say("!new project brief").await?;
+        wait_end("after project.reserved", doomed).await?;
+        let gateway = scene.revived(&point, scene.doomed(&point)?).await?;
+        ensure!(scene.settled(&said).await.with_context(|| gateway.all())? == 1, "{point}");
+        let listed = scene.ask("!projects", "**points**").await?.body;
+        ensure!(!listed.contains("**brief**"), "{point}: {listed}");
+        gateway.stop().await?;
+    }
+    scene.sound().await
+}
+
+#[tokio::test]
+async fn a_port_that_somebody_took_is_moved_from_wherever_the_gateway_ends() -> Result<()> {
+    let scene = practice("points", 100).await?;
+    for point in both("project.port_moved") {
+        engine::docker(&["stop", "--time", "1", &scene.home.container("points").await?]).await?;
+        let config = fs::read_to_string(scene.home.state().join("ssh_config"))?;
+        let port = config.split("points.musher-port").nth(1).and_then(|rest| rest.split("Port ").nth(1));
+        let port: u16 = port.and_then(|rest| rest.split_whitespace().next()).context("the door has a port")?.parse()?;
+        let taken = TcpListener::bind(("127.0.0.1", port)).await?;
+        let doomed = scene.doomed(&point)?;
+        let said = scene.say(&format!("killed {point}")).await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        ensure!(scene.settled(&said).await.with_context(|| format!("{point}{}", gateway.all()))? == 1, "{point}");
+        drop(taken);
+        gateway.stop().await?;
+    }
+    scene.sound().await
+}
+
+#[tokio::test]
+async fn what_a_room_refuses_is_given_up_or_sent_wherever_the_gateway_ends() -> Result<()> {
+    let scene = practice("points", 100).await?;
+    for point in both("send.given_up") {
+        scene.ann.let_speak(&scene.room, false).await?;
+        let doomed = scene.doomed(&point)?;
+        let said = scene.say(&format!("killed {point}")).await?;
+        wait_end(&point, doomed).await?;
+        scene.ann.let_speak(&scene.room, true).await?;
+        let gateway = scene.up().await?;
+        // Either it was not given up yet, and comes; or the room is told that it was.
+        let told = if point.starts_with("before") { "killed" } else { "could not be sent" };
+        scene.hear(&said, told).await.with_context(|| format!("{point}{}", gateway.all()))?;
+        gateway.stop().await?;
+    }
+    scene.sound().await
+}
+
+async fn wait_end(point: &str, mut doomed: Gateway) -> Result<()> {
+    let what = format!("the gateway ends at `{point}`");
+    let ended = wait::until(&what, wait::SHORT, || {
+        let ended = doomed.ended();
+        async { ended }
+    });
+    ended.await.map(drop).with_context(|| doomed.all())
+}
+
+#[tokio::test]
+async fn a_state_directory_is_begun_wherever_its_first_gateway_ends() -> Result<()> {
+    for point in both("gateway.created") {
+        let home = Home::practice().await?;
+        wait_end(&point, Gateway::start_with(&home, &[], &[("FAILPOINTS", &format!("{point}=return"))])?).await?;
+        Gateway::console(&home).await.with_context(|| point)?.finish().await?;
+    }
+    Ok(())
+}
+
+/// What the gateway's sources can append or do is all here.
+#[test]
+fn no_point_is_missing() -> Result<()> {
+    let mut known: BTreeSet<String> =
+        [&TURN[..], &PROJECT, &AGENT, &OTHERS].concat().into_iter().map(str::to_owned).collect();
+    known.extend(COMMANDS.map(|(what, _)| what.to_owned()));
+    let mut found = BTreeSet::new();
+    let mut folders = vec![product::repository()?.join("gateway/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.file_stem().is_some_and(|name| name == "tests") {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path)?;
+            let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+            let points = text.split("failpoint::reach(\"before\", \"").skip(1);
+            let kinds = text
+                .split("const KINDS: &'static [&'static str] =")
+                .skip(1)
+                .map(|rest| rest.split(';').next().unwrap_or_default());
+            found.extend(points.filter_map(|rest| Some(rest.split('"').next()?.to_owned())));
+            found.extend(kinds.flat_map(|list| list.split('"').skip(1).step_by(2)).map(str::to_owned));
+        }
+    }
+    let missing: Vec<_> = found.difference(&known).collect();
+    ensure!(missing.is_empty(), "no test ends the gateway at {missing:?}");
+    Ok(())
+}
