@@ -310,9 +310,10 @@ impl Turns {
         let Batch { id, session, messages, .. } = batch;
         let closed = Instant::now();
         let event_ids: Vec<&str> = messages.iter().map(|handle| &*handle.event_id).collect();
+        // Not broken off, whoever wants the turn ended by now: a beginning that is journaled has an end.
         let beginning =
             self.until_journaled("a turn begins", || self.inner.parts.sessions.begin(&session, id, &event_ids));
-        let Some(Some(Some(Begun { memory, messages }))) = cancel.run_until_cancelled(beginning).await else {
+        let Some(Some(Begun { memory, messages })) = beginning.await else {
             // All of it was taken out at the last moment; or the gateway stops, and the messages wait for the next start.
             self.unregister(id);
             return;

@@ -109,6 +109,16 @@ impl Scene {
         self.ann.wait_message(&self.room, &self.bot.id, event, wait::SHORT, fits).await.map(drop)
     }
 
+    /// Says `text` to a gateway that ends at `point`; the next one answers it once.
+    async fn made_good(&self, point: &str, text: &str) -> Result<()> {
+        let doomed = self.doomed(point)?;
+        let said = self.say(text).await?;
+        let gateway = self.revived(point, doomed).await?;
+        let answers = self.settled(&said).await.with_context(|| format!("{point}{}", gateway.all()))?;
+        ensure!(answers == 1, "killed {point}, it was answered {answers} times{}", gateway.all());
+        gateway.stop().await.map(drop)
+    }
+
     async fn sound(&self) -> Result<()> {
         self.home.run(["journal", "verify"], "").await?.success().map(drop)
     }
@@ -118,12 +128,7 @@ impl Scene {
 async fn a_message_is_answered_once_wherever_the_gateway_ends_under_it() -> Result<()> {
     let scene = practice("points", 100).await?;
     for point in TURN.into_iter().flat_map(both).chain(["before position".to_owned()]) {
-        let doomed = scene.doomed(&point)?;
-        let said = scene.say(&format!("killed {point}")).await?;
-        let gateway = scene.revived(&point, doomed).await?;
-        let answers = scene.settled(&said).await.with_context(|| format!("{point}{}", gateway.all()))?;
-        ensure!(answers == 1, "killed {point}, it was answered {answers} times{}", gateway.all());
-        gateway.stop().await?;
+        scene.made_good(&point, &format!("killed {point}")).await?;
     }
     scene.sound().await
 }
@@ -133,12 +138,7 @@ async fn a_command_is_answered_once_wherever_the_gateway_ends_under_it() -> Resu
     let scene = practice("points", 100).await?;
     for (what, command) in COMMANDS {
         for point in both(what) {
-            let doomed = scene.doomed(&point)?;
-            let said = scene.say(&format!("!{command}")).await?;
-            let gateway = scene.revived(&point, doomed).await?;
-            let answers = scene.settled(&said).await.with_context(|| format!("{point}{}", gateway.all()))?;
-            ensure!(answers == 1, "killed {point}, it was answered {answers} times{}", gateway.all());
-            gateway.stop().await?;
+            scene.made_good(&point, &format!("!{command}")).await?;
         }
     }
     scene.sound().await
@@ -228,11 +228,7 @@ async fn a_real_agents_turn_is_made_good_wherever_the_gateway_ends_under_it() ->
     gateway.stop().await?;
 
     for point in both("usage.counted") {
-        let doomed = scene.doomed(&point)?;
-        let said = scene.say(&format!("plainly, {point}")).await?;
-        let gateway = scene.revived(&point, doomed).await?;
-        ensure!(scene.settled(&said).await.with_context(|| format!("{point}{}", gateway.all()))? == 1, "{point}");
-        gateway.stop().await?;
+        scene.made_good(&point, &format!("plainly, {point}")).await?;
     }
     // A turn that was begun and not handed over counts as interrupted.
     for point in both("session.turn_resumed") {

@@ -182,7 +182,7 @@ async fn stop_in_the_middle_of_a_turn_kills_the_agents_whole_tree() -> Result<()
 
     scene.ann.say(&scene.room, "one that waits").await?;
 
-    let stopped = scene.ask("stop", "topped").await?;
+    let stopped = scene.ask("stop", "topped the running turn").await?;
     assert!(stopped.body.contains("1 message"), "what waited is dropped, and that is said: {}", stopped.body);
     let left = agents(&container).await?;
     assert!(left.is_empty(), "`stop` was answered, and these still run: {left:?}");
