@@ -87,6 +87,9 @@ pub struct TurnRequest {
     /// How long the agent's process is kept after the turn for the session's next one, in seconds; 0 for not at all (SLED-7).
     #[serde(default)]
     pub keep_warm_secs: u64,
+    /// What the agent is told in place of `prompt` when its memory was expected and is not there: `prompt` may lean on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub afresh: Option<String>,
 }
 
 /// What an agent may do without asking. It helps people and is no fence: the container is (DESIGN, invariant 9).

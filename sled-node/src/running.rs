@@ -74,7 +74,11 @@ async fn converse(
         } else {
             vec![TurnEvent::Started { session_found }]
         };
-        let text = if attempt.heard && session_found { GO_ON } else { &request.prompt };
+        let text = match &request.afresh {
+            _ if attempt.heard && session_found => GO_ON,
+            Some(afresh) if !session_found => afresh,
+            _ => &request.prompt,
+        };
         let echoes = matches!(request.agent, Agent::Claude { .. });
         let words = Words { text, waited, echoes, keep: !keep.is_zero() };
         match attempt.converse(agent, words, started, wishes).await {

@@ -378,6 +378,7 @@ mod tests {
             attempt: 1,
             permissions: Permissions::Bypass,
             keep_warm_secs: 60,
+            afresh: None,
         }
     }
 

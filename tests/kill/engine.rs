@@ -48,9 +48,17 @@ impl Engine {
     /// Makes its network, and starts it.
     pub async fn make(&self) -> Result<()> {
         let address = format!("10.{}.0.1/24", self.network);
-        root("ip", ["link", "add", &self.name, "type", "bridge"]).await?;
-        root("ip", ["address", "add", &address, "dev", &self.name]).await?;
-        root("ip", ["link", "set", &self.name, "up"]).await?;
+        // A network of its own altogether: an engine that is started again after a kill clears bridges away, also those of
+        // the engine that was found.
+        root("ip", ["netns", "add", &self.name]).await?;
+        for set in [
+            &["link", "set", "lo", "up"][..],
+            &["link", "add", &self.name, "type", "bridge"],
+            &["address", "add", &address, "dev", &self.name],
+            &["link", "set", &self.name, "up"],
+        ] {
+            root("ip", [&["-n", &self.name], set].concat()).await?;
+        }
         self.start().await
     }
 
@@ -59,7 +67,7 @@ impl Engine {
         let log = self.directory.join("dockerd.log");
         let output = fs::OpenOptions::new().create(true).append(true).open(&log).context("the engine's log")?;
         let path = |name: &str| self.directory.join(name).display().to_string();
-        let mut command = as_root("dockerd");
+        let mut command = self.within("dockerd");
         command.args(["--host", &self.host(), "--data-root", &path("data"), "--exec-root", &path("exec")]);
         command.args(["--pidfile", &path("pid"), "--bridge", &self.name]);
         // Another /17 than the bridge's; and what is published is reached through the engine's own proxy.
@@ -76,6 +84,13 @@ impl Engine {
         wait::until("the private engine answers", SLOW, || async { Ok(self.answers().await.then_some(())) })
             .await
             .with_context(|| last_lines(&fs::read_to_string(&log).unwrap_or_default(), 30))
+    }
+
+    /// A command with root's rights in the engine's network, where alone its published ports are reached.
+    pub fn within(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = as_root("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(program);
+        command
     }
 
     /// Loads an image that the engine which was found has.
@@ -136,8 +151,8 @@ impl Engine {
         for mount in ours.filter(|mount| Path::new(mount).starts_with(&self.directory)) {
             root("umount", ["--lazy", mount]).await?;
         }
-        if Path::new("/sys/class/net").join(&self.name).exists() {
-            root("ip", ["link", "delete", &self.name]).await?;
+        if Path::new("/run/netns").join(&self.name).exists() {
+            root("ip", ["netns", "delete", &self.name]).await?;
         }
         root("rm", ["-rf".as_ref(), self.directory.as_os_str()]).await.map(drop)
     }

@@ -18,10 +18,7 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 use ::tests::{home::Home, process, product, wait};
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use tokio::{
-    process::Command,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     engine::Engine,
@@ -82,7 +79,7 @@ async fn outer(options: &Options, seed: u64) -> Result<bool> {
         println!("the private engine has its image after {:.1} s", began.elapsed().as_secs_f64());
         let scratch = folder.join("h");
         std::fs::create_dir(&scratch)?;
-        let mut inner = Command::new(std::env::current_exe()?);
+        let mut inner = engine.within(std::env::current_exe()?);
         inner.args(["--kills", &options.kills.to_string(), "--seed", &seed.to_string()]);
         inner.args(["--agent", &options.agent.to_string(), "--quiet-secs", &options.quiet_secs.to_string()]);
         inner.arg("--inside").arg(&folder).env("DOCKER_HOST", engine.host()).env(product::SCRATCH, scratch);

@@ -140,7 +140,8 @@ impl Home {
     pub async fn health(&self) -> Result<Option<(u16, String)>> {
         match self.get("/healthz", "127.0.0.1").await {
             Ok(answer) => Ok(Some(answer)),
-            Err(error) if error.downcast_ref().is_some_and(reqwest::Error::is_connect) => Ok(None),
+            // Nobody is there, or whoever was there has just been killed.
+            Err(error) if error.downcast_ref().is_some_and(reqwest::Error::is_request) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -34,6 +34,7 @@ fn turn() -> TurnRequest {
         attempt: 1,
         permissions: Permissions::Ask { timeout_secs: 60 },
         keep_warm_secs: 120,
+        afresh: None,
     }
 }
 

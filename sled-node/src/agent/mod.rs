@@ -92,6 +92,7 @@ mod tests {
             attempt: 1,
             permissions: Permissions::Bypass,
             keep_warm_secs: 0,
+            afresh: None,
         }
     }
 

@@ -171,6 +171,7 @@ pub fn request(agent: Agent, prompt: &str) -> TurnRequest {
         attempt: 1,
         permissions: Permissions::Bypass,
         keep_warm_secs: 0,
+        afresh: None,
     }
 }
 

@@ -190,6 +190,13 @@ async fn what_an_agent_does_is_told_as_it_happens() {
     assert_eq!(next().await, TurnEvent::Finished { outcome: answered("done"), usage: None });
 }
 
+/// Returns when it is stored that the turn's agent runs.
+async fn started(client: &SledClient, id: Uuid) {
+    let mut told = client.turn_events(id, 0);
+    while !matches!(futures_util::StreamExt::next(&mut told).await.unwrap().unwrap().event, TurnEvent::Started { .. }) {
+    }
+}
+
 #[tokio::test]
 async fn a_sled_that_was_killed_finds_its_turn_interrupted() {
     let mut node = Node::start().await;
@@ -197,6 +204,7 @@ async fn a_sled_that_was_killed_finds_its_turn_interrupted() {
     let id = Uuid::now_v7();
     let agent = script("trap '' TERM; (setsid sh -c 'echo $$ > b.pid; sleep 1000' &); echo $$ > a.pid; sleep 1000");
     client.put_turn(id, &agent).await.unwrap();
+    started(&client, id).await;
     let pids = node.wait_for_pids(2).await;
     node.signal(Signal::SIGKILL);
     node.ended().await;
@@ -224,6 +232,7 @@ async fn a_sled_that_is_asked_to_end_interrupts_its_turn_and_exits_cleanly() {
     let client = node.client().await;
     let id = Uuid::now_v7();
     client.put_turn(id, &script("echo $$ > a.pid; sleep 1000")).await.unwrap();
+    started(&client, id).await;
     let pids = node.wait_for_pids(1).await;
     node.signal(Signal::SIGTERM);
     assert_eq!(node.ended().await.code(), Some(0));
