@@ -88,6 +88,15 @@ pub enum MarkersFault {
     /// The pattern could never match a file at the root, or could match anything.
     #[error("{0:?} is no file name: visible ASCII without `/`, with `*` for any run of characters, and not `*` alone")]
     Pattern(String),
+    /// A setting that does not exist, or the priority a second time.
+    #[error("there is no setting {0:?} here; there are server and missing, alone or with .upstream or .distro")]
+    Setting(String),
+    /// A setting without a value, or with one that cannot be shown in a line.
+    #[error("{0} needs at most 200 printable ASCII characters after the `=`")]
+    Value(String),
+    /// A setting that was given before.
+    #[error("{0} is given twice for the same toolchains")]
+    Twice(String),
 }
 
 /// What is wrong with a line of a fragment.

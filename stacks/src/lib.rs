@@ -2,7 +2,8 @@
 //!
 //! A stack is a folder with a `Dockerfile.fragment` (toolchain as its makers publish it), a
 //! `Dockerfile.fragment.distro` (the distribution's packages alone) and `markers` (which files at a project's root
-//! speak for it). Those of this repository are embedded; a person adds their own under the state directory's `stacks/`.
+//! speak for it, its language server, and what it lacks). Those of this repository are embedded; a person adds their
+//! own under the state directory's `stacks/`.
 //!
 //! This crate reads, checks and detects. It never builds an image, and never opens a path inside a project: detection
 //! is a pure function over file names.
@@ -19,7 +20,7 @@ pub use error::{FragmentFault, MarkersFault, StackError};
 pub use fragment::Fragment;
 pub use markers::Pattern;
 pub use name::{BadStackName, StackName};
-pub use registry::{File, Origin, Stack, Stacks};
+pub use registry::{Checked, File, Origin, Stack, Stacks};
 
 /// Where a stack's toolchain comes from (STK-4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]

@@ -81,33 +81,86 @@ impl Stack {
         &self.markers.patterns
     }
 
+    /// Of several stacks that are found in a project, the one with the lowest number is preferred.
+    pub fn priority(&self) -> u16 {
+        self.markers.priority
+    }
+
+    /// The command that starts the language server with these toolchains; it speaks on its standard input and output.
+    pub fn server(&self, toolchains: Toolchains) -> Option<&str> {
+        self.markers.server.get(toolchains)
+    }
+
+    /// What the stack lacks with these toolchains, in words for a person.
+    pub fn missing(&self, toolchains: Toolchains) -> Option<&str> {
+        self.markers.missing.get(toolchains)
+    }
+
+    /// Every fault is told, each of the three files' first one: there is at least one.
     fn assemble(
         name: StackName,
         origin: Origin,
         at: &Path,
         mut files: BTreeMap<String, File>,
-    ) -> Result<Self, StackError> {
-        let mut take = |file: &str| files.remove(file).ok_or_else(|| StackError::Missing { path: at.join(file) });
-        let (markers, upstream, distro) = (take(MARKERS)?, take(UPSTREAM)?, take(DISTRO)?);
+    ) -> Result<Self, Vec<StackError>> {
+        let mut faults = Vec::new();
+        let [markers, upstream, distro] = [MARKERS, UPSTREAM, DISTRO].map(|file| files.remove(file));
         let names: BTreeSet<String> = files.keys().cloned().collect();
-        let markers = Markers::parse(&String::from_utf8_lossy(&markers.contents))
-            .map_err(|(line, fault)| StackError::Markers { path: at.join(MARKERS), line, fault })?;
-        let fragment = |file: &File| {
-            Fragment::parse(&file.contents, &names).map_err(|(line, fault)| StackError::Fragment {
-                path: at.join(&file.path),
-                line,
-                fault,
-            })
+        let missing = |file: &str| StackError::Missing { path: at.join(file) };
+        let markers = match markers.map(|file| Markers::parse(&String::from_utf8_lossy(&file.contents))) {
+            Some(Ok(markers)) => Some(markers),
+            Some(Err((line, fault))) => {
+                faults.push(StackError::Markers { path: at.join(MARKERS), line, fault });
+                None
+            }
+            None => {
+                faults.push(missing(MARKERS));
+                None
+            }
         };
-        Ok(Self {
-            name,
-            origin,
-            markers,
-            upstream: fragment(&upstream)?,
-            distro: fragment(&distro)?,
-            files: files.into_values().collect(),
-        })
+        let mut fragment =
+            |file: Option<File>, called: &str| match file.map(|file| Fragment::parse(&file.contents, &names)) {
+                Some(Ok(fragment)) => Some(fragment),
+                Some(Err((line, fault))) => {
+                    faults.push(StackError::Fragment { path: at.join(called), line, fault });
+                    None
+                }
+                None => {
+                    faults.push(missing(called));
+                    None
+                }
+            };
+        match (markers, fragment(upstream, UPSTREAM), fragment(distro, DISTRO)) {
+            (Some(markers), Some(upstream), Some(distro)) => {
+                Ok(Self { name, origin, markers, upstream, distro, files: files.into_values().collect() })
+            }
+            _ => Err(faults),
+        }
     }
+
+    /// Reads a person's own stack; there is at least one fault when it is bad.
+    fn read(path: &Path, builtin: &Stacks) -> Result<Self, Vec<StackError>> {
+        let alone = |error| vec![error];
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name: StackName =
+            name.parse().map_err(|source| alone(StackError::Name { path: path.to_owned(), source }))?;
+        if builtin.by_name.get(&name).is_some_and(|stack| stack.origin == Origin::BuiltIn) {
+            return Err(alone(StackError::Shadows { path: path.to_owned(), name }));
+        }
+        let mut files = BTreeMap::new();
+        let mut budget = FOLDER_LIMIT_BYTES;
+        read_folder(path, path, &mut budget, &mut files).map_err(alone)?;
+        Self::assemble(name, Origin::Own(path.to_owned()), path, files)
+    }
+}
+
+/// What [`Stacks::check`] found of one folder.
+#[derive(Debug)]
+pub struct Checked {
+    /// The folder.
+    pub path: PathBuf,
+    /// The stack, or all that is wrong with it.
+    pub result: Result<Stack, Vec<StackError>>,
 }
 
 /// All stacks that a gateway knows.
@@ -141,26 +194,31 @@ impl Stacks {
 
     /// The built-in stacks and those in `own`, a folder of stack folders. A folder that does not exist holds none;
     /// names that begin with `.` are skipped.
+    ///
+    /// # Errors
+    /// The first fault of the first bad stack; [`Stacks::check`] tells all.
+    ///
+    /// # Panics
+    /// As [`Stacks::builtin`].
     pub fn load(own: Option<&Path>) -> Result<Self, StackError> {
         let mut stacks = Self::builtin();
-        let Some(own) = own.filter(|folder| folder.exists()) else { return Ok(stacks) };
-        for path in entries(own)? {
-            let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if file_name.starts_with('.') || !path.is_dir() {
-                continue;
-            }
-            let name: StackName =
-                file_name.parse().map_err(|source| StackError::Name { path: path.clone(), source })?;
-            if stacks.by_name.contains_key(&name) {
-                return Err(StackError::Shadows { path, name });
-            }
-            let mut files = BTreeMap::new();
-            let mut budget = FOLDER_LIMIT_BYTES;
-            read_folder(&path, &path, &mut budget, &mut files)?;
-            let stack = Stack::assemble(name.clone(), Origin::Own(path.clone()), &path, files)?;
-            stacks.by_name.insert(name, stack);
+        let Some(own) = own else { return Ok(stacks) };
+        for path in stack_folders(own)? {
+            let stack = Stack::read(&path, &stacks)
+                .map_err(|faults| faults.into_iter().next().expect("a bad stack has a fault"))?;
+            stacks.by_name.insert(stack.name.clone(), stack);
         }
         Ok(stacks)
+    }
+
+    /// Reads every stack folder in `own`, one for each, whatever is wrong with the others.
+    ///
+    /// # Errors
+    /// When `own` itself cannot be read.
+    pub fn check(own: &Path) -> Result<Vec<Checked>, StackError> {
+        let builtin = Self::builtin();
+        let folders = stack_folders(own)?.into_iter();
+        Ok(folders.map(|path| Checked { result: Stack::read(&path, &builtin), path }).collect())
     }
 
     /// The stack of this name.
@@ -174,11 +232,20 @@ impl Stacks {
     }
 
     /// All stacks, the preferred ones first; equal priorities by name.
-    pub(crate) fn by_preference(&self) -> impl Iterator<Item = &Stack> {
+    pub fn by_preference(&self) -> impl Iterator<Item = &Stack> {
         let mut stacks: Vec<&Stack> = self.by_name.values().collect();
         stacks.sort_by_key(|stack| stack.markers.priority);
         stacks.into_iter()
     }
+}
+
+/// The folders in a folder of stacks; none where that is not there.
+fn stack_folders(own: &Path) -> Result<Vec<PathBuf>, StackError> {
+    if !own.exists() {
+        return Ok(Vec::new());
+    }
+    let hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    Ok(entries(own)?.into_iter().filter(|path| path.is_dir() && !hidden(path)).collect())
 }
 
 fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> StackError {

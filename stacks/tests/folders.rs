@@ -38,39 +38,24 @@ fn refusal(stack: &str, files: &[(&str, Option<&str>)]) -> String {
 fn the_built_in_stacks_are_read() {
     let stacks = Stacks::builtin();
     let rust = stacks.get(&name("rust")).expect("rust is built in");
-    assert_eq!(rust.origin(), &Origin::BuiltIn);
+    assert_eq!((rust.origin(), rust.priority()), (&Origin::BuiltIn, 10));
     for toolchains in [Toolchains::Upstream, Toolchains::Distro] {
-        assert!(
-            rust.fragment(toolchains).text().contains("rust-analyzer"),
-            "{toolchains:?} brings the language server"
-        );
+        assert_eq!(rust.server(toolchains), Some("rust-analyzer"));
+        assert!(rust.fragment(toolchains).text().contains("rust-analyzer"), "{toolchains:?} brings it");
     }
 }
 
-/// STK-4, as far as a text can show it: every download is checked by digest, and none is piped into a shell.
+/// `/home` is mounted over at run time; and what is not on PATH by the image's own environment is not on every session's.
 #[test]
-fn built_in_downloads_are_pinned_and_checked() {
+fn built_in_toolchains_lie_outside_home() {
     let stacks = Stacks::builtin();
-    for stack in stacks.names() {
-        let stack = stacks.get(stack).expect("a listed stack");
-        let upstream = stack.fragment(Toolchains::Upstream).text();
-        let downloads = upstream.matches("curl ").count() + upstream.matches("wget ").count();
-        assert_eq!(
-            downloads,
-            upstream.matches("sha256sum --check --strict").count(),
-            "{}: a digest for each download",
-            stack.name()
-        );
-        let distro = stack.fragment(Toolchains::Distro).text();
-        assert!(!distro.contains("curl ") && !distro.contains("wget "), "{}: packages alone", stack.name());
-        for fragment in [upstream, distro] {
-            let shells = fragment.split('|').skip(1).map(str::trim_start);
-            assert!(
-                shells.into_iter().all(|rest| !rest.starts_with("sh") || rest.starts_with("sha256sum")),
-                "{}",
-                stack.name()
-            );
-            assert!(!fragment.contains("| bash"), "{}", stack.name());
+    for stack in stacks.by_preference() {
+        for toolchains in [Toolchains::Upstream, Toolchains::Distro] {
+            let text = stack.fragment(toolchains).text();
+            for line in text.lines().filter(|line| line.contains("/home") || line.contains("$HOME")) {
+                assert!(line.starts_with("ENV "), "{}: {line}", stack.name());
+            }
+            assert!(!text.contains("/etc/profile") && !text.contains("bashrc"), "{}", stack.name());
         }
     }
 }
@@ -120,6 +105,37 @@ fn a_bad_stack_is_refused_by_file_and_line() {
     );
     assert_eq!(refusal("rust", &[]), "rust: a stack named rust is built in; rename the folder");
     assert!(refusal("Zig", &[]).starts_with("Zig: \"Zig\" is no stack name"));
+}
+
+#[test]
+fn a_check_tells_all_that_is_wrong_and_what_is_right() {
+    let own = tempfile::tempdir().expect("a folder");
+    write(own.path(), "zig", &[("markers", Some("priority = 1\n")), ("Dockerfile.fragment", Some("USER x\n"))]);
+    write(own.path(), "heron", &[("markers", Some("priority = 5\nserver = heron-server\nheron.toml\n"))]);
+    write(own.path(), "rust", &[]);
+    let checked = Stacks::check(own.path()).expect("a folder of stacks");
+    let shown: Vec<Vec<String>> = checked
+        .iter()
+        .map(|checked| match &checked.result {
+            Ok(stack) => vec![format!("{} {}", stack.name(), stack.server(Toolchains::Distro).unwrap_or_default())],
+            Err(faults) => {
+                let cut = |text: String| text.replace(&format!("{}/", own.path().display()), "");
+                faults.iter().map(|fault| cut(fault.to_string())).collect()
+            }
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            vec!["heron heron-server".to_owned()],
+            vec!["rust: a stack named rust is built in; rename the folder".to_owned()],
+            vec![
+                "zig/markers:1: no file name is listed".to_owned(),
+                "zig/Dockerfile.fragment:1: USER is not allowed in a stack; use RUN, ENV, ARG or COPY".to_owned(),
+            ],
+        ]
+    );
+    assert!(Stacks::check(&own.path().join("none")).expect("no folder is no fault").is_empty());
 }
 
 #[test]

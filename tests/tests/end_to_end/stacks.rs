@@ -1,32 +1,15 @@
-//! The stacks' own proof (STK-1): a hello-world builds and the language server answers, over SSH.
+//! The base alone, stacks of one's own, and the page that says how to make one (STK-2, STK-6).
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use anyhow::{Context as _, Result};
-use serde_json::{Value, json};
 use tests::{
     gateway::Gateway,
     home::Home,
+    product,
     ssh::{self, Door},
     wait,
 };
-
-#[tokio::test]
-async fn a_rust_program_is_built_and_its_language_server_answers() -> Result<()> {
-    let home = Home::practice().await?;
-    let mut gateway = Gateway::console(&home).await?;
-    let made = gateway.make("hello", "--stack rust").await?;
-    assert!(made.contains("rust"), "{made}");
-    let build =
-        "cd /workspace && cargo init --offline --name hello -q && cargo build --offline -q && ./target/debug/hello";
-    assert_eq!(ssh::command(&home, Door::Proxy, "hello", build).await?, "Hello, world!\n");
-    ssh::command(&home, Door::Proxy, "hello", "cd /workspace && cargo clippy --offline -q && cargo fmt --check")
-        .await?;
-    let server = initialize(&home, "hello", "rust-analyzer").await?;
-    assert_eq!(server["serverInfo"]["name"], "rust-analyzer");
-    assert!(server["capabilities"]["hoverProvider"].as_bool() == Some(true), "{server}");
-    gateway.finish().await.map(drop)
-}
 
 #[tokio::test]
 async fn without_a_stack_there_is_the_base_alone() -> Result<()> {
@@ -63,29 +46,81 @@ async fn a_stack_of_ones_own_is_a_folder_and_a_bad_one_is_refused_by_file_and_li
     Ok(())
 }
 
-/// Starts a language server in the project, asks it to initialize and to end, and gives the result of the first.
-async fn initialize(home: &Home, project: &str, server: &str) -> Result<Value> {
-    let root = json!({ "processId": null, "rootUri": "file:///workspace", "capabilities": {} });
-    let messages = [
-        json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": root }),
-        json!({ "jsonrpc": "2.0", "method": "initialized", "params": {} }),
-        json!({ "jsonrpc": "2.0", "id": 2, "method": "shutdown" }),
-        json!({ "jsonrpc": "2.0", "method": "exit" }),
-    ];
-    let framed =
-        messages.map(|message| message.to_string()).map(|body| format!("Content-Length: {}\r\n\r\n{body}", body.len()));
-    let input = framed.concat();
-    let host = Door::Proxy.host(project);
-    let output = ssh::run(home, "ssh", [&host, server], &input, wait::LONG).await?;
-    let mut rest = output.stdout.as_str();
-    while let Some((header, after)) = rest.split_once("\r\n\r\n") {
-        let length = header.lines().find_map(|line| line.strip_prefix("Content-Length: ")).context("a length")?;
-        let (body, next) = after.split_at_checked(length.parse()?).context("a whole message")?;
-        let message: Value = serde_json::from_str(body)?;
-        if message["id"] == 1 {
-            return Ok(message["result"].clone());
-        }
-        rest = next;
+/// The files that docs/stacks.md shows: the blocks whose first comment names a place among a person's own stacks.
+fn files_of_the_page() -> Result<Vec<(String, String)>> {
+    let page = fs::read_to_string(product::repository()?.join("docs/stacks.md"))?;
+    let mut files = Vec::new();
+    for block in page.split("\n```").skip(1).step_by(2) {
+        let (_, text) = block.split_once('\n').context("a block has lines")?;
+        let named = text.lines().find_map(|line| line.strip_prefix("# ~/.musher/stacks/"));
+        files.extend(named.map(|path| (path.to_owned(), format!("{text}\n"))));
     }
-    anyhow::bail!("{server} did not answer: {output}")
+    Ok(files)
+}
+
+#[tokio::test]
+async fn the_page_makes_a_stack_in_five_minutes() -> Result<()> {
+    let home = Home::practice().await?;
+    let files = files_of_the_page()?;
+    let names: Vec<&str> = files.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(
+        names,
+        ["heron/markers", "heron/Dockerfile.fragment.distro", "heron/Dockerfile.fragment", "heron/heron"]
+    );
+    for (path, text) in &files {
+        let path = home.state().join("stacks").join(path);
+        fs::create_dir_all(path.parent().context("a file lies in a folder")?)?;
+        fs::write(&path, text)?;
+        let mode = if text.starts_with("#!") { 0o755 } else { 0o644 };
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+    }
+    let checked = home.run(["stacks", "check", "heron"], "").await?;
+    assert_eq!(checked.code, Some(0), "{checked}");
+    let listed = home.run(["stacks", "list"], "").await?.success()?;
+    assert!(listed.contains("heron") && listed.contains("heron-server"), "{listed}");
+    home.run(["images", "build", "heron"], "").await?.success()?;
+
+    let mut gateway = Gateway::console(&home).await?;
+    gateway.make("pond", "--stack heron").await?;
+    let sum = ssh::run(&home, "ssh", [Door::Port.host("pond").as_str(), "heron"], "6 * 7\n", wait::SHORT).await?;
+    assert_eq!(sum.success()?, "42\n");
+    let listed = gateway.ask("stacks list").await?;
+    assert!(listed.contains("heron") && listed.contains("heron-server"), "{listed}");
+    gateway.finish().await.map(drop)
+}
+
+#[tokio::test]
+async fn a_check_names_every_fault_by_file_and_line_and_the_list_says_what_is_missing() -> Result<()> {
+    let home = Home::new("", "[agent]\nruntime = \"echo\"")?;
+    let none = home.run(["stacks", "check"], "").await?;
+    assert_eq!(none.code, Some(0), "{none}");
+    let stacks = home.state().join("stacks");
+    for (name, fragment) in [("heron", "RUN true\nFROM elsewhere\n"), ("stork", "RUN true\n")] {
+        fs::create_dir_all(stacks.join(name))?;
+        fs::write(stacks.join(name).join("markers"), "priority = 90\nx.toml\n")?;
+        fs::write(stacks.join(name).join("Dockerfile.fragment"), fragment)?;
+        fs::write(stacks.join(name).join("Dockerfile.fragment.distro"), "RUN true\nINSTAL x\n")?;
+    }
+    let checked = home.run(["stacks", "check"], "").await?;
+    assert_eq!(checked.code, Some(78), "{checked}");
+    for place in [
+        "heron/Dockerfile.fragment:2: FROM",
+        "heron/Dockerfile.fragment.distro:2: ",
+        "stork/Dockerfile.fragment.distro:2: ",
+    ] {
+        assert!(checked.text().contains(place), "{place}: {checked}");
+    }
+    let one = home.run(["stacks", "check", "stork"], "").await?;
+    assert!(one.code == Some(78) && !one.text().contains("heron"), "{one}");
+    let unknown = home.run(["stacks", "check", "crane"], "").await?;
+    assert!(unknown.code == Some(64) && unknown.stderr.contains("crane"), "{unknown}");
+    // The built-in ones are listed all the same, with what they lack.
+    fs::remove_dir_all(&stacks)?;
+    let listed = home.run(["stacks", "list"], "").await?.success()?;
+    for needle in ["rust", "rust-analyzer", "built in", "go.mod", "Debian packages none for Java"] {
+        assert!(listed.contains(needle), "{needle}: {listed}");
+    }
+    let doctor = home.run(["doctor"], "").await?;
+    assert!(doctor.stdout.contains("it lacks a language server: Debian packages none for Java"), "{doctor}");
+    Ok(())
 }
