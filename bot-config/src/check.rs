@@ -4,11 +4,16 @@
 use std::num::NonZeroU32;
 
 use crate::choice::{RuntimeKind, Transport};
+use crate::endpoint;
 use crate::read::Seen;
 use crate::settings::{Config, MatrixAccount, MatrixLogin, PasswordSource, Surface};
 use crate::value::Problems;
 
 const PASSWORDS: [&str; 3] = ["password_secret", "password_file", "password"];
+
+/// What says where the model is, and with which key.
+const MODEL: [&str; 5] =
+    ["model.base_url", "model.auth", "model.api_key_secret", "model.api_key_file", "model.projects"];
 
 const MIN_PIDS: u32 = 64;
 
@@ -55,6 +60,14 @@ pub(crate) fn contradictions(config: &Config, seen: &Seen, problems: &mut Proble
             file.offset,
             "`model.api_key_file` and `model.api_key_secret` both say where the model key is; keep one of them",
         );
+    }
+
+    if let Some(at) = seen.get("model.auth").or(seen.get("model.projects"))
+        && MODEL.iter().all(|key| valid(key))
+    {
+        for contradiction in endpoint::contradictions(&config.model) {
+            problems.push(at.offset, contradiction);
+        }
     }
 
     if let Some(usd) = seen.get("budget.daily_usd")

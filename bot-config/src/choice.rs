@@ -116,6 +116,8 @@ choices! {
         ApiKey = "api-key",
         /// In the header `authorization`, as a bearer token.
         Bearer = "bearer",
+        /// Not at all: the server wants none.
+        None = "none",
     }
 
     /// What a project's container reaches.

@@ -11,6 +11,7 @@
 mod address;
 mod check;
 mod choice;
+mod endpoint;
 mod error;
 mod example;
 mod money;
@@ -22,12 +23,13 @@ mod value;
 
 pub use address::{EngineHost, MirrorUrl, ServerUrl};
 pub use choice::{Auth, Network, Permissions, RoomMode, Toolchains};
+pub use endpoint::{Endpoint, KeySource, ModelKey, ProjectModels};
 pub use error::{ConfigError, Problem, ValueError};
 pub use example::example;
 pub use money::{Price, Prices, Usd};
-pub use names::{ConfigPath, Headers, ImageRef, RoomRef, Secret, SecretName, SshHost, UserId};
+pub use names::{ConfigPath, Headers, HostName, ImageRef, RoomRef, Secret, SecretName, SshHost, UserId};
 pub use quantity::{Cpus, Memory};
 pub use settings::{
-    Agent, Budget, Config, Engine, Http, Images, KeySource, MatrixAccount, MatrixLogin, Model, PasswordSource,
+    Agent, Budget, Config, Engine, Git, Http, Images, MatrixAccount, MatrixLogin, Model, PasswordSource,
     Projects, Runtime, Surface,
 };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -76,6 +77,13 @@ shaped_texts! {
     ConfigPath: "a path that begins with `/` or `~/`"
         if |text| (text == "~" || text.starts_with("~/") || text.starts_with('/'))
             && !text.contains(char::is_control);
+
+    /// A server's name or address as it stands in a repository's address, IPv6 without its brackets.
+    HostName: "a host's name or IP address, in lower case, without port or user"
+        if |text| text.parse::<IpAddr>().is_ok_and(|address| address.to_string() == text)
+            || (text.len() <= 253
+                && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+                && text.chars().all(|c| c.is_ascii_digit() || c.is_ascii_lowercase() || "._-".contains(c)));
 
     /// The host as other machines reach it by ssh, `host` or `user@host`.
     SshHost: "a host, or `user@host`"
@@ -186,6 +194,11 @@ const REFUSED_HEADERS: [&str; 14] = [
 ];
 
 impl Headers {
+    /// Without any.
+    pub(crate) const fn none() -> Self {
+        Self(BTreeMap::new())
+    }
+
     /// Name and value of each header.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Secret)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))

@@ -9,8 +9,9 @@ use toml::de::DeValue;
 
 use crate::address::{EngineHost, MirrorUrl, ServerUrl};
 use crate::choice::{Auth, Network, Permissions, RoomMode, RuntimeKind, Toolchains, Transport};
+use crate::endpoint::ProjectModels;
 use crate::money::{Prices, Usd};
-use crate::names::{ConfigPath, Headers, ImageRef, RoomRef, Secret, SecretName, SshHost, UserId};
+use crate::names::{ConfigPath, Headers, HostName, ImageRef, RoomRef, Secret, SecretName, SshHost, UserId};
 use crate::quantity::{Cpus, Memory, Millis, Secs, SecsOrZero};
 use crate::value::{Problems, Value};
 
@@ -153,9 +154,9 @@ sections! {
         /// For how many days the texts of messages and answers are kept. After that they are erased for good from the
         /// gateway's journal; what happened, and when, stays. The homeserver and agents keep theirs. Not set: for ever.
         pub retention_days: Option<NonZeroU16> = None, eg "90";
-        /// The name that commits made by agents carry.
+        /// The name that commits made by agents carry. Not set: the one in this host's own git settings (`~/.gitconfig`).
         pub git_user_name: Option<String> = None, eg r#""Ann Other""#;
-        /// The mail address that commits made by agents carry.
+        /// The mail address that commits made by agents carry. Goes with `git_user_name`.
         pub git_user_email: Option<String> = None, eg r#""ann@example.org""#;
         /// How other machines reach this host by ssh; shown where the bot tells how to open a project.
         pub ssh_host: Option<SshHost> = None, eg r#""ann@build.example.org""#;
@@ -171,6 +172,8 @@ sections! {
         pub budget: Budget;
         /// `[projects]`
         pub projects: Projects;
+        /// `[git]`
+        pub git: Git;
         /// `[images]`
         pub images: Images;
         /// `[engine]`
@@ -200,14 +203,21 @@ sections! {
     pub struct Model in "model" {
         /// Where the model API answers. Not set: the provider's own address.
         pub base_url: Option<ServerUrl> = None, eg r#""https://llm.example.org""#;
-        /// How the key is sent: in the header `x-api-key`, or as a bearer token in `authorization`.
+        /// How the key is sent: in the header `x-api-key`, as a bearer token in `authorization`, or not at all, for a
+        /// server of your own that wants none. "none" needs `base_url`.
         pub auth: Auth = Auth::ApiKey;
-        /// Headers to add to every request, such as a company's gateway may want. The key is not one of them.
+        /// Headers to add to every request, such as a company's gateway may want, in place of the agent's own; to
+        /// `anthropic-beta` the values are added. The key is not one of them.
         pub headers: Headers = Headers::default(), eg r#"{ "x-team" = "tools" }"#;
         /// The model key: the name of a secret that `musher secrets set` has stored.
         pub(crate) api_key_secret: Option<SecretName> = None, eg r#""model-key""#;
         /// The model key: a file that holds it.
         pub(crate) api_key_file: Option<ConfigPath> = None, eg r#""~/.musher/secrets/model-key""#, instead_of "api_key_secret";
+        /// What is otherwise for single projects, by their names: any of the settings above, in `[model.projects.myapp]`. A
+        /// project with a `base_url` of its own gets neither the key nor the headers from above: name a key there, or say
+        /// `auth = "none"`.
+        pub(crate) projects: ProjectModels = ProjectModels::default(),
+            eg r#"{ "myapp" = { base_url = "http://127.0.0.1:8080", auth = "none" } }"#;
     }
 
     /// What a project may use of the model in a day, by UTC. Counted by the gateway from the model's own answers. Once it
@@ -241,6 +251,18 @@ sections! {
         pub gid: Option<NonZeroU32> = None, eg "1000";
         /// What containers reach: all that the host reaches, or nothing.
         pub network: Network = Network::Open;
+    }
+
+    /// Git servers that projects come from. A credential is a secret whose name says where it counts:
+    /// `musher secrets set git:https://example.org` with `user:token`, or `musher secrets set git:ssh://example.org` with a
+    /// private key; the longest name that fits counts. It never enters a container.
+    pub struct Git in "git" {
+        /// Servers in private networks that repositories may come from, by the names or addresses that stand in the
+        /// repositories' addresses.
+        pub allow_hosts: Vec<HostName> = Vec::new(), eg r#"["git.example.lan", "10.0.0.7"]"#;
+        /// Files with the host keys of SSH servers, as OpenSSH writes them. Not set: `~/.ssh/known_hosts` and
+        /// `/etc/ssh/ssh_known_hosts`.
+        pub known_hosts: Option<Vec<ConfigPath>> = None, eg r#"["~/.ssh/known_hosts"]"#;
     }
 
     /// How images are made.
@@ -325,15 +347,6 @@ pub enum Runtime<'c> {
     Command(&'c [String]),
 }
 
-/// Where the model key is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeySource<'c> {
-    /// In the secret of this name.
-    Secret(&'c SecretName),
-    /// In a file.
-    File(&'c ConfigPath),
-}
-
 impl Config {
     /// How long a batch stays open after its latest message.
     pub fn coalesce_window(&self) -> Duration {
@@ -356,12 +369,13 @@ impl Config {
     }
 
     /// The tables below the top level, in the order of the example.
-    pub(crate) fn sections(&mut self) -> [&mut dyn Section; 7] {
+    pub(crate) fn sections(&mut self) -> [&mut dyn Section; 8] {
         [
             &mut self.agent,
             &mut self.model,
             &mut self.budget,
             &mut self.projects,
+            &mut self.git,
             &mut self.images,
             &mut self.engine,
             &mut self.http,
@@ -382,13 +396,5 @@ impl Agent {
     /// How long an agent's process stays up after a turn; zero: not at all.
     pub fn keep_warm(&self) -> Duration {
         self.keep_warm_secs.duration()
-    }
-}
-
-impl Model {
-    /// Where bot.toml says that the key is; nothing when it says nothing.
-    pub fn key(&self) -> Option<KeySource<'_>> {
-        let secret = self.api_key_secret.as_ref().map(KeySource::Secret);
-        secret.or(self.api_key_file.as_ref().map(KeySource::File))
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bot_config::{
-    Config, ConfigError, Cpus, EngineHost, ImageRef, KeySource, MatrixLogin, Memory, PasswordSource, Permissions,
-    Price, RoomMode, RoomRef, Runtime, SshHost, Surface, Usd, example,
+    Config, ConfigError, Cpus, EngineHost, HostName, ImageRef, KeySource, MatrixLogin, Memory, PasswordSource,
+    Permissions, Price, RoomMode, RoomRef, Runtime, SshHost, Surface, Usd, example,
 };
 use proptest::prelude::*;
 
@@ -128,6 +128,20 @@ fn shapes() {
         [("h", true), ("a@h.example.org", true), ("a@b@c", false), ("-h", false), ("h;x", false), ("@h", false)]
     {
         assert_eq!(host.parse::<SshHost>().is_ok(), good, "{host}");
+    }
+    for (host, good) in [
+        ("git.example.lan", true),
+        ("10.0.0.7", true),
+        ("fd00::1", true),
+        ("Git.example", false),
+        ("[fd00::1]", false),
+        ("FD00::1", false),
+        ("h:22", false),
+        ("a@h", false),
+        ("-h", false),
+        ("", false),
+    ] {
+        assert_eq!(host.parse::<HostName>().is_ok(), good, "{host}");
     }
     let digest = "0".repeat(64);
     assert!(format!("r.example.org:5000/debian:trixie@sha256:{digest}").parse::<ImageRef>().is_ok());

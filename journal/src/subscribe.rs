@@ -1,4 +1,4 @@
-//! Following a stream, or all of them. A subscriber is only told that something was committed and reads it from
+//! Following a stream. A subscriber is only told that something was committed and reads it from
 //! the file when it is ready for it: nothing is buffered for it that could be lost, and nobody
 //! waits for it.
 
@@ -26,23 +26,10 @@ impl Journal {
         stream: &StreamId,
         after_version: u64,
     ) -> impl Stream<Item = Result<Recorded, ReadError>> + Send + Unpin + use<> {
-        self.follow(Cursor::Stream { stream: stream.clone(), after_version })
-    }
-
-    /// As [`Journal::subscribe`], for the events of all streams after a position, in the order of
-    /// their positions.
-    pub fn subscribe_all(
-        &self,
-        after_position: u64,
-    ) -> impl Stream<Item = Result<Recorded, ReadError>> + Send + Unpin + use<> {
-        self.follow(Cursor::All { after_position })
-    }
-
-    fn follow(&self, cursor: Cursor) -> impl Stream<Item = Result<Recorded, ReadError>> + Send + Unpin + use<> {
         let subscription = Subscription {
             journal: self.clone(),
             committed: self.position(),
-            cursor,
+            cursor: Cursor { stream: stream.clone(), after_version },
             ahead: VecDeque::new(),
             caught_up: false,
         };
@@ -52,27 +39,20 @@ impl Journal {
 
 /// What is followed, and up to where it was handed out.
 #[derive(Clone)]
-enum Cursor {
-    Stream { stream: StreamId, after_version: u64 },
-    All { after_position: u64 },
+struct Cursor {
+    stream: StreamId,
+    after_version: u64,
 }
 
 impl Cursor {
     /// Moves on to the next event, which must follow without a gap.
     fn pass(&mut self, event: &Recorded) -> Result<(), ReadError> {
-        let (last, found) = match self {
-            Self::Stream { after_version, .. } => (after_version, event.version),
-            Self::All { after_position } => (after_position, event.position),
-        };
-        let expected = *last + 1;
-        if found == expected {
-            *last = found;
-            return Ok(());
+        let (expected, found) = (self.after_version + 1, event.version);
+        if found != expected {
+            return Err(ReadError::Gap { stream: self.stream.clone(), expected, found });
         }
-        Err(match self {
-            Self::Stream { stream, .. } => ReadError::Gap { stream: stream.clone(), expected, found },
-            Self::All { .. } => ReadError::PositionGap { expected, found },
-        })
+        self.after_version = found;
+        Ok(())
     }
 
     /// The next events, as many as a subscription reads ahead, and whether these are all.
@@ -84,10 +64,7 @@ impl Cursor {
             all = events.len() < BATCH_EVENTS && bytes < BATCH_BYTES;
             Ok(if all { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         };
-        match self {
-            Self::Stream { stream, after_version } => store::visit_stream(connection, stream, *after_version, visit)?,
-            Self::All { after_position } => store::visit_all(connection, *after_position, visit)?,
-        }
+        store::visit_stream(connection, &self.stream, self.after_version, visit)?;
         Ok((events, all))
     }
 }

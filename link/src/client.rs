@@ -7,6 +7,7 @@ use axum::body::Body;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
@@ -14,11 +15,14 @@ use tokio_util::io::StreamReader;
 use uuid::Uuid;
 
 use crate::requests::{
-    Accepted, BODY_LIMIT, COMMAND_TIME_LIMIT, CommandOutput, Decision, GitRequest, LINE_LIMIT, NodeStatus, Outcome,
-    PERMISSION_ID_CHARS, PermissionAnswer, Refusal, RefusalKind, StopRequest, TurnEvent, TurnRecord, TurnRequest,
-    paths,
+    Accepted, BODY_LIMIT, COMMAND_TIME_LIMIT, CommandOutput, Decision, DiffAnswer, DiffRequest, EraseRequest, Erased, FETCH_TIME_LIMIT, GitRequest, LINE_LIMIT,
+    NodeStatus, Outcome, PERMISSION_ID_CHARS, PermissionAnswer, Refusal, RefusalKind, StopRequest, TurnEvent,
+    TurnRecord, TurnRequest, UNDO_TIME_LIMIT, UndoAnswer, paths,
 };
 use crate::{Closed, Link, RequestError};
+
+/// What erasing is granted: there may be years of texts the first time.
+const ERASING: Duration = Duration::from_mins(2);
 
 /// How long a sled may take for an answer, unless [`SledClient::patience`] says otherwise.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -114,12 +118,36 @@ impl SledClient {
 
     /// Runs `git <args>` in the project, for at most [`COMMAND_TIME_LIMIT`].
     pub async fn git(&self, args: Vec<String>) -> Result<CommandOutput, CallError> {
-        self.call(Method::POST, paths::GIT, Some(&GitRequest { args }), COMMAND_TIME_LIMIT).await
+        self.call(Method::POST, paths::GIT, Some(&GitRequest { args, limit_secs: None }), COMMAND_TIME_LIMIT).await
+    }
+
+    /// Runs `git <args>` in the project, which may talk to other servers, for at most [`FETCH_TIME_LIMIT`].
+    pub async fn git_fetching(&self, args: Vec<String>) -> Result<CommandOutput, CallError> {
+        let request = GitRequest { args, limit_secs: Some(FETCH_TIME_LIMIT.as_secs()) };
+        self.call(Method::POST, paths::GIT, Some(&request), FETCH_TIME_LIMIT).await
+    }
+
+    /// What the last turn that changed files changed, for at most [`COMMAND_TIME_LIMIT`].
+    pub async fn diff(&self, paths: Vec<String>) -> Result<DiffAnswer, CallError> {
+        self.call(Method::POST, paths::DIFF, Some(&DiffRequest { paths }), COMMAND_TIME_LIMIT).await
+    }
+
+    /// Puts back what the last turn changed, or takes that back. Not to be repeated: the second time undoes the first.
+    pub async fn undo(&self) -> Result<UndoAnswer, CallError> {
+        self.call(Method::POST, paths::UNDO, None::<&()>, UNDO_TIME_LIMIT).await
     }
 
     /// The last `lines` lines of the sled's log.
     pub async fn logs(&self, lines: u32) -> Result<CommandOutput, CallError> {
         self.call(Method::GET, &format!("{}?lines={lines}", paths::LOGS), None::<&()>, Duration::ZERO).await
+    }
+
+    /// Has the sled erase the texts of turns that are over, as far as they were stored before `before`. Repeating it is safe.
+    ///
+    /// # Errors
+    /// Among others a refusal of kind [`RefusalKind::Invalid`], from a sled of a version that cannot.
+    pub async fn erase(&self, before: Timestamp) -> Result<Erased, CallError> {
+        self.call(Method::POST, paths::ERASE, Some(&EraseRequest { before }), ERASING).await
     }
 
     /// A turn's events from the one after `after_seq` on, as they come, without a gap.

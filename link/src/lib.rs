@@ -2,11 +2,12 @@
 //!
 //! [`open`] exchanges a [`Hello`] with the other side and gives a [`Link`], which sends requests, and a [`Driver`], which carries
 //! the bytes and serves what the other side asks by an axum router. Below lies yamux: each request is HTTP/1.1 on a stream of its own.
-//! [`SledClient`] is the gateway's typed client of a sled; [`requests`] holds the shapes that both sides share.
+//! [`SledClient`] is the gateway's typed client of a sled; [`requests`] holds the shapes that both sides share, [`git`] those of git's way to a remote.
 //!
 //! Whatever the peer sends is hostile until it is bounded ([`Limits`]). This crate knows no policy: what a request may do is the router's to say.
 
 mod client;
+pub mod git;
 mod guard;
 pub mod headers;
 mod hello;

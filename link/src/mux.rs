@@ -14,6 +14,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
 use bytes::Bytes;
+use futures_util::AsyncWriteExt;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -36,7 +37,7 @@ use crate::{Hello, OpenError, Side, hello};
 pub struct Limits {
     /// Requests of the peer served at once; a stream past it is reset.
     pub inbound_streams: usize,
-    /// Requests of ours under way at once; further ones wait. yamux holds it to 256 that the peer has not yet answered.
+    /// Requests of ours under way at once; further ones wait.
     pub outbound_streams: usize,
     /// Bytes by which the receive windows of all streams together may grow past 256 KiB each.
     pub window_growth: usize,
@@ -53,10 +54,11 @@ pub struct Limits {
 }
 
 impl Default for Limits {
+    /// Those of a gateway: whatever a project's agents and git ask at once comes in (200 streams of the model and more), and little goes out.
     fn default() -> Self {
         Self {
-            inbound_streams: 256,
-            outbound_streams: 256,
+            inbound_streams: 384,
+            outbound_streams: 64,
             window_growth: 16 * 1024 * 1024,
             head_bytes: 32 * 1024,
             headers: 64,
@@ -376,21 +378,28 @@ impl Driver {
     }
 
     /// Serves one request of the peer; a stream past the limit is dropped, which resets it.
-    fn serve(&mut self, stream: yamux::Stream) {
+    fn serve(&mut self, mut stream: yamux::Stream) {
         let Ok(permit) = self.inbound.clone().try_acquire_owned() else {
             tracing::warn!("refused a stream: the peer has too many open");
             return;
         };
         let limits = self.link.shared.limits;
-        let served = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.head_timeout)
-            .max_buf_size(limits.head_bytes)
-            .max_headers(limits.headers)
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(stream.compat()), TowerToHyperService::new(self.router.clone()));
+        let router = TowerToHyperService::new(self.router.clone());
         self.serving.spawn(async move {
             let _permit = permit;
+            // yamux acknowledges a stream by the first frame on it, and the peer opens no more than 256 that are not acknowledged. A handler
+            // may think for long before its first byte: an empty frame now keeps that from holding up the peer's other requests.
+            if let Err(error) = stream.write(&[]).await {
+                tracing::debug!(%error, "a stream of the peer ended at once");
+                return;
+            }
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits.head_timeout)
+                .max_buf_size(limits.head_bytes)
+                .max_headers(limits.headers)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream.compat()), router);
             if let Err(error) = served.await {
                 tracing::debug!(%error, "a request of the peer ended early");
             }

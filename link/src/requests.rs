@@ -21,6 +21,12 @@ pub const LINE_LIMIT: usize = 1024 * 1024;
 /// How long a sled lets a person's command (`git`) run before it ends it and answers with what there is.
 pub const COMMAND_TIME_LIMIT: Duration = Duration::from_mins(1);
 
+/// How long a sled lets a command of the gateway's own that talks to other servers run at the most.
+pub const FETCH_TIME_LIMIT: Duration = Duration::from_mins(10);
+
+/// How long a sled may take to put back what a turn changed.
+pub const UNDO_TIME_LIMIT: Duration = Duration::from_mins(2);
+
 /// Longest name of a permission question, in characters, each a letter, a digit, `-` or `_`.
 pub const PERMISSION_ID_CHARS: usize = 64;
 
@@ -40,8 +46,15 @@ pub mod paths {
     pub const TURN_PERMISSION: &str = "/v1/turns/{id}/permissions/{request}";
     /// `POST` a [`GitRequest`](super::GitRequest): [`CommandOutput`](super::CommandOutput).
     pub const GIT: &str = "/v1/git";
+    /// `POST` a [`DiffRequest`](super::DiffRequest): a [`DiffAnswer`](super::DiffAnswer).
+    pub const DIFF: &str = "/v1/diff";
+    /// `POST` without a body: an [`UndoAnswer`](super::UndoAnswer).
+    pub const UNDO: &str = "/v1/undo";
     /// `GET` with [`LogsQuery`](super::LogsQuery): [`CommandOutput`](super::CommandOutput).
     pub const LOGS: &str = "/v1/logs";
+    /// `POST` an [`EraseRequest`](super::EraseRequest): [`Erased`](super::Erased). Sleds from before it was there refuse it as
+    /// [`Invalid`](super::RefusalKind::Invalid), as they do everything that they do not know.
+    pub const ERASE: &str = "/v1/erase";
 }
 
 /// Query of `GET /v1/turns/{id}/events`.
@@ -346,6 +359,123 @@ pub struct RunningTurn {
 pub struct GitRequest {
     /// What follows `git`.
     pub args: Vec<String>,
+    /// How long it may run, in seconds, [`FETCH_TIME_LIMIT`] at the most; [`COMMAND_TIME_LIMIT`] when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_secs: Option<u64>,
+}
+
+impl GitRequest {
+    /// How long it may run.
+    pub fn limit(&self) -> Duration {
+        self.limit_secs.map_or(COMMAND_TIME_LIMIT, Duration::from_secs).min(FETCH_TIME_LIMIT)
+    }
+}
+
+/// Body of `POST /v1/diff`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffRequest {
+    /// What to look at, as git's pathspecs; everything when empty.
+    pub paths: Vec<String>,
+}
+
+/// What the last turn that changed files changed (SLED-9).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", content = "of", rename_all = "kebab-case")]
+pub enum DiffAnswer {
+    /// It is not known.
+    None(NoRecord),
+    /// This.
+    Changes(Diff),
+}
+
+/// Answer of `POST /v1/undo`: what became of the request to put back what the last turn changed, or, when it is put back, to take that back.
+/// While a turn runs it is refused as [`RefusalKind::Busy`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", content = "of", rename_all = "kebab-case")]
+pub enum UndoAnswer {
+    /// There is nothing to put back.
+    None(NoRecord),
+    /// Somebody has changed files since that the turn changed, or something stands in their way; nothing was done.
+    ChangedSince {
+        /// The first of them.
+        paths: Vec<String>,
+        /// How many more there are.
+        more: u64,
+    },
+    /// It is done.
+    PutBack(PutBack),
+}
+
+/// Why a turn's changes are not on record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "why", rename_all = "kebab-case")]
+pub enum NoRecord {
+    /// `/workspace` is no git repository.
+    NoRepository,
+    /// No turn has changed a file yet.
+    NoTurn,
+    /// Recording the last turn was given up.
+    GivenUp {
+        /// One sentence fragment for people.
+        reason: String,
+    },
+}
+
+/// A turn whose changes are on record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnOnRecord {
+    /// Its id.
+    pub id: Uuid,
+    /// Seconds since it ended, by the sled's clock.
+    pub secs_ago: u64,
+    /// Whether its changes are put back.
+    pub undone: bool,
+}
+
+/// A turn's changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diff {
+    /// The turn.
+    pub turn: TurnOnRecord,
+    /// Summary and patch as git shows them, lossily UTF-8, bounded.
+    pub output: String,
+    /// Whether the bound cut something off its end.
+    pub truncated: bool,
+}
+
+/// What `undo` did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutBack {
+    /// The turn, as it stands now.
+    pub turn: TurnOnRecord,
+    /// The first of the paths that the turn changed.
+    pub paths: Vec<String>,
+    /// How many more there are.
+    pub more: u64,
+    /// What was checked out before and after the turn, where that is not the same: it was not touched.
+    pub head_moved: Option<HeadMoved>,
+    /// Repositories inside the tree that the turn made, which were left there.
+    pub left: Vec<String>,
+    /// Submodules that could not be brought back.
+    pub missing: Vec<String>,
+}
+
+/// What a turn did to `HEAD`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadMoved {
+    /// Before it.
+    pub before: Head,
+    /// After it.
+    pub after: Head,
+}
+
+/// What is checked out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The branch; `None` when detached.
+    pub branch: Option<String>,
+    /// The commit; `None` when there is none yet.
+    pub commit: Option<String>,
 }
 
 /// Output of a command that a sled ran.
@@ -357,6 +487,22 @@ pub struct CommandOutput {
     pub output: String,
     /// Whether the bound cut something off its beginning.
     pub truncated: bool,
+}
+
+/// Body of `POST /v1/erase`: the sled forgets what people and agents said in turns that are over (JRNL-8). The events stay, and what was
+/// erased reads as forgotten. Repeating it is safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EraseRequest {
+    /// Texts that were stored before this are erased, by the sled's clock. The sled may keep some that are younger than a turn that runs
+    /// now, until it is asked again. Of what the gateway still has to read it knows nothing.
+    pub before: Timestamp,
+}
+
+/// Answer of `POST /v1/erase`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erased {
+    /// How many texts were erased.
+    pub texts: u64,
 }
 
 /// A refusal or failure, as the body of every answer that is not a success.

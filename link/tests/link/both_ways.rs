@@ -28,7 +28,8 @@ fn chunks(fill: u8) -> Body {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_streams_each_way_at_once() {
-    let (gateway, sled) = pair(echo(), echo(), Limits::default()).await;
+    let limits = Limits { outbound_streams: 200, ..Limits::default() };
+    let (gateway, sled) = pair(echo(), echo(), limits).await;
     let calls = (0..200_u8).flat_map(|n| [(&gateway, n), (&sled, n)]).map(async |(end, n)| {
         let response = end.link.request(post("/echo", chunks(n))).await.unwrap();
         let echoed = response.into_body().collect().await.unwrap().to_bytes();
@@ -101,6 +102,20 @@ fn stuck() -> (Router, Arc<Notify>, oneshot::Receiver<()>) {
 }
 
 #[tokio::test]
+async fn an_answer_before_the_requests_end_is_whole() {
+    const LENGTH: usize = 8 * 1024 * 1024;
+    // The handler takes nothing of the request; its answer is far more than the buffers hold.
+    let answer = || stream::iter((0..LENGTH / 8192).map(|_| Ok::<_, std::io::Error>(Bytes::from_static(&[7; 8192]))));
+    let routes = Router::new().route("/", any(async move || Body::from_stream(answer())));
+    let (gateway, _sled) = pair(Router::new(), routes, Limits::default()).await;
+    for _ in 0..5 {
+        let request = post("/", Body::from_stream(endless().0));
+        let body = gateway.link.request(request).await.unwrap().into_body();
+        assert_eq!(body.collect().await.unwrap().to_bytes().len(), LENGTH);
+    }
+}
+
+#[tokio::test]
 async fn a_cancelled_request_frees_its_stream_and_drops_its_handler() {
     let (routes, begun, dropped) = stuck();
     let limits = Limits { outbound_streams: 1, ..Limits::default() };
@@ -131,6 +146,22 @@ async fn a_stream_past_the_limit_is_refused_and_the_link_goes_on() {
     while gateway.link.request(get("/v1/ping")).await.is_err() {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn requests_without_an_answer_hold_no_other_up() {
+    let (routes, begun, _dropped) = stuck();
+    let limits = Limits { outbound_streams: 384, ..Limits::default() };
+    let (gateway, _sled) = pair(Router::new(), routes, limits).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    // More than yamux lets wait for their first frame.
+    for _ in 0..380 {
+        let link = gateway.link.clone();
+        waiting.spawn(async move { link.request(get("/stuck")).await.map(drop) });
+        tokio::time::timeout(Duration::from_secs(10), begun.notified()).await.expect("a request is held up");
+    }
+    assert!(gateway.link.request(get("/v1/ping")).await.is_ok());
+    assert!(waiting.try_join_next().is_none());
 }
 
 #[tokio::test]

@@ -11,9 +11,9 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, future, stream};
 use http::StatusCode;
 use jiff::Timestamp;
 use link::requests::{
-    Accepted, Agent, AgentSession, BODY_LIMIT, CommandOutput, Decision, EventsQuery, GitRequest, LINE_LIMIT, LogsQuery,
-    NodeStatus, Outcome, PermissionAnswer, Permissions, Refusal, RefusalKind, StopRequest, TurnEvent, TurnRecord,
-    TurnRequest, paths,
+    Accepted, Agent, AgentSession, BODY_LIMIT, CommandOutput, Decision, EraseRequest, Erased, EventsQuery, GitRequest,
+    LINE_LIMIT, LogsQuery, NodeStatus, Outcome, PermissionAnswer, Permissions, Refusal, RefusalKind, StopRequest,
+    TurnEvent, TurnRecord, TurnRequest, paths,
 };
 use link::{CallError, Closed, Limits, SledClient};
 use uuid::Uuid;
@@ -74,7 +74,13 @@ async fn every_call_reaches_its_route_and_comes_back() {
             }),
         )
         .route(paths::GIT, post(async |Json(git): Json<GitRequest>| Json(output(git.args.join(" ")))))
-        .route(paths::LOGS, get(async |Query(logs): Query<LogsQuery>| Json(output(logs.lines.to_string()))));
+        .route(paths::LOGS, get(async |Query(logs): Query<LogsQuery>| Json(output(logs.lines.to_string()))))
+        .route(
+            paths::ERASE,
+            post(async |Json(erase): Json<EraseRequest>| {
+                Json(Erased { texts: if erase.before == Timestamp::UNIX_EPOCH { 7 } else { 0 } })
+            }),
+        );
     let (client, _gateway, _sled) = calling(sled).await;
     assert_eq!(client.status().await.unwrap(), status);
     assert_eq!(client.put_turn(Uuid::from_u128(9), &turn()).await.unwrap(), Accepted { already: true });
@@ -91,6 +97,17 @@ async fn every_call_reaches_its_route_and_comes_back() {
     }
     assert_eq!(client.git(vec!["log".to_owned(), "-1".to_owned()]).await.unwrap(), output("log -1".to_owned()));
     assert_eq!(client.logs(20).await.unwrap(), output("20".to_owned()));
+    assert_eq!(client.erase(Timestamp::UNIX_EPOCH).await.unwrap(), Erased { texts: 7 });
+}
+
+#[tokio::test]
+async fn a_sled_that_cannot_erase_refuses_it_as_it_does_everything_that_it_does_not_know() {
+    let unknown = "this sled knows no such request; is it older than the gateway?";
+    let sled =
+        Router::new().fallback(async move || Refusal { kind: RefusalKind::Invalid, message: unknown.to_owned() });
+    let (client, _gateway, _sled) = calling(sled).await;
+    let refused = client.erase(Timestamp::UNIX_EPOCH).await.unwrap_err();
+    assert!(matches!(&refused, CallError::Refused(Refusal { kind: RefusalKind::Invalid, .. })), "{refused}");
 }
 
 #[tokio::test]
