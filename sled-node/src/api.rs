@@ -14,8 +14,8 @@ use axum::routing::{get, post, put};
 use futures_util::StreamExt;
 use http::header;
 use link::requests::{
-    Accepted, BODY_LIMIT, CommandOutput, Decision, EventsQuery, GitRequest, LogsQuery, NodeStatus, Outcome,
-    PermissionAnswer, Refusal, RefusalKind, StopRequest, TurnRequest, paths,
+    Accepted, BODY_LIMIT, CommandOutput, Decision, DiffAnswer, DiffRequest, EraseRequest, Erased, EventsQuery, GitRequest, LogsQuery,
+    NodeStatus, Outcome, PermissionAnswer, Refusal, RefusalKind, StopRequest, TurnRequest, UndoAnswer, paths,
 };
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -49,7 +49,10 @@ pub fn router(node: Node) -> Router {
         .route(paths::TURN_STOP, post(stop))
         .route(paths::TURN_PERMISSION, post(answer))
         .route(paths::GIT, post(git))
+        .route(paths::DIFF, post(diff))
+        .route(paths::UNDO, post(undo))
         .route(paths::LOGS, get(logs))
+        .route(paths::ERASE, post(erase))
         .fallback(async || invalid("this sled knows no such request; is it older than the gateway?"))
         .method_not_allowed_fallback(async || invalid("this sled answers to another method there"))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -120,14 +123,31 @@ async fn git(
     State(node): State<Node>,
     request: Result<Json<GitRequest>, JsonRejection>,
 ) -> Result<Json<CommandOutput>, Refusal> {
-    let Json(GitRequest { args }) = request.map_err(invalid)?;
+    let Json(request) = request.map_err(invalid)?;
+    let limit = request.limit();
+    let GitRequest { args, .. } = request;
     if args.iter().any(|arg| arg.contains('\0')) {
         return Err(invalid("an argument contains a NUL"));
     }
-    let output = node.workspace.git(args).await;
+    let output = node.workspace.git(args, limit).await;
     output
         .map(Json)
         .map_err(|error| Refusal { kind: RefusalKind::Internal, message: format!("cannot run git: {error}") })
+}
+
+async fn diff(
+    State(node): State<Node>,
+    request: Result<Json<DiffRequest>, JsonRejection>,
+) -> Result<Json<DiffAnswer>, Refusal> {
+    let Json(DiffRequest { paths }) = request.map_err(invalid)?;
+    if paths.iter().any(|path| path.contains('\0')) {
+        return Err(invalid("a path contains a NUL"));
+    }
+    node.turns.diff(paths).await.map(Json)
+}
+
+async fn undo(State(node): State<Node>) -> Result<Json<UndoAnswer>, Refusal> {
+    node.turns.undo().await.map(Json)
 }
 
 async fn logs(
@@ -137,6 +157,14 @@ async fn logs(
     let Query(LogsQuery { lines }) = query.map_err(invalid)?;
     let (output, truncated) = node.log.last(usize::try_from(lines).unwrap_or(usize::MAX));
     Ok(Json(CommandOutput { code: Some(0), output, truncated }))
+}
+
+async fn erase(
+    State(node): State<Node>,
+    request: Result<Json<EraseRequest>, JsonRejection>,
+) -> Result<Json<Erased>, Refusal> {
+    let Json(EraseRequest { before }) = request.map_err(invalid)?;
+    node.turns.erase(before).await.map(Json)
 }
 
 fn invalid(error: impl std::fmt::Display) -> Refusal {

@@ -45,6 +45,16 @@ pub enum StopReason {
     Shutdown,
 }
 
+impl StopReason {
+    /// How a turn ends for this reason while no agent of it lives.
+    pub fn without_agent(self) -> Outcome {
+        match self {
+            Self::Person => Outcome::Stopped { processes: 0, killed: false },
+            Self::Shutdown => Outcome::Interrupted,
+        }
+    }
+}
+
 /// A person's answer to a permission question.
 #[derive(Debug)]
 pub struct Answer {

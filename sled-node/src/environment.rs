@@ -76,7 +76,8 @@ impl Environment {
         own
     }
 
-    /// For `git` run at a person's request: nothing that changes what git does, no terminal, no pager, no editor, no question.
+    /// For `git` run at a person's request: nothing that changes what git does, no terminal, no pager, no editor, no question. How it
+    /// reaches an ssh remote is the system's configuration's to say, which `GIT_SSH_COMMAND` would override.
     pub fn for_git(&self) -> Self {
         let own = self.variables.iter().filter(|(name, _)| !name.starts_with("GIT_"));
         let mut own: Self = own.map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -84,7 +85,7 @@ impl Environment {
             ("GIT_TERMINAL_PROMPT", "0"),
             ("GIT_PAGER", "cat"),
             ("GIT_EDITOR", "false"),
-            ("GIT_SSH_COMMAND", "ssh -o BatchMode=yes"),
+            ("SSH_ASKPASS_REQUIRE", "never"),
             ("LANG", "C.UTF-8"),
         ]);
         own.variables.remove("LC_ALL");
@@ -148,9 +149,11 @@ mod tests {
     #[test]
     fn git_is_not_steered_by_the_environment() {
         let own: Environment =
-            [("GIT_DIR", "/elsewhere"), ("HOME", "/home/dev"), ("LC_ALL", "de_DE")].into_iter().collect();
+            [("GIT_DIR", "/elsewhere"), ("GIT_SSH_COMMAND", "ssh"), ("HOME", "/home/dev"), ("LC_ALL", "de_DE")]
+                .into_iter()
+                .collect();
         let git = own.for_git();
         assert_eq!((git.get("GIT_DIR"), git.get("LC_ALL"), git.get("HOME")), (None, None, Some("/home/dev")));
-        assert_eq!(git.get("GIT_TERMINAL_PROMPT"), Some("0"));
+        assert_eq!((git.get("GIT_TERMINAL_PROMPT"), git.get("GIT_SSH_COMMAND")), (Some("0"), None));
     }
 }

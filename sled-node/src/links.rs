@@ -16,9 +16,12 @@ use tokio_util::task::TaskTracker;
 /// Links at once, hellos under way included; past it, the oldest open one is closed, or the newcomer is not heard.
 const MAX_LINKS: usize = 8;
 
-/// Bounds of one link. A gateway asks little at once; the model's requests go the other way.
-const LIMITS: fn() -> Limits =
-    || Limits { inbound_streams: 64, outbound_streams: crate::model::MAX_REQUESTS + 8, ..Limits::default() };
+/// Bounds of one link. A gateway asks little at once; what the endpoints forward, and pings, go the other way.
+const LIMITS: fn() -> Limits = || Limits {
+    inbound_streams: 80,
+    outbound_streams: crate::model::RULES.requests + crate::git::RULES.requests + 8,
+    ..Limits::default()
+};
 
 /// The open links, oldest first.
 #[derive(Clone)]

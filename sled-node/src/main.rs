@@ -8,7 +8,12 @@ mod api;
 mod attempt;
 mod connect;
 mod environment;
+mod forgetting;
+mod forward;
+mod git;
+mod git_ssh;
 mod lines;
+mod lingering;
 mod links;
 mod log;
 mod memory;
@@ -19,7 +24,9 @@ mod processes;
 mod record;
 mod running;
 mod serve;
+mod snapshots;
 mod sshd;
+mod stored;
 mod supervised;
 mod supervisor;
 mod text;
@@ -80,6 +87,16 @@ enum Command {
         #[command(flatten)]
         settings: serve::SshdSettings,
     },
+    /// Be git's ssh: reach the project's remote through the gateway, and any other by ssh itself
+    #[command(hide = true, disable_help_flag = true)]
+    GitSsh {
+        /// Port of the git endpoint on the container's loopback
+        #[arg(long, default_value_t = link::git::PORT)]
+        git_port: u16,
+        /// What git gives to ssh
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// The practice agent
     #[command(hide = true)]
     EchoAgent {
@@ -107,6 +124,7 @@ fn main() -> anyhow::Result<ExitCode> {
             return Err(sshd.become_inetd(&Environment::of_this_process()))
                 .with_context(|| format!("cannot run {}", sshd.program.display()));
         }
+        Command::GitSsh { git_port, args } => return Ok(git_ssh::run(git_port, &args, &Environment::of_this_process())),
         Command::EchoAgent { notice } => agent::echo::run(notice, BufReader::new(std::io::stdin()), std::io::stdout())?,
     }
     Ok(ExitCode::SUCCESS)

@@ -5,14 +5,15 @@
 use std::collections::BTreeMap;
 
 use journal::{
-    Actor, Append, AppendError, Appended, Cause, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, StreamId,
+    Actor, Append, AppendError, Appended, Cause, Decoded, EncodeError, Expected, Fold, Journal, NewEvent, Recorded,
+    StreamId,
 };
-use link::requests::{Decision, FailureReason, LINE_LIMIT, Outcome, TurnEvent, TurnRecord, TurnRequest, Usage};
-use serde::{Deserialize, Serialize};
+use link::requests::{Decision, FailureReason, LINE_LIMIT, Outcome, TurnEvent, TurnRequest, Usage};
 use uuid::Uuid;
 
 use crate::agent::stream_json::MAX_TEXT;
 use crate::lines::Tail;
+use crate::stored::{Apart, Journaled};
 use crate::text::{MAX_ERROR, one_line, paragraphs};
 
 /// The kind of a turn's stream.
@@ -30,36 +31,13 @@ const LINE_ROOM: usize = 1024;
 /// What readers see in place of what a turn says beyond its bounds.
 const OVER: &str = "… this turn has said more than is kept; what else it says before its end is not shown.";
 
-/// The wire's event as the journal keeps it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Journaled(pub TurnEvent);
-
-impl DomainEvent for Journaled {
-    const KINDS: &'static [&'static str] = &[
-        "turn.accepted",
-        "turn.started",
-        "turn.heard",
-        "turn.spoke",
-        "turn.tool_called",
-        "turn.permission_asked",
-        "turn.permission_settled",
-        "turn.rate_limited",
-        "turn.finished",
-    ];
-
-    fn skippable(kind: &str) -> bool {
-        !matches!(kind, "turn.accepted" | "turn.finished")
-    }
-}
-
 /// What a turn's stream says of it.
 #[derive(Debug, Clone, Default)]
 pub struct Turn {
     /// The request of the latest attempt.
-    pub request: Option<TurnRequest>,
+    pub request: Option<Apart<TurnRequest>>,
     /// How the latest attempt ended.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<Apart<Outcome>>,
     /// How each permission question of all attempts was settled; `None` while it is open.
     pub questions: BTreeMap<String, Option<Decision>>,
 }
@@ -76,13 +54,14 @@ impl Fold for Turn {
     type Error = std::convert::Infallible;
 
     fn apply(&mut self, event: &Journaled, _: &Recorded) -> Result<(), Self::Error> {
-        match &event.0 {
+        let texts = || event.texts.clone();
+        match &event.rest {
             TurnEvent::Accepted(request) => {
-                self.request = Some(request.clone());
+                self.request = Some(Apart { rest: request.clone(), texts: texts() });
                 self.outcome = None;
             }
             TurnEvent::Finished { outcome, .. } => {
-                self.outcome = Some(outcome.clone());
+                self.outcome = Some(Apart { rest: outcome.clone(), texts: texts() });
                 // Whoever asked is gone, though it could not be stored of each question.
                 for decision in self.questions.values_mut() {
                     decision.get_or_insert(Decision::Denied);
@@ -106,22 +85,12 @@ impl Fold for Turn {
 
 /// Whether a turn whose stream's last event this is has ended.
 pub fn has_ended(last: &Recorded) -> Result<bool, journal::DecodeError> {
-    Ok(matches!(last.decode()?, journal::Decoded::Known(Journaled(TurnEvent::Finished { .. }))))
+    Ok(matches!(last.decode()?, Decoded::Known(Journaled { rest: TurnEvent::Finished { .. }, .. })))
 }
 
 /// The stream of the turn with that id.
 pub fn stream(id: Uuid) -> StreamId {
     StreamId::new(STREAM, id)
-}
-
-/// A stored event as readers get it; `None` for a kind that a later sled wrote.
-pub fn for_reader(recorded: &Recorded) -> Result<Option<TurnRecord>, journal::DecodeError> {
-    Ok(match recorded.decode()? {
-        journal::Decoded::Known(Journaled(event)) => {
-            Some(TurnRecord { seq: recorded.version, at: recorded.time, event })
-        }
-        journal::Decoded::Unknown => None,
-    })
 }
 
 /// Writes one attempt of a turn.
@@ -131,8 +100,10 @@ pub struct Recorder {
     actor: Actor,
     cause: Cause,
     version: u64,
-    /// Names this attempt's end, so that a try to store it that seemed to fail is not stored twice.
-    end_key: String,
+    /// Names this attempt: the last event before it.
+    begun_after: u64,
+    /// How many texts were given ids. One whose append seemed to fail may be stored: its id is not given again.
+    texts: u64,
     events: u64,
     bytes: usize,
 }
@@ -148,7 +119,7 @@ impl Recorder {
     ) -> Result<Self, AppendError> {
         let mut recorder = Self::take_up(journal, actor, stream(id), version);
         recorder.cause = Cause::Command(format!("{id}#{}", request.attempt));
-        let accepted = recorder.append(&[Journaled(TurnEvent::Accepted(request))]).await?;
+        let accepted = recorder.append(vec![TurnEvent::Accepted(request)]).await?;
         if let Some(event) = accepted.events.first() {
             recorder.cause = Cause::Event(event.id);
         }
@@ -157,8 +128,8 @@ impl Recorder {
 
     /// Goes on after `version`: for an attempt whose sled died, to say so.
     pub fn take_up(journal: Journal, actor: Actor, stream: StreamId, version: u64) -> Self {
-        let end_key = format!("end of turn {}, begun after event {version}", stream.id);
-        Self { journal, stream, actor, cause: Cause::None, version, end_key, events: 0, bytes: 0 }
+        let (cause, begun_after) = (Cause::None, version);
+        Self { journal, stream, actor, cause, version, begun_after, texts: 0, events: 0, bytes: 0 }
     }
 
     /// Stores what happened, as far as the bounds allow.
@@ -166,7 +137,7 @@ impl Recorder {
         let mut kept = Vec::new();
         for event in events {
             if is_bounded_elsewhere(&event) {
-                kept.push(Journaled(event));
+                kept.push(event);
                 continue;
             }
             if self.events >= MAX_EVENTS || self.bytes >= MAX_BYTES {
@@ -178,12 +149,12 @@ impl Recorder {
                 TurnEvent::ToolCalled { name, summary } => name.len() + summary.len(),
                 _ => 0,
             };
-            kept.push(Journaled(event));
+            kept.push(event);
             if self.events >= MAX_EVENTS || self.bytes >= MAX_BYTES {
-                kept.push(Journaled(TurnEvent::Spoke { text: OVER.to_owned() }));
+                kept.push(TurnEvent::Spoke { text: OVER.to_owned() });
             }
         }
-        if kept.is_empty() { Ok(()) } else { self.append(&kept).await.map(drop) }
+        if kept.is_empty() { Ok(()) } else { self.append(kept).await.map(drop) }
     }
 
     /// Stores the end of a turn that did not live to see it: what it had asked is denied, and then it is interrupted.
@@ -191,8 +162,8 @@ impl Recorder {
         let denied = turn
             .open_questions()
             .map(|request| TurnEvent::PermissionSettled { request: request.clone(), decision: Decision::Denied });
-        let events = denied.chain([TurnEvent::Finished { outcome: Outcome::Interrupted, usage: None }]);
-        self.end(&events.map(Journaled).collect::<Vec<_>>()).await
+        let events = denied.chain([TurnEvent::Finished { outcome: Outcome::Interrupted, usage: None }]).collect();
+        self.end(events).await
     }
 
     /// Stores the end, whatever was stored before. May be repeated until it succeeds.
@@ -203,27 +174,49 @@ impl Recorder {
         {
             cut(outcome);
         }
-        self.end(&[Journaled(end)]).await
+        self.end(vec![end]).await
     }
 
-    async fn end(&mut self, events: &[Journaled]) -> Result<(), AppendError> {
-        let events = NewEvent::encode_all(events)?;
+    async fn end(&mut self, events: Vec<TurnEvent>) -> Result<(), AppendError> {
+        let key = format!("end of turn {}, begun after event {}", self.stream.id, self.begun_after);
+        let mut texts = 0;
+        // However often it is tried, it has the same ids.
+        let events = encode(events, || {
+            texts += 1;
+            self.text_id(format_args!("end {texts}"))
+        })?;
         // An append before this one that seemed to fail may have taken place all the same.
-        let append = Append { key: Some(self.end_key.clone()), ..self.after(Expected::Any, events) };
+        let append = Append { key: Some(key), ..self.after(Expected::Any, events) };
         self.journal.append(append).await.map(drop)
     }
 
-    async fn append(&mut self, events: &[Journaled]) -> Result<Appended, AppendError> {
-        let events = NewEvent::encode_all(events)?;
+    async fn append(&mut self, events: Vec<TurnEvent>) -> Result<Appended, AppendError> {
+        let mut texts = self.texts;
+        let events = encode(events, || {
+            texts += 1;
+            self.text_id(format_args!("{texts}"))
+        })?;
+        self.texts = texts;
         let appended = self.journal.append(self.after(Expected::Version(self.version), events)).await?;
         self.version = appended.last_version;
         Ok(appended)
+    }
+
+    /// The id of a text of this attempt.
+    fn text_id(&self, which: std::fmt::Arguments) -> Uuid {
+        let name = format!("{} after {}: {which}", self.stream, self.begun_after);
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
     }
 
     fn after(&self, expected: Expected, events: Vec<NewEvent>) -> Append {
         let (stream, actor, cause) = (self.stream.clone(), self.actor.clone(), self.cause.clone());
         Append { stream, expected, events, key: None, actor, cause }
     }
+}
+
+/// The stored forms of events, whose texts `id` names.
+fn encode(events: Vec<TurnEvent>, mut id: impl FnMut() -> Uuid) -> Result<Vec<NewEvent>, EncodeError> {
+    events.into_iter().map(|event| Journaled::encode(event, &mut id)).collect()
 }
 
 /// What must be stored whatever else a turn says, and comes so many times and no more.
@@ -258,7 +251,10 @@ mod tests {
     use jiff::Timestamp;
     use link::requests::{Agent, AgentSession, Permissions};
 
+    use link::requests::TurnRecord;
+
     use super::*;
+    use crate::stored::for_reader;
 
     fn request() -> TurnRequest {
         let session = AgentSession { id: Uuid::nil(), resumed: false };
@@ -285,9 +281,18 @@ mod tests {
         }
         recorder.finish(Outcome::Interrupted, None).await.unwrap();
         let turn = journal.load::<Turn>(&stream(Uuid::nil())).await.unwrap().state;
-        assert_eq!((turn.request, turn.outcome), (Some(request()), Some(Outcome::Interrupted)));
-        let read = journal.read(&stream(Uuid::nil()), 0).await.unwrap();
-        read.iter().map(|recorded| for_reader(recorded).unwrap().unwrap()).collect()
+        assert_eq!(turn.outcome, Some(Apart { rest: Outcome::Interrupted, texts: Vec::new() }));
+        assert_eq!(turn.request.unwrap().whole(&journal).await.unwrap(), request());
+        read(&journal, Uuid::nil()).await
+    }
+
+    /// What is stored of a turn.
+    async fn read(journal: &Journal, id: Uuid) -> Vec<TurnRecord> {
+        let mut records = Vec::new();
+        for recorded in journal.read(&stream(id), 0).await.unwrap() {
+            records.push(for_reader(&recorded, journal).await.unwrap().unwrap());
+        }
+        records
     }
 
     #[tokio::test]
@@ -328,7 +333,7 @@ mod tests {
             again.interrupt(&before.state).await.unwrap();
         }
         let after = journal.load::<Turn>(&stream).await.unwrap();
-        assert_eq!((after.version, after.state.outcome), (6, Some(Outcome::Interrupted)));
+        assert_eq!((after.version, after.state.outcome.unwrap().rest), (6, Outcome::Interrupted));
         let wanted = [("1-1".to_owned(), Some(Decision::Allowed)), ("1-2".to_owned(), Some(Decision::Denied))];
         assert_eq!(after.state.questions, BTreeMap::from(wanted));
     }
@@ -356,8 +361,7 @@ mod tests {
             let (id, actor) = (Uuid::from_u128(id), Actor::Sled("p".to_owned()));
             let mut recorder = Recorder::accept(journal.clone(), actor, id, 0, request()).await.unwrap();
             recorder.finish(outcome.clone(), None).await.unwrap();
-            let stored = journal.read(&stream(id), 1).await.unwrap();
-            let record = for_reader(&stored[0]).unwrap().unwrap();
+            let record = read(&journal, id).await.remove(1);
             assert!(serde_json::to_string(&record).unwrap().len() < LINE_LIMIT);
             let TurnEvent::Finished { outcome: told, .. } = record.event else { panic!("{:?}", record.event) };
             assert_eq!(std::mem::discriminant(&told), std::mem::discriminant(&outcome));
@@ -377,7 +381,7 @@ mod tests {
             TurnEvent::PermissionSettled { request: "1-1".to_owned(), decision: Decision::Denied },
             TurnEvent::Finished { outcome: Outcome::Interrupted, usage: None },
         ] {
-            NewEvent::encode(&Journaled(event)).unwrap();
+            Journaled::encode(event, Uuid::new_v4).unwrap();
         }
     }
 }

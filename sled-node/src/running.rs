@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::agent;
 use crate::agent::live::LiveAgent;
 use crate::agent::stream_json::Limit;
-use crate::attempt::{Answer, Attempt, Conversation, StopReason, Wishes, Words};
+use crate::attempt::{Answer, Attempt, Conversation, Wishes, Words};
 use crate::permissions::Questions;
 use crate::record::Recorder;
 use crate::supervised::StartError;
@@ -157,10 +157,7 @@ async fn wait_out(until: Instant, questions: &mut Questions, wishes: &mut Wishes
     loop {
         tokio::select! {
             () = tokio::time::sleep_until(until) => return None,
-            Some(stop) = wishes.stops.recv() => return Some(match stop.reason {
-                StopReason::Person => Outcome::Stopped { processes: 0, killed: false },
-                StopReason::Shutdown => Outcome::Interrupted,
-            }),
+            Some(stop) = wishes.stops.recv() => return Some(stop.reason.without_agent()),
             Some(Answer { request, allow, reply }) = wishes.answers.recv() => {
                 // Nothing is open while no agent lives.
                 reply.send(questions.answer(&request, allow).map(|(decision, _)| decision)).ok();
@@ -176,7 +173,7 @@ mod tests {
     use link::requests::Permissions;
 
     use super::*;
-    use crate::attempt::Stop;
+    use crate::attempt::{Stop, StopReason};
 
     const BACKOFF: Duration = Duration::from_mins(5);
 

@@ -16,10 +16,13 @@ use tokio_util::task::TaskTracker;
 use crate::agent::Surroundings;
 use crate::api::{self, Node};
 use crate::environment::Environment;
+use crate::forward;
+use crate::git;
 use crate::links::{self, Links};
 use crate::log::RecentLog;
 use crate::memory::Memory;
 use crate::model;
+use crate::snapshots::Snapshots;
 use crate::sshd::Sshd;
 use crate::supervised::Supervision;
 use crate::turns::{Site, Turns};
@@ -50,6 +53,9 @@ pub struct Settings {
     /// Port of the model endpoint on the container's loopback
     #[arg(long, default_value_t = model::DEFAULT_PORT)]
     model_port: u16,
+    /// Port of the git endpoint on the container's loopback
+    #[arg(long, default_value_t = link::git::PORT)]
+    git_port: u16,
     /// Seconds that a turn waits when the model's service limits the rate and does not say until when
     #[arg(long, default_value_t = 300)]
     limit_backoff_secs: u64,
@@ -95,19 +101,23 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
     let journal_path = settings.data.join("journal.db");
     let journal = Journal::open(&journal_path, Arc::new(SystemClock))?;
     let surroundings = Surroundings { sled, home, environment: environment.clone(), model_port: settings.model_port };
-    let site = Site {
-        workspace: settings.workspace.clone(),
-        surroundings,
+    let workspace = Workspace {
+        directory: settings.workspace.clone(),
+        environment: environment.clone(),
         supervision: supervision.clone(),
+    };
+    let site = Site {
+        workspace: settings.workspace,
+        surroundings,
+        supervision,
         warm: Warm::new(Memory { cgroups: settings.cgroups, proc: "/proc".into() }),
         limit_backoff: Duration::from_secs(settings.limit_backoff_secs),
+        snapshots: Snapshots::new(workspace.clone()),
     };
     let turns = Turns::open(journal.clone(), project, site).await.context("cannot read the turns of before")?;
-    let workspace = Workspace { directory: settings.workspace, environment: environment.clone(), supervision };
 
-    let model = TcpListener::bind((Ipv4Addr::LOCALHOST, settings.model_port))
-        .await
-        .with_context(|| format!("cannot listen on port {} for the model endpoint", settings.model_port))?;
+    let model = endpoint(settings.model_port, "model").await?;
+    let git = endpoint(settings.git_port, "git").await?;
     let socket =
         links::listen(&settings.socket).with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
 
@@ -119,11 +129,11 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
         let (links, shutdown) = (links.clone(), shutdown.clone());
         tasks.spawn(async move { links.serve(socket, router, shutdown).await });
     }
-    {
-        let shutdown = shutdown.clone();
+    for (listener, rules) in [(model, model::RULES), (git, git::RULES)] {
+        let (links, shutdown) = (links.clone(), shutdown.clone());
         tasks.spawn(async move {
-            if let Err(error) = model::serve(model, links, shutdown).await {
-                tracing::error!(%error, "the model endpoint ended");
+            if let Err(error) = forward::serve(listener, links, rules, shutdown).await {
+                tracing::error!(%error, "the endpoint of {} ended", rules.of_what);
             }
         });
     }
@@ -131,6 +141,16 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
         let shutdown = shutdown.clone();
         let turns = turns.clone();
         tasks.spawn(async move { shutdown.run_until_cancelled(turns.watch_memory()).await });
+    }
+    {
+        let shutdown = shutdown.clone();
+        let turns = turns.clone();
+        tasks.spawn(async move { shutdown.run_until_cancelled(turns.forget_prompts()).await });
+    }
+    {
+        let shutdown = shutdown.clone();
+        let turns = turns.clone();
+        tasks.spawn(async move { shutdown.run_until_cancelled(turns.settle_snapshots()).await });
     }
     if !settings.no_sshd {
         let (sshd, shutdown) = (Sshd::from(settings.sshd), shutdown.clone());
@@ -157,4 +177,10 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
         tracing::error!("not everything ended within {limit} s; a turn that runs is interrupted at the next start");
     }
     Ok(())
+}
+
+/// Listens on a port of the loopback.
+async fn endpoint(port: u16, of_what: &str) -> anyhow::Result<TcpListener> {
+    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
+    bound.with_context(|| format!("cannot listen on port {port} for the {of_what} endpoint"))
 }

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::{Stream, StreamExt, stream};
+use jiff::Timestamp;
 use journal::{Actor, Journal, Loaded, ReadError};
 use link::requests::{
-    Accepted, Decision, LINE_LIMIT, Outcome, Refusal, RefusalKind, RunningTurn, TurnEvent, TurnRecord, TurnRequest,
+    Accepted, Decision, DiffAnswer, Erased, LINE_LIMIT, Outcome, Refusal, RefusalKind, RunningTurn, TurnEvent, TurnRecord,
+    TurnRequest, UndoAnswer,
 };
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -20,9 +22,12 @@ use uuid::Uuid;
 use crate::agent::Surroundings;
 use crate::attempt::{Answer, Stop, StopReason, Wishes};
 use crate::record::{self, Recorder, Turn};
-use crate::running;
+use crate::snapshots::{self, Snapshots};
+use crate::stored::{Apart, for_reader};
 use crate::supervised::Supervision;
 use crate::warm::Warm;
+use crate::running::{self, Verdict};
+use crate::forgetting;
 
 /// What a request must leave of the link's line for the rest of its record, in bytes.
 const LINE_ROOM: usize = 1024;
@@ -30,6 +35,9 @@ const LINE_ROOM: usize = 1024;
 /// Waits between tries to store a turn's end: it is tried until it goes in, because until then the turn has not ended.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// How long after a turn's end its people's words are erased, together with those of others that ended meanwhile.
+const PROMPTS_STAY: Duration = Duration::from_secs(10);
 
 /// Where turns run.
 #[derive(Clone)]
@@ -44,6 +52,8 @@ pub struct Site {
     pub warm: Warm,
     /// How long a turn waits when the model's service limits the rate and does not say until when.
     pub limit_backoff: Duration,
+    /// What turns did to the files.
+    pub snapshots: Snapshots,
 }
 
 /// The project's turns. Clones are handles of the same.
@@ -58,6 +68,8 @@ struct Shared {
     site: Site,
     /// The turn that runs. Held while a turn begins or its end is stored, so that nobody sees it half-way.
     now: Mutex<Now>,
+    /// Told when a turn has ended.
+    ended: Notify,
     tasks: TaskTracker,
 }
 
@@ -88,8 +100,8 @@ impl Turns {
             let turn: Loaded<Turn> = journal.load(&stream).await?;
             Recorder::take_up(journal.clone(), actor.clone(), stream, turn.version).interrupt(&turn.state).await?;
         }
-        let now = Mutex::new(Now::Idle);
-        Ok(Self { shared: Arc::new(Shared { journal, actor, site, now, tasks: TaskTracker::new() }) })
+        let (now, ended) = (Mutex::new(Now::Idle), Notify::new());
+        Ok(Self { shared: Arc::new(Shared { journal, actor, site, now, ended, tasks: TaskTracker::new() }) })
     }
 
     /// Begins a turn, once: the same request again finds what is there. A further attempt follows one that was interrupted.
@@ -119,7 +131,7 @@ impl Turns {
             return ended.clone().ok_or_else(|| internal("a turn ended without an outcome"));
         }
         match self.shared.load(&now, id).await?.state {
-            Turn { outcome: Some(outcome), .. } => Ok(outcome),
+            Turn { outcome: Some(outcome), .. } => outcome.whole(&self.shared.journal).await.map_err(internal),
             Turn { request: None, .. } => Err(unknown(id)),
             Turn { .. } => Err(internal("the sled is shutting down and ends this turn itself")),
         }
@@ -183,15 +195,17 @@ impl Turns {
         if turn.state.outcome.is_some() && after == turn.version {
             return Ok(stream::empty().left_stream());
         }
-        let events = self.shared.journal.subscribe(&record::stream(id), after).filter_map(move |recorded| {
-            let record = match recorded {
-                Ok(recorded) => record::for_reader(&recorded)
-                    .map_err(|source| ReadError::Decode { stream: recorded.stream, version: recorded.version, source })
-                    .transpose(),
-                Err(error) => Some(Err(error)),
-            };
-            std::future::ready(record)
+        let journal = self.shared.journal.clone();
+        let events = journal.subscribe(&record::stream(id), after).filter_map(move |recorded| {
+            let journal = journal.clone();
+            async move {
+                match recorded {
+                    Ok(recorded) => for_reader(&recorded, &journal).await.transpose(),
+                    Err(error) => Some(Err(error)),
+                }
+            }
         });
+        let events = events.boxed();
         Ok(stream::unfold(Some(events), |events| async {
             let mut events = events?;
             let record = events.next().await?;
@@ -211,9 +225,71 @@ impl Turns {
         }
     }
 
+    /// What the last turn that has ended and changed files changed (SLED-9).
+    pub async fn diff(&self, paths: Vec<String>) -> Result<DiffAnswer, Refusal> {
+        let shared = self.shared.clone();
+        let held = shared.site.snapshots.hold().await;
+        let runs = self.running().await.is_some();
+        held.diff(paths, runs).await.map_err(internal)
+    }
+
+    /// Puts back what the last turn changed, or takes that back; refused while one runs.
+    pub async fn undo(&self) -> Result<UndoAnswer, Refusal> {
+        let this = self.clone();
+        // A task of its own: who asked may go away at any moment, and what was begun is brought to its end.
+        let undone = self.shared.tasks.spawn(async move {
+            this.shared.idle().await?;
+            // A turn that begins from here on waits for this, before its agent starts.
+            let held = this.shared.site.snapshots.hold().await;
+            this.shared.idle().await?;
+            held.undo().await.map_err(internal)
+        });
+        undone.await.map_err(internal)?
+    }
+
+    /// Completes what is on record of a turn that an earlier sled did not see the end of.
+    pub async fn settle_snapshots(&self) {
+        let held = self.shared.site.snapshots.hold().await;
+        if self.running().await.is_none() {
+            held.settle().await;
+        }
+    }
+
     /// Sees to it that agents that wait do not take the memory that others need, for as long as it is polled.
     pub async fn watch_memory(&self) {
         self.shared.site.warm.watch_memory().await;
+    }
+
+    /// Erases the texts of turns that are over, as far as they were stored before `before`; the gateway has no more need of them.
+    /// Some may stay that are younger than the turn that runs.
+    pub async fn erase(&self, before: Timestamp) -> Result<Erased, Refusal> {
+        let before = {
+            let now = self.shared.now.lock().await;
+            // A turn that begins from here on has younger texts.
+            let before = before.min(Timestamp::now());
+            match &*now {
+                Now::Idle => before,
+                Now::Running(running) => {
+                    before.min(forgetting::begun(&self.shared.journal, running.id).await.map_err(internal)?)
+                }
+                Now::ShuttingDown => return Err(refusal(RefusalKind::Busy, "the sled is shutting down")),
+            }
+        };
+        let texts = self.shared.journal.erase_before(before).await.map_err(internal)?;
+        Ok(Erased { texts })
+    }
+
+    /// Erases what people said in turns that have ended, for as long as it is polled; first what an earlier sled did not come to.
+    pub async fn forget_prompts(&self) {
+        let Shared { journal, actor, ended, .. } = &*self.shared;
+        loop {
+            if let Err(error) = forgetting::erase_prompts(journal, actor).await {
+                tracing::error!(error = format!("{error:#}"), "what people said cannot be erased; it is tried again");
+                ended.notify_one();
+            }
+            ended.notified().await;
+            tokio::time::sleep(PROMPTS_STAY).await;
+        }
     }
 
     /// Takes no more turns, interrupts the one that runs, and ends the agents that wait; returns when its end is stored and they are dead.
@@ -232,10 +308,14 @@ impl Shared {
     async fn begin(self: Arc<Self>, id: Uuid, request: TurnRequest) -> Result<Accepted, Refusal> {
         let mut now = self.now.lock().await;
         let known = self.load(&now, id).await?;
+        if let Some(before) = &known.state.request
+            && before.is(&request, &self.journal).await.map_err(internal)?
+        {
+            return Ok(Accepted { already: true });
+        }
         match &known.state {
-            Turn { request: Some(before), .. } if *before == request => return Ok(Accepted { already: true }),
-            Turn { request: Some(before), outcome: Some(Outcome::Interrupted), .. }
-                if before.attempt.checked_add(1) == Some(request.attempt) => {}
+            Turn { request: Some(before), outcome: Some(Apart { rest: Outcome::Interrupted, .. }), .. }
+                if before.rest.attempt.checked_add(1) == Some(request.attempt) => {}
             Turn { request: Some(_), .. } => {
                 return Err(refusal(RefusalKind::Mismatch, "this turn was handed over before with another request"));
             }
@@ -280,7 +360,26 @@ impl Shared {
             .interrupt(&turn.state)
             .await
             .map_err(internal)?;
+        self.ended.notify_one();
         self.journal.load(&stream).await.map_err(internal)
+    }
+
+    /// Refuses what must not be done while a turn runs.
+    async fn idle(&self) -> Result<(), Refusal> {
+        match &*self.now.lock().await {
+            Now::Idle => Ok(()),
+            Now::Running(_) => Err(refusal(RefusalKind::Busy, "a turn runs, and its end must come first")),
+            Now::ShuttingDown => Err(refusal(RefusalKind::Busy, "the sled is shutting down")),
+        }
+    }
+
+    /// Records the files before a turn, unless it is to end meanwhile: then how it ended.
+    async fn record_before(&self, id: Uuid, wishes: &mut Wishes) -> Option<Outcome> {
+        let recording = async { self.site.snapshots.hold().await.before(id).await };
+        tokio::select! {
+            () = recording => None,
+            Some(stop) = wishes.stops.recv() => Some(stop.reason.without_agent()),
+        }
     }
 
     async fn run(
@@ -292,7 +391,15 @@ impl Shared {
         ended: watch::Sender<Option<Outcome>>,
     ) {
         tracing::info!(turn = %id, attempt = request.attempt, "turn begins");
-        let verdict = running::run(&request, &self.site, &mut recorder, &mut wishes).await;
+        let verdict = match self.record_before(id, &mut wishes).await {
+            Some(outcome) => Verdict { outcome, usage: None },
+            None => running::run(&request, &self.site, &mut recorder, &mut wishes).await,
+        };
+        let limit = match verdict.outcome {
+            Outcome::Interrupted => snapshots::SHUTDOWN_LIMIT,
+            _ => snapshots::TURN_LIMIT,
+        };
+        self.site.snapshots.hold().await.after(id, limit).await;
         // Who still waits for an answer finds it in the journal.
         drop(wishes);
         let mut wait = FIRST_WAIT;
@@ -314,6 +421,7 @@ impl Shared {
             wait = (wait * 2).min(LONGEST_WAIT);
         }
         tracing::info!(turn = %id, outcome = told(&verdict.outcome), "turn ended");
+        self.ended.notify_one();
         ended.send_replace(Some(verdict.outcome));
     }
 }
@@ -349,6 +457,7 @@ mod tests {
 
     use super::*;
     use crate::memory::Memory;
+    use crate::workspace::Workspace;
 
     /// Turns of a sled that finds no program to supervise by, so that each fails at its start.
     async fn turns(folder: &std::path::Path) -> Turns {
@@ -363,7 +472,10 @@ mod tests {
         let supervision = Supervision { sled, run_dir: folder.to_owned() };
         let warm = Warm::new(Memory { cgroups: folder.join("cgroup"), proc: folder.join("proc") });
         let (workspace, limit_backoff) = (folder.to_owned(), Duration::ZERO);
-        let site = Site { workspace, surroundings, supervision, warm, limit_backoff };
+        let environment = surroundings.environment.clone();
+        let files = Workspace { directory: workspace.clone(), environment, supervision: supervision.clone() };
+        let snapshots = Snapshots::new(files);
+        let site = Site { workspace, surroundings, supervision, warm, limit_backoff, snapshots };
         Turns::open(journal, "p".to_owned(), site).await.unwrap()
     }
 
@@ -438,6 +550,33 @@ mod tests {
         let again = TurnRequest { attempt: 2, ..request() };
         assert!(!turns.put(id, again).await.unwrap().already);
         assert_eq!(end(&turns, id).await, Outcome::Interrupted);
+        // Of the second attempt, to its end.
+        assert!(turns.events(id, 2).await.unwrap().all(async |record| record.is_ok()).await);
         assert!(matches!(turns.stop(id, Duration::ZERO).await.unwrap(), Outcome::Failed { .. }));
+    }
+
+    #[tokio::test]
+    async fn what_people_said_is_forgotten_soon_after() {
+        let folder = tempfile::tempdir().unwrap();
+        let turns = turns(folder.path()).await;
+        let prompt = async |id: Uuid| {
+            let accepted = turns.events(id, 0).await.unwrap().boxed().next().await.unwrap().unwrap().event;
+            let TurnEvent::Accepted(request) = accepted else { panic!("{accepted:?}") };
+            request.prompt
+        };
+        let forgetting = turns.clone();
+        let forgetting = tokio::spawn(async move { forgetting.forget_prompts().await });
+        for id in [1, 2].map(Uuid::from_u128) {
+            turns.put(id, request()).await.unwrap();
+            assert!(matches!(end(&turns, id).await, Outcome::Failed { .. }));
+            assert_eq!(prompt(id).await, "hi");
+            tokio::time::pause();
+            while prompt(id).await != crate::stored::FORGOTTEN {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            tokio::time::resume();
+            assert!(turns.put(id, request()).await.unwrap().already);
+        }
+        forgetting.abort();
     }
 }

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use link::requests::{COMMAND_TIME_LIMIT, CommandOutput};
+use link::requests::CommandOutput;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use crate::environment::Environment;
 use crate::porcelain::{Parser, TreeState};
 use crate::supervised::{Program, StartError, Supervision};
+use crate::text;
 
 /// How much of a command's output is kept: its end.
 const OUTPUT_LIMIT: usize = 256 * 1024;
@@ -50,17 +51,17 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Runs `git <args>` and gives what it wrote, both streams as they came.
-    pub async fn git(&self, args: Vec<String>) -> Result<CommandOutput, StartError> {
+    /// Runs `git <args>` for at most `limit` and gives what it wrote, both streams as they came.
+    pub async fn git(&self, args: Vec<String>, limit: Duration) -> Result<CommandOutput, StartError> {
         let mut output = Ending::default();
         let ended = self
-            .run(args.into_iter().map(Into::into), Errors::AmongOutput, COMMAND_TIME_LIMIT, |chunk| output.push(chunk))
+            .run(args.into_iter().map(Into::into), Errors::AmongOutput, limit, |chunk| output.push(chunk))
             .await?;
         let (mut output, truncated) = output.into_text();
         if ended.in_time {
             return Ok(CommandOutput { code: ended.code, output, truncated });
         }
-        let limit = COMMAND_TIME_LIMIT.as_secs();
+        let limit = limit.as_secs();
         output = format!("{output}\n(ended: it had not finished after {limit} s)\n");
         Ok(CommandOutput { code: None, output, truncated })
     }
@@ -77,6 +78,17 @@ impl Workspace {
             return Ok(parser.finish());
         }
         Ok(if ended.code == Some(0) { parser.finish() } else { TreeState::default() })
+    }
+
+    /// Runs `git <args>` for at most `limit`, and says whether it succeeded in time. What it says is logged when it did not.
+    pub async fn succeeds(&self, args: impl Iterator<Item = OsString>, limit: Duration) -> Result<bool, StartError> {
+        let mut output = Ending::default();
+        let ended = self.run(args, Errors::AmongOutput, limit, |chunk| output.push(chunk)).await?;
+        let succeeded = ended.in_time && ended.code == Some(0);
+        if !succeeded {
+            tracing::warn!(said = text::one_line(&output.into_text().0, text::MAX_ERROR), "git did not succeed");
+        }
+        Ok(succeeded)
     }
 
     async fn run(

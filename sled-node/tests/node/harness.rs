@@ -20,6 +20,7 @@ pub const SOON: Duration = Duration::from_secs(20);
 pub struct Node {
     pub folder: TempDir,
     pub model_port: u16,
+    pub git_port: u16,
     args: Vec<String>,
     child: Child,
 }
@@ -36,17 +37,17 @@ impl Node {
         for name in ["bin", "home", "data", "run", "workspace"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
-        let model_port = free_port();
+        let (model_port, git_port) = (free_port(), free_port());
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let child = spawn(folder.path(), model_port, &args);
-        let node = Self { folder, model_port, args, child };
+        let child = spawn(folder.path(), model_port, git_port, &args);
+        let node = Self { folder, model_port, git_port, args, child };
         node.listening().await;
         node
     }
 
     /// The same sled again, after it ended.
     pub async fn start_again(&mut self) {
-        self.child = spawn(self.folder.path(), self.model_port, &self.args);
+        self.child = spawn(self.folder.path(), self.model_port, self.git_port, &self.args);
         self.listening().await;
     }
 
@@ -121,7 +122,7 @@ fn free_port() -> u16 {
     ports.into_iter().find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
-fn spawn(folder: &Path, model_port: u16, args: &[String]) -> Child {
+fn spawn(folder: &Path, model_port: u16, git_port: u16, args: &[String]) -> Child {
     // What lies in the node's `bin` goes before this host's programs.
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(folder.join("bin")).chain(std::env::split_paths(&path))).unwrap();
@@ -136,6 +137,8 @@ fn spawn(folder: &Path, model_port: u16, args: &[String]) -> Child {
         .arg(folder.join("data"))
         .arg("--model-port")
         .arg(model_port.to_string())
+        .arg("--git-port")
+        .arg(git_port.to_string())
         .args(args)
         .env("HOME", folder.join("home"))
         .env("PATH", path)

@@ -6,9 +6,13 @@ mod harness;
 
 mod asking;
 mod connect;
+mod git;
+mod git_server;
+mod forgetting;
 mod model;
 mod sshd;
 mod trees;
 mod turns;
+mod undo;
 mod warm;
 mod workspace;

@@ -135,7 +135,7 @@ async fn requests_at_once_are_bounded() {
     });
     let _link = node.link(router).await;
     let mut waiting = Vec::new();
-    for _ in 0..64 {
+    for _ in 0..256 {
         let mut stream = TcpStream::connect(("127.0.0.1", node.model_port)).await.unwrap();
         stream.write_all(post("{}").as_bytes()).await.unwrap();
         arrivals.recv().await.unwrap();

@@ -368,5 +368,6 @@ async fn the_sled_starts_soon_however_many_turns_there_were() {
     let began = Instant::now();
     node.start_again().await;
     assert!(began.elapsed() < Duration::from_secs(5));
-    assert_eq!(events(&node.client().await, id, 0).await, told);
+    // All but what people said, which is forgotten soon.
+    assert!(events(&node.client().await, id, 1).await == told[1..]);
 }
