@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::commands::grammar::StacksVerb;
+
 /// Run software projects from a chat room.
 #[derive(Debug, Parser)]
 #[command(name = "musher", version, arg_required_else_help = true)]
@@ -31,12 +33,18 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Look at the stacks of languages
+    #[command(subcommand)]
+    Stacks(StacksVerb),
     /// Make images ahead of the first project
     #[command(subcommand)]
     Images(Images),
     /// Keep secrets that bot.toml names
     #[command(subcommand)]
     Secrets(SecretsVerb),
+    /// Look at how git remotes were used
+    #[command(subcommand)]
+    Git(GitVerb),
     /// Look at the settings
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -84,6 +92,16 @@ pub enum SecretsVerb {
     Remove {
         /// Its name
         name: String,
+    },
+}
+
+/// `musher git …`
+#[derive(Debug, Subcommand)]
+pub enum GitVerb {
+    /// List what the credential of a project's remote was used for, also while the gateway runs
+    Audit {
+        /// The project
+        project: String,
     },
 }
 

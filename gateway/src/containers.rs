@@ -100,6 +100,11 @@ impl Containers {
         Ok(engine)
     }
 
+    /// Where the stacks' toolchains come from.
+    pub fn toolchains(&self) -> Toolchains {
+        self.settings.toolchains
+    }
+
     /// The stacks that there are.
     pub fn stacks(&self) -> &Stacks {
         &self.stacks

@@ -7,6 +7,7 @@ use serde::Serialize;
 use stacks::Stack;
 
 use crate::{
+    commands::stacks::lacks,
     containers::SharedContainers,
     home::Home,
     projects::{Owner, Registry},
@@ -28,6 +29,8 @@ pub struct Doctor {
     pub owner: Owner,
     /// What is known beforehand: which agent answers, where the model's key comes from.
     pub known: Arc<[Check]>,
+    /// Projects that bot.toml names, each of which should be there.
+    pub model_projects: Arc<[String]>,
 }
 
 /// One thing that was looked at.
@@ -93,6 +96,7 @@ impl Doctor {
         let mut checks = vec![Check::good("version", format!("musher {}", env!("CARGO_PKG_VERSION")))];
         checks.push(self.state_directory());
         checks.extend(self.known.iter().cloned());
+        checks.extend(registry.into_iter().flat_map(|registry| self.strangers(registry)));
         let engine = self.engine().await;
         let reachable = engine.ok;
         checks.push(engine);
@@ -103,6 +107,12 @@ impl Doctor {
             }
         }
         Report { ok: checks.iter().all(|check| check.ok), checks }
+    }
+
+    /// What bot.toml says of projects that are not there. Meanwhile it counts for nobody, and who meant another name should hear of it.
+    fn strangers(&self, registry: &Registry) -> Vec<Check> {
+        let absent = self.model_projects.iter().filter_map(|name| Some((name, registry.registered(name, |_| true).err()?)));
+        absent.map(|(name, refusal)| Check::bad(format!("[model.projects.{name}]"), refusal.what, refusal.hint)).collect()
     }
 
     fn state_directory(&self) -> Check {
@@ -149,7 +159,13 @@ impl Doctor {
         for stack in [None].into_iter().chain(stacks.names().map(|name| stacks.get(name))) {
             let name = stack.map_or("image without a stack".to_owned(), |stack| format!("image {}", stack.name()));
             match self.image(stack).await {
-                Ok((tag, exists)) => checks.push(image(name, stack, &tag, exists)),
+                Ok((tag, exists)) => {
+                    let mut check = image(name, stack, &tag, exists);
+                    if let Some(stack) = stack {
+                        check.found.push_str(&lacks(stack, self.containers.toolchains()));
+                    }
+                    checks.push(check);
+                }
                 Err(refusal) => {
                     checks.push(Check::bad(name, refusal.sentence(), refusal.hint));
                     if stack.is_none() {

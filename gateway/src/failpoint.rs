@@ -5,8 +5,6 @@
 //! `before <what>` or `after <what>`; what is appended is called after the
 //! kinds of its events.
 
-use journal::{Append, AppendError, Appended, Journal};
-
 /// Ends the process here, when a test wants that.
 pub fn reach(when: &str, what: &str) {
     #[cfg(feature = "failpoints")]
@@ -22,27 +20,4 @@ pub fn reach(when: &str, what: &str) {
 pub fn arm() {
     #[cfg(feature = "failpoints")]
     std::mem::forget(fail::FailScenario::setup());
-}
-
-/// An append between two points.
-pub async fn append(journal: &Journal, append: Append) -> Result<Appended, AppendError> {
-    let mut appended = append_all(journal, vec![append]).await?;
-    appended.pop().ok_or(AppendError::Closed)
-}
-
-/// Appends between the points of all of them.
-pub async fn append_all(journal: &Journal, appends: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
-    let kinds: Vec<String> = if cfg!(feature = "failpoints") {
-        appends.iter().flat_map(|append| &append.events).map(|event| event.kind().to_owned()).collect()
-    } else {
-        Vec::new()
-    };
-    for kind in &kinds {
-        reach("before", kind);
-    }
-    let appended = journal.append_all(appends).await?;
-    for kind in &kinds {
-        reach("after", kind);
-    }
-    Ok(appended)
 }

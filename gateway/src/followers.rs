@@ -3,15 +3,18 @@
 //!
 //! It decides nothing about turns and sends nothing that is waited for.
 
+mod sleds;
+
 use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use jiff::{SignedDuration, Timestamp};
-use journal::{Clock, Journal};
+use journal::{Append, Clock};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+pub use self::sleds::Sleds;
 use crate::{
     chat::{Mark, Room},
     containers::SharedContainers,
@@ -23,6 +26,7 @@ use crate::{
     refusal::Refusal,
     rooms::Rooms,
     sessions::{Ending, Sessions},
+    store::Journal,
     tasks::Tasks,
     turns::{Handle, StopRequest, Turns, Watch},
     usage::{Pause, Usage, pause_text, tally::day},
@@ -30,6 +34,8 @@ use crate::{
 
 /// How often old texts are looked for.
 const RETENTION_ROUND: Duration = Duration::from_hours(1);
+/// How soon again when not everybody could forget.
+const RETENTION_RETRY: Duration = Duration::from_mins(5);
 
 /// Counts turns.
 pub struct Counting {
@@ -52,12 +58,16 @@ impl Watch for Counting {
         }
     }
 
+    fn ending(&self, project: Uuid, turn: Uuid, lasted: Duration) -> Result<Option<Append>, Refusal> {
+        self.usage.ending(project, turn, lasted)
+    }
+
     fn ended(&self, project: Uuid, turn: Uuid, ending: Ending, lasted: Duration) {
         self.metrics.turn_ended(ending, lasted);
-        let usage = self.usage.clone();
+        let taking_in = self.usage.end(project, turn);
         self.tasks.spawn_to_end("counting a turn", async move {
-            if let Err(refusal) = usage.end(project, turn, lasted).await {
-                error!(%turn, %refusal, "a turn is not counted");
+            if let Err(refusal) = taking_in.await {
+                error!(%turn, %refusal, "a turn's count is not known yet");
             }
         });
     }
@@ -70,10 +80,8 @@ pub async fn show_outcomes(mut outcomes: UnboundedReceiver<Settled>, outbox: Out
             turns.question_told(&transaction, event_id);
         }
         let mark = if failed || outcome == Outcome::GivenUp { Mark::Failed } else { Mark::Delivered };
-        if let Some(surface) = outbox.surface(room.surface) {
-            for event_id in answers {
-                surface.mark(&room, &event_id, mark);
-            }
+        for event_id in answers {
+            outbox.mark(&room, &event_id, mark);
         }
     }
 }
@@ -153,28 +161,47 @@ pub struct Forgetting {
     pub rooms: Arc<Rooms>,
     /// What is on its way to people.
     pub outbox: Outbox,
+    /// Who forgets with it.
+    pub sleds: Sleds,
 }
 
 impl Forgetting {
     /// Goes its rounds.
-    pub async fn go(self) {
+    pub async fn go(mut self) {
         loop {
-            match self.round().await {
-                Ok(0) => {}
-                Ok(erased) => info!(erased, "old texts are erased"),
-                Err(refusal) => error!(%refusal, "old texts could not be erased; it is tried again"),
-            }
-            tokio::time::sleep(RETENTION_ROUND).await;
+            let done = match self.round().await {
+                Ok(before) => self.sleds.erase(before).await,
+                Err(refusal) => {
+                    error!(%refusal, "old texts could not be erased; it is tried again");
+                    false
+                }
+            };
+            tokio::time::sleep(if done { RETENTION_ROUND } else { RETENTION_RETRY }).await;
         }
     }
 
-    async fn round(&self) -> Result<u64, Refusal> {
+    /// Erases what is old in the gateway's own journal; from when on texts are kept.
+    async fn round(&self) -> Result<Timestamp, Refusal> {
         let before = self.clock.now().checked_sub(self.keep).unwrap_or(Timestamp::MIN);
-        let needed = [self.sessions.oldest().await, self.rooms.oldest(), self.outbox.oldest().await?];
-        let before = needed.into_iter().flatten().fold(before, Timestamp::min);
+        let before = erasable_before(before, &self.sessions, &self.rooms, &self.outbox).await?;
         let erased = self.journal.erase_before(before).await;
-        erased.map_err(|error| Refusal::internal("old texts could not be erased", error))
+        let erased = erased.map_err(|error| Refusal::internal("old texts could not be erased", error))?;
+        if erased > 0 {
+            info!(erased, "old texts are erased");
+        }
+        Ok(before)
     }
+}
+
+/// `before`, or when the oldest message came that waits, is being answered or is on its way, if that was earlier.
+async fn erasable_before(
+    before: Timestamp,
+    sessions: &Sessions,
+    rooms: &Rooms,
+    outbox: &Outbox,
+) -> Result<Timestamp, Refusal> {
+    let needed = [sessions.oldest().await, rooms.oldest(), outbox.oldest().await?];
+    Ok(needed.into_iter().flatten().fold(before, Timestamp::min))
 }
 
 /// What is true at the moment of a scrape.
@@ -185,10 +212,12 @@ pub fn sources(
     nodes: Nodes,
     containers: SharedContainers,
     usage: Usage,
+    journal: Journal,
 ) -> metrics::Sources {
     Arc::new(move || {
         let (turns, sessions, outbox) = (turns.clone(), sessions.clone(), outbox.clone());
         let (nodes, containers, usage) = (nodes.clone(), Arc::clone(&containers), usage.clone());
+        let append_failures = journal.append_failures();
         async move {
             let waiting = sessions.busy(|_| true).await;
             Now {
@@ -198,8 +227,12 @@ pub fn sources(
                 links_open: nodes.open_links(),
                 engine_reachable: containers.is_engine_there().await,
                 projects_paused: usage.paused_projects(),
+                append_failures,
             }
         }
         .boxed()
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,9 +9,7 @@ use std::{
 };
 
 use bot_config::Config;
-use journal::{
-    Actor, Append, Cause, Clock, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, StreamId, SystemClock,
-};
+use journal::{Actor, Append, Cause, Clock, DomainEvent, Expected, Fold, NewEvent, Recorded, StreamId, SystemClock};
 use serde::{Deserialize, Serialize};
 use stacks::Stacks;
 use tokio::net::{TcpListener, UnixListener};
@@ -32,8 +30,8 @@ use crate::{
         core::Event,
     },
     doctor::Doctor,
-    failpoint,
     followers::{self, Counting},
+    git::{Audit, Credentials, Git},
     health,
     home::{Home, Owned},
     intake::Intake,
@@ -45,8 +43,10 @@ use crate::{
     projects::{Registry, Stage, saga::Sagas, ssh_config::Doors},
     refusal::Refusal,
     rooms::Rooms,
+    secrets::Secrets,
     sessions::{Sessions, Unfinished},
     settings::{self, Environment, Settings},
+    store::Journal,
     tasks::Tasks,
     turns::{self, Handle, StopRequest, Turns},
     usage::Usage,
@@ -110,7 +110,7 @@ async fn identity(journal: &Journal) -> Result<Uuid, Refusal> {
         actor: Actor::Gateway,
         cause: Cause::None,
     };
-    failpoint::append(journal, append).await.map_err(|error| failed(&error))?;
+    journal.append(append).await.map_err(|error| failed(&error))?;
     Ok(id)
 }
 
@@ -215,11 +215,20 @@ impl Gateway {
         let containers = Arc::new(Containers::new(id, home.clone(), settings.containers, stacks));
         let doors =
             Doors { registry: Arc::clone(&registry), home: home.clone(), musher, ports, writing: Arc::default() };
+        let remotes = Arc::clone(&registry);
+        let git = Git::new(
+            settings.git,
+            Credentials::new(Secrets::new(&home)),
+            Arc::new(move |project| remotes.get(project)?.spec?.git),
+            Audit::new(journal.clone(), tasks.clone()),
+            tasks.clone(),
+        )?;
         let nodes = Nodes::new(
             Arc::clone(&containers),
             Arc::clone(&registry),
             doors.clone(),
-            Proxy::new(settings.model, usage.clone(), metrics.clone()),
+            Proxy::new(settings.model, Arc::clone(&registry), usage.clone(), metrics.clone()),
+            Arc::clone(&git),
             tasks.clone(),
         );
         let sagas = Sagas {
@@ -230,6 +239,8 @@ impl Gateway {
             doors,
             removing: Arc::default(),
             places: settings.places,
+            git: Arc::clone(&git),
+            author: settings.author,
         };
         let turns = Turns::new(turns::Parts {
             settings: settings.turns,
@@ -255,6 +266,7 @@ impl Gateway {
             containers: Arc::clone(&containers),
             owner: sagas.places.fallback,
             known: settings.known.into(),
+            model_projects: settings.model_projects.into(),
         };
         let commands = Commands::new(commands::Inner {
             home: home.clone(),
@@ -262,6 +274,7 @@ impl Gateway {
             sagas: sagas.clone(),
             containers: Arc::clone(&containers),
             nodes: nodes.clone(),
+            git,
             rooms: Arc::clone(&rooms),
             sessions: sessions.clone(),
             outbox: outbox.clone(),
@@ -272,6 +285,7 @@ impl Gateway {
             turns: turns.clone(),
             usage: usage.clone(),
             deletions: Mutex::default(),
+            people: settings.people.clone(),
         });
         tasks.spawn(
             "control",
@@ -289,6 +303,7 @@ impl Gateway {
             nodes.clone(),
             containers,
             usage.clone(),
+            journal.clone(),
         );
         let door = health::Door { reasons, metrics: metrics.clone(), sources };
         tasks.spawn_to_end("http", health::serve(listener, door, tasks.stopping()));
@@ -300,6 +315,7 @@ impl Gateway {
             }
         }
         sagas.doors.write()?;
+        sagas.refresh_git();
         tasks.spawn("outcomes", followers::show_outcomes(outbox.outcomes(), outbox.clone(), turns.clone()));
         let waiting = left.waiting.iter().map(|(key, message)| (key, message, Mark::Waiting));
         let running = left.unfinished.iter().flat_map(|unfinished| {
@@ -336,6 +352,14 @@ impl Gateway {
                 sessions: sessions.clone(),
                 rooms: Arc::clone(&rooms),
                 outbox: outbox.clone(),
+                sleds: followers::Sleds::new(Arc::new({
+                    let (nodes, registry) = (nodes.clone(), Arc::clone(&registry));
+                    move || {
+                        let projects = registry.all().into_iter();
+                        let registered = projects.filter(|(_, state)| state.stage == Stage::Registered);
+                        registered.map(|(project, _)| (project, nodes.linked(project))).collect()
+                    }
+                })),
             };
             tasks.spawn("retention", forgetting.go());
         }

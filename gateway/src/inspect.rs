@@ -15,7 +15,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    gateway::Identity, home::Home, outbox, projects::Project, refusal::Refusal, rooms::Remembered, sessions::Session,
+    gateway::Identity, git::audit, home::Home, outbox, projects::Project, refusal::Refusal, rooms::Remembered, sessions::Session,
     text, usage::Tally,
 };
 
@@ -81,6 +81,7 @@ pub fn verify(home: &Home) -> Result<bool, Refusal> {
     problems.extend(reader.verify_snapshots::<Tally>("usage").map_err(unreadable)?);
     problems.extend(reader.verify_fold::<Project>("project").map_err(unreadable)?);
     problems.extend(reader.verify_fold::<Identity>("gateway").map_err(unreadable)?);
+    problems.extend(reader.verify_fold::<audit::Uses>(audit::STREAM).map_err(unreadable)?);
     println!(
         "{events} events in {streams} streams, {keys} keys, {texts} texts ({erased} erased), {snapshots} snapshots"
     );

@@ -14,7 +14,8 @@ use crate::{
     chat::{Edited, Inbound, Inbox, InboxError, Mark, Missed, Person, Reacted, Redacted, Room, SurfaceKind},
     commands::{
         Asked, Commands,
-        grammar::{self, Command, Said},
+        grammar::{self, Said},
+        rights,
     },
     dispatch::{SessionKey, actor::Dispatcher, core::Event},
     followers::tell_pause,
@@ -25,6 +26,7 @@ use crate::{
     rooms::{Mode, Received, Rooms},
     sessions::{Accepted, Message, Removal, Sessions},
     tasks::Tasks,
+    text::masked,
     turns::{Handle, StopRequest, Turns, Verdict},
     usage::Usage,
 };
@@ -90,7 +92,11 @@ impl Intake {
             pending: message.pending.clone(),
         };
         let project = self.project(&message.room, &message.sender);
-        match grammar::read(&message.text) {
+        let said = grammar::read(&message.text);
+        // A command that carries a credential does not stay where others read it. What is meant for the agent is its sender's matter.
+        let exposed = (!matches!(said, Said::Text(_)) && masked(&message.text) != message.text)
+            .then(|| (message.room.clone(), message.event_id.clone()));
+        let taken = match said {
             Said::Text(text) if text.is_empty() => Ok(()),
             Said::Text(text) => self.words(message, &text, role, project, to).await,
             Said::Misused(answer) => self.answer(&message, to, answer).await,
@@ -101,23 +107,22 @@ impl Intake {
                     return self.answer(&message, to, told.to_markdown()).await;
                 }
                 if self.rooms.receive(&message, project).await.map_err(unjournaled)? {
-                    self.mark(&message.room, &message.event_id, Mark::Accepted);
+                    self.outbox.mark(&message.room, &message.event_id, Mark::Accepted);
                     let asked = Asked { by: message.sender, role, to, project, event_id: message.event_id };
-                    self.command(command, asked).await?;
+                    self.commands.take(command, asked).await?;
                 }
                 Ok(())
             }
+        };
+        if let (Ok(()), Some((room, event_id))) = (&taken, exposed) {
+            self.outbox.take_back(&room, &event_id);
         }
+        taken
     }
 
-    async fn command(&self, command: Command, asked: Asked) -> Result<(), InboxError> {
-        if let (Command::Stop, Some(project)) = (&command, asked.project) {
-            let room = Some(asked.to.room.clone());
-            let request = StopRequest::Told { event_id: asked.event_id, to: asked.to };
-            return self.tell(Event::Stop { room, project, request });
-        }
-        self.commands.take(command, asked).await;
-        Ok(())
+    /// Whether this person may use the project now (SEC-4). What was accepted before stays accepted.
+    fn admit(&self, project: Uuid, person: &Person, role: Role) -> Result<(), Refusal> {
+        self.registry.get(project).map_or(Ok(()), |project| rights::admit(&project, person, role))
     }
 
     async fn words(
@@ -129,17 +134,20 @@ impl Intake {
         to: Address,
     ) -> Result<(), InboxError> {
         let Some(project) = project else {
-            return self.answer(&message, to, self.commands.how_to_choose()).await;
+            return self.answer(&message, to, self.commands.how_to_choose(&message.sender, role)).await;
         };
+        if let Err(refusal) = self.admit(project, &message.sender, role) {
+            return self.answer(&message, to, refusal.to_markdown()).await;
+        }
         // Threads are conversations of their own later; answers go to them already.
         let session = SessionKey { project, room: message.room.clone(), thread: None };
         let accepted = self.sessions.accept(&session, &message, text, role).await.map_err(unjournaled)?;
         let Accepted::New { behind } = accepted else { return Ok(()) };
         let pause = self.usage.paused(project);
         let waits = behind || pause.is_some() || self.turns.running() >= self.max_turns;
-        self.mark(&message.room, &message.event_id, Mark::Accepted);
+        self.outbox.mark(&message.room, &message.event_id, Mark::Accepted);
         if waits {
-            self.mark(&message.room, &message.event_id, Mark::Waiting);
+            self.outbox.mark(&message.room, &message.event_id, Mark::Waiting);
         }
         let event_id: Arc<str> = message.event_id.into();
         if let Some(pending) = message.pending {
@@ -154,16 +162,21 @@ impl Intake {
 
     /// Hands over what an earlier gateway left waiting.
     fn hand_over_again(&self, session: SessionKey, message: Message) -> Result<(), Refusal> {
-        let interrupts = self.rooms.mode(&session.room) == Mode::Interrupt;
-        let handle = Handle { session: Arc::new(session.clone()), event_id: message.event_id.into() };
-        let event = Event::Recovered { session, rights: message.rights, interrupts, message: handle };
-        self.tell(event).map_err(|_| Refusal::unavailable("the gateway is stopping"))
+        let Message { event_id, rights, .. } = message;
+        let (message, interrupts) = self.handle(&session, event_id.into());
+        self.tell(Event::Recovered { session, rights, interrupts, message })
+            .map_err(|_| Refusal::unavailable("the gateway is stopping"))
     }
 
     fn hand_over(&self, session: SessionKey, event_id: Arc<str>, rights: Role) -> Result<(), InboxError> {
-        let interrupts = self.rooms.mode(&session.room) == Mode::Interrupt;
-        let message = Handle { session: Arc::new(session.clone()), event_id };
+        let (message, interrupts) = self.handle(&session, event_id);
         self.tell(Event::Message { session, rights, interrupts, message })
+    }
+
+    /// What the dispatcher gets of a message, and whether messages of its room end a turn that runs.
+    fn handle(&self, session: &SessionKey, event_id: Arc<str>) -> (Handle, bool) {
+        let interrupts = self.rooms.mode(&session.room) == Mode::Interrupt;
+        (Handle { session: Arc::new(session.clone()), event_id }, interrupts)
     }
 
     /// Takes up what an earlier gateway left waiting, in the order in which it came (DUR-7). A turn that it left running
@@ -198,7 +211,7 @@ impl Intake {
             (Said::Command(command), Some(role)) if command.is_repeatable() => {
                 info!(%room, event_id, "a command is taken up");
                 let asked = Asked { by: sender, role, to, project, event_id };
-                self.command(command, asked).await.map_err(|_| Refusal::unavailable("the gateway is stopping"))
+                self.commands.take(command, asked).await.map_err(|_| Refusal::unavailable("the gateway is stopping"))
             }
             _ => {
                 let told = Refusal::unavailable("the gateway ended while this was carried out")
@@ -210,11 +223,13 @@ impl Intake {
     }
 
     async fn edit(&self, edit: Edited) -> Result<(), InboxError> {
-        if self.people.role(&edit.sender).is_none() || edit.text.is_empty() {
+        let Some(role) = self.people.role(&edit.sender) else { return Ok(()) };
+        if edit.text.is_empty() {
             return Ok(());
         }
         let Edited { room, event_id, sender, text, .. } = edit;
-        let waited = self.sessions.edit(&room, &event_id, &sender, &text).await.map_err(unjournaled)?;
+        let admitted = |project| self.admit(project, &sender, role).is_ok();
+        let waited = self.sessions.edit(&room, &event_id, &sender, &text, admitted).await.map_err(unjournaled)?;
         debug!(%room, event_id, waited, "a message was edited");
         Ok(())
     }
@@ -243,29 +258,22 @@ impl Intake {
     /// A message does not wait any more.
     fn taken_out(&self, key: &SessionKey, message: &Message) -> Result<(), InboxError> {
         drop(self.turns.let_go(&message.event_id));
-        self.mark(&key.room, &message.event_id, Mark::Delivered);
+        self.outbox.mark(&key.room, &message.event_id, Mark::Delivered);
         let message = Handle { session: Arc::new(key.clone()), event_id: message.event_id.as_str().into() };
         self.tell(Event::Removed { message })
     }
 
     async fn react(&self, reaction: Reacted) -> Result<(), InboxError> {
         let Some(role) = self.people.role(&reaction.sender) else { return Ok(()) };
-        let verdict = match reaction.key.as_str() {
-            key if APPROVING.contains(&key) => Verdict::Approve,
-            key if DENYING.contains(&key) => Verdict::Deny,
-            _ => return Ok(()),
-        };
-        if reaction.encrypted && !self.reaction_approvals {
-            return Ok(());
-        }
-        let turns = self.turns.clone();
+        let Some(verdict) = verdict_of(&reaction, self.reaction_approvals) else { return Ok(()) };
+        let (commands, turns) = (self.commands.clone(), self.turns.clone());
         let known = turns.question_at(&reaction.room, &reaction.event_id);
         if known.is_none() && !turns.takes_up() {
             return Ok(());
         }
         // What is known is journaled before anything else is taken; a question of a turn that is being taken up comes yet.
         let decided = match known {
-            Some(question) => Some(turns.decide(&question, verdict, &reaction.sender, role, &reaction.room).await),
+            Some(question) => Some(commands.rule_on(&question, verdict, &reaction.sender, role, &reaction.room).await),
             None => None,
         };
         let outbox = self.outbox.clone();
@@ -284,7 +292,7 @@ impl Intake {
                 decided
             } else {
                 let Some(question) = turns.expect_question_at(&room, &event_id).await else { return };
-                turns.decide(&question, verdict, &sender, role, &room).await
+                commands.rule_on(&question, verdict, &sender, role, &room).await
             };
             let told = match decided {
                 Ok(word) => turns.carry_word(word).await,
@@ -302,21 +310,28 @@ impl Intake {
     /// something else.
     async fn answer(&self, message: &Inbound, to: Address, markdown: String) -> Result<(), InboxError> {
         if self.rooms.receive(message, None).await.map_err(unjournaled)? {
-            self.mark(&message.room, &message.event_id, Mark::Accepted);
+            self.outbox.mark(&message.room, &message.event_id, Mark::Accepted);
             let post = Post::answer(to, &message.event_id, markdown);
             self.rooms.answer(&message.room, &message.event_id, vec![post]).await.map_err(unjournaled)?;
         }
         Ok(())
     }
 
-    fn mark(&self, room: &Room, event_id: &str, mark: Mark) {
-        if let Some(surface) = self.outbox.surface(room.surface) {
-            surface.mark(room, event_id, mark);
-        }
-    }
-
     fn tell(&self, event: Event<Handle, StopRequest>) -> Result<(), InboxError> {
         if self.dispatcher.tell(event) { Ok(()) } else { Err(InboxError::Stopping) }
+    }
+}
+
+/// What a reaction says to a question (MTX-11). In an encrypted room it counts only where `reaction_approvals` wants
+/// that: reactions travel in clear even there.
+fn verdict_of(reaction: &Reacted, reaction_approvals: bool) -> Option<Verdict> {
+    if reaction.encrypted && !reaction_approvals {
+        return None;
+    }
+    match reaction.key.as_str() {
+        key if APPROVING.contains(&key) => Some(Verdict::Approve),
+        key if DENYING.contains(&key) => Some(Verdict::Deny),
+        _ => None,
     }
 }
 
@@ -366,6 +381,35 @@ impl Inbox for Intake {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reaction_decides_by_its_sign_and_in_an_encrypted_room_only_where_that_is_wanted() {
+        let check = |key: &str, expected: Option<Verdict>| {
+            for (encrypted, reaction_approvals) in [(false, false), (false, true), (true, false), (true, true)] {
+                let reaction = Reacted {
+                    room: Room { surface: SurfaceKind::Matrix, id: "!a:b.c".to_owned() },
+                    event_id: "$question".to_owned(),
+                    reaction_id: "$sign".to_owned(),
+                    sender: Person { surface: SurfaceKind::Matrix, id: "@ann:b.c".to_owned() },
+                    key: key.to_owned(),
+                    encrypted,
+                };
+                let expected = expected.filter(|_| !encrypted || reaction_approvals);
+                assert_eq!(
+                    verdict_of(&reaction, reaction_approvals),
+                    expected,
+                    "{key} {encrypted} {reaction_approvals}"
+                );
+            }
+        };
+        check("👍", Some(Verdict::Approve));
+        check("✅", Some(Verdict::Approve));
+        check("👎", Some(Verdict::Deny));
+        check("❌", Some(Verdict::Deny));
+        for key in ["", "🎉", "approve", "👍👍", "👍 "] {
+            check(key, None);
+        }
+    }
 
     #[test]
     fn a_gap_is_told_under_one_transaction_per_room_and_gap() {

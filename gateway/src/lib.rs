@@ -3,6 +3,7 @@
 //! This is the only process that talks to the Docker engine, to Matrix, to git remotes and to model
 //! providers. It runs no project code and no agent on the host. See `docs/architecture.md` for the map.
 
+pub mod author;
 pub mod chat;
 pub mod cli;
 pub mod commands;
@@ -13,6 +14,7 @@ pub mod doctor;
 pub mod failpoint;
 pub mod followers;
 pub mod gateway;
+pub mod git;
 pub mod health;
 pub mod home;
 pub mod inspect;
@@ -29,6 +31,7 @@ pub mod rooms;
 pub mod secrets;
 pub mod sessions;
 pub mod settings;
+pub mod store;
 pub mod tasks;
 pub mod text;
 pub mod turns;

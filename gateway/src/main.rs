@@ -10,7 +10,9 @@ use std::{
 
 use clap::Parser;
 use musher::{
-    cli::{Cli, ConfigVerb, Images, JournalVerb, SecretsVerb, Verb},
+    cli::{Cli, ConfigVerb, GitVerb, Images, JournalVerb, SecretsVerb, Verb},
+    commands::git_audit,
+    commands::{self, grammar::StacksVerb},
     containers::Containers,
     control,
     doctor::{Check, Doctor},
@@ -24,7 +26,10 @@ use musher::{
     settings::{self, Environment},
     text,
 };
-use nix::sys::termios::{self, LocalFlags, SetArg, Termios};
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    termios::{self, LocalFlags, SetArg, Termios},
+};
 use stacks::Stacks;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
@@ -38,7 +43,8 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(refusal) => {
-            eprintln!("musher: {refusal}");
+            // Its cause may be what an engine or a server has said.
+            eprintln!("musher: {}", text::plain(&refusal.to_string()));
             refusal.exit_code()
         }
     }
@@ -69,9 +75,11 @@ fn run(cli: Cli) -> Result<ExitCode, Refusal> {
             match verb {
                 Verb::Up { no_wait } => up(&environment, home, UpOptions { no_wait }),
                 Verb::Doctor { json } => doctor(&environment, home, json),
+                Verb::Stacks(verb) => show_stacks(&environment, &home, &verb),
                 Verb::Images(Images::Build { stacks }) => build_images(&environment, &home, &stacks),
                 Verb::Secrets(verb) => secrets(&home, verb),
                 Verb::Journal(verb) => look(&home, verb),
+                Verb::Git(GitVerb::Audit { project }) => audit(&home, &project),
                 _ => check_config(&environment, &home),
             }
         }
@@ -92,6 +100,7 @@ fn up(environment: &Environment<'_>, home: Home, options: UpOptions) -> Result<E
     let _logging = log(&home, io::stdin().is_terminal())?;
     install_crypto()?;
     failpoint::arm();
+    raise_open_files();
     block_on(async {
         let gateway = Gateway::build(&config, environment, home).await?;
         let failed = |error| Refusal::internal("signals cannot be received", error);
@@ -108,6 +117,16 @@ fn up(environment: &Environment<'_>, home: Home, options: UpOptions) -> Result<E
     Ok(ExitCode::SUCCESS)
 }
 
+/// Every stream of the model has a connection of its own, and a shell's thousand files are few for the streams of several projects.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+    }
+}
+
 fn look(home: &Home, verb: JournalVerb) -> Result<ExitCode, Refusal> {
     let well = match verb {
         JournalVerb::Tail { lines, follow } => inspect::tail(home, lines, follow).map(|()| true),
@@ -117,10 +136,16 @@ fn look(home: &Home, verb: JournalVerb) -> Result<ExitCode, Refusal> {
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn audit(home: &Home, project: &str) -> Result<ExitCode, Refusal> {
+    println!("{}", git_audit::from_journal(home, project)?);
+    Ok(ExitCode::SUCCESS)
+}
+
 fn doctor(environment: &Environment<'_>, home: Home, json: bool) -> Result<ExitCode, Refusal> {
     let config = settings::load(&home)?;
     let (containers, owner, known) = workshop(&config, environment, &home)?;
-    let doctor = Doctor { home, containers: containers.into(), owner, known: known.into() };
+    let doctor =
+        Doctor { home, containers: containers.into(), owner, known: known.into(), model_projects: [].into() };
     let report = block_on(async { Ok(doctor.run(None).await) })?;
     if json {
         let text = serde_json::to_string_pretty(&report)
@@ -165,6 +190,21 @@ fn build_images(environment: &Environment<'_>, home: &Home, stacks: &[String]) -
     Ok(ExitCode::SUCCESS)
 }
 
+fn show_stacks(environment: &Environment<'_>, home: &Home, verb: &StacksVerb) -> Result<ExitCode, Refusal> {
+    match verb {
+        StacksVerb::List => {
+            let (containers, ..) = workshop(&settings::load(home)?, environment, home)?;
+            println!("{}", commands::stacks::list(containers.stacks(), containers.toolchains()));
+            Ok(ExitCode::SUCCESS)
+        }
+        StacksVerb::Check { name } => {
+            let commands::stacks::Outcome { ok, text } = commands::stacks::check(home, name.as_deref())?;
+            println!("{text}");
+            Ok(if ok { ExitCode::SUCCESS } else { Refusal::config("a stack is not in order").exit_code() })
+        }
+    }
+}
+
 /// Images and containers without a running gateway, and whom they are for. The gateway's id is of no matter, because nothing is made or listed by it.
 fn workshop(
     config: &bot_config::Config,
@@ -187,8 +227,7 @@ fn secrets(home: &Home, verb: SecretsVerb) -> Result<ExitCode, Refusal> {
             } else {
                 read_secret().map_err(unread)?
             };
-            store.set(&name, &value)?;
-            println!("stored {name}");
+            println!("stored {}", store.set(&name, &value)?);
         }
         SecretsVerb::List => {
             for name in store.list()? {
@@ -196,8 +235,7 @@ fn secrets(home: &Home, verb: SecretsVerb) -> Result<ExitCode, Refusal> {
             }
         }
         SecretsVerb::Remove { name } => {
-            store.remove(&name)?;
-            println!("removed {name}");
+            println!("removed {}", store.remove(&name)?);
         }
     }
     Ok(ExitCode::SUCCESS)

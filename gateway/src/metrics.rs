@@ -48,6 +48,8 @@ pub struct Now {
     pub engine_reachable: bool,
     /// Projects whose budget of the day is used up.
     pub projects_paused: usize,
+    /// Appends that the journal has not taken since the start.
+    pub append_failures: u64,
 }
 
 /// Finds out what is true now.
@@ -179,11 +181,6 @@ impl Metrics {
         }
     }
 
-    /// The journal has refused something, other than for a lost race.
-    pub fn append_failed(&self) {
-        self.inner.append_failures.inc();
-    }
-
     /// Everything in the `OpenMetrics` text format, which Prometheus reads.
     pub fn text(&self, now: &Now) -> Result<String, fmt::Error> {
         let Inner { registry, .. } = &*self.inner;
@@ -201,6 +198,7 @@ impl Metrics {
             (&self.inner.sends, now.sends.delivered),
             (&self.inner.send_retries, now.sends.retries),
             (&self.inner.sends_given_up, now.sends.given_up),
+            (&self.inner.append_failures, now.append_failures),
         ] {
             counter.inner().store(value, Ordering::Relaxed);
         }
@@ -252,7 +250,7 @@ impl Inner {
         registry.register("musher_model_tokens", "Tokens that the model has counted", self.model_tokens.clone());
         registry.register(
             "musher_journal_append_failures",
-            "Appends that the journal has refused",
+            "Appends that the journal has not taken",
             self.append_failures.clone(),
         );
         for (name, help, gauge) in [
@@ -284,7 +282,6 @@ mod tests {
         metrics.turn_ended(Ending::Failed, Duration::from_secs(3));
         metrics.turn_ended(Ending::Answered, Duration::from_millis(300));
         metrics.waited(Duration::from_hours(3));
-        metrics.append_failed();
         metrics.model_requested(ModelOutcome::CutOff);
         metrics.tokens_counted(Tokens { input: 1, output: 2, cache_read: 3, cache_write: 4 });
         metrics
@@ -298,6 +295,7 @@ mod tests {
             links_open: 4,
             engine_reachable: true,
             projects_paused: 5,
+            append_failures: 1,
         }
     }
 

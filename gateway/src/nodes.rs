@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     containers::{SharedContainers, StartError, Started, refused},
+    git::Git,
     model::Proxy,
     projects::{Owner, ProjectEvent, Registry, Stage, saga, ssh_config::Doors},
     refusal::Refusal,
@@ -44,8 +45,10 @@ struct Inner {
     containers: SharedContainers,
     registry: Arc<Registry>,
     doors: Doors,
-    /// What sleds may ask of the gateway.
+    /// What sleds may ask of the gateway: the model,
     model: Arc<Proxy>,
+    /// and their project's git remote.
+    git: Arc<Git>,
     tasks: Tasks,
     slots: Mutex<HashMap<Uuid, Arc<Slot>>>,
 }
@@ -65,18 +68,25 @@ impl Slot {
         let since = since.get_or_insert_with(Timestamp::now);
         format!("the node is unreachable since {}", since.strftime("%H:%M:%S UTC"))
     }
+
+    /// The link, if it is open. One that is held is being opened.
+    fn open(&self) -> Option<Link> {
+        let link = self.link.try_lock().ok()?;
+        link.as_ref().filter(|link| link.closed().now_or_never().is_none()).cloned()
+    }
 }
 
 impl Nodes {
-    /// No link yet. `model` is what sleds may ask for.
+    /// No link yet. `model` and `git` are what sleds may ask for.
     pub fn new(
         containers: SharedContainers,
         registry: Arc<Registry>,
         doors: Doors,
         model: Arc<Proxy>,
+        git: Arc<Git>,
         tasks: Tasks,
     ) -> Self {
-        Self { inner: Arc::new(Inner { containers, registry, doors, model, tasks, slots: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { containers, registry, doors, model, git, tasks, slots: Mutex::default() }) }
     }
 
     /// The project's sled. Starts its container, makes it if it is gone, and opens the link if need be.
@@ -157,19 +167,16 @@ impl Nodes {
         self.inner.containers.remove(project).await
     }
 
+    /// The project's sled, if there is a link to it. Starts nothing and waits for nothing.
+    pub fn linked(&self, project: Uuid) -> Option<SledClient> {
+        let slots = self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get(&project).and_then(|slot| slot.open()).map(SledClient::new)
+    }
+
     /// How many links are open.
     pub fn open_links(&self) -> usize {
-        let slots: Vec<_> = {
-            let slots = self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            slots.values().cloned().collect()
-        };
-        // A slot that is held is being opened.
-        let is_open = |slot: &Arc<Slot>| {
-            slot.link
-                .try_lock()
-                .is_ok_and(|link| link.as_ref().is_some_and(|link| link.closed().now_or_never().is_none()))
-        };
-        slots.iter().filter(|slot| is_open(slot)).count()
+        let slots = self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.values().filter(|slot| slot.open().is_some()).count()
     }
 
     fn is_registered(&self, project: Uuid) -> bool {
@@ -231,7 +238,7 @@ impl Nodes {
             let session = engine.exec(&container, &[SLED, "connect"], &[]).await.map_err(refused)?;
             let ExecSession { stream, process } = session;
             // Each link has a router, and so bounds, of its own: one project cannot use up another's.
-            let router = self.inner.model.router(project);
+            let router = self.inner.model.router(project).merge(self.inner.git.router(project));
             match link::open(stream, Side::Gateway, Hello::current(), router, link::Limits::default()).await {
                 Ok((link, driver)) => {
                     debug!(%project, sled = link.peer().version, "the link is open");

@@ -11,18 +11,18 @@ use std::{
 
 use jiff::Timestamp;
 use journal::{
-    Actor, Append, AppendError, Appended, Cause, DomainEvent, Expected, Fold, Journal, Loaded, NewEvent, Recorded,
-    Snapshot, StreamId,
+    Actor, Append, AppendError, Appended, Cause, DomainEvent, Expected, Fold, Loaded, NewEvent, Recorded, Snapshot,
+    StreamId,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     chat::{Inbound, Person, Room, SurfaceKind},
-    failpoint,
     outbox::{Outbox, Post},
     refusal::Refusal,
     sessions::{TextOf, seen_key, text_id},
+    store::Journal,
     text::masked,
 };
 
@@ -298,7 +298,7 @@ impl Rooms {
     async fn append(&self, room: &Room, append: Append, posts: Vec<Post>) -> Result<bool, Refusal> {
         let stream = append.stream.clone();
         let appended = if posts.is_empty() {
-            match failpoint::append(&self.journal, append).await {
+            match self.journal.append(append).await {
                 Ok(appended) => appended,
                 // It was seen before, when it meant something else.
                 Err(AppendError::KeyReused { .. }) => return Ok(false),

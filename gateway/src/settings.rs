@@ -1,14 +1,15 @@
 //! From bot.toml, environment and host to what the parts of the gateway need. Nothing here is kept; no part sees bot.toml.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bot_config::{
-    Auth as AuthSetting, Config, ConfigError, KeySource, MatrixLogin, Network as NetworkSetting, PasswordSource,
-    Permissions as PermissionSetting, RoomMode, Runtime, Surface as Transport, Toolchains as ToolchainSetting,
+    Auth as AuthSetting, Config, ConfigError, Headers, KeySource, MatrixLogin, ModelKey, Network as NetworkSetting,
+    PasswordSource, Permissions as PermissionSetting, RoomMode, Runtime, Surface as Transport, Toolchains as ToolchainSetting,
 };
 use jiff::SignedDuration;
 use link::requests::{Agent, GitIdentity, Permissions};
@@ -17,12 +18,14 @@ use reqwest::Url;
 use stacks::Toolchains;
 
 use crate::{
+    author::Author,
     chat::matrix::{Login, MatrixSettings},
     containers::ContainerSettings,
     dispatch::core::Limits,
     doctor::Check,
+    git,
     home::Home,
-    model::{Auth, Key, Model},
+    model::{Auth, Endpoint, Key, Models},
     people::People,
     projects::{Owner, place},
     refusal::Refusal,
@@ -95,8 +98,14 @@ pub struct Settings {
     pub limits: Limits,
     /// Turns.
     pub turns: TurnSettings,
+    /// Whose name commits carry.
+    pub author: Author,
+    /// Git remotes.
+    pub git: git::Settings,
     /// The model's endpoint.
-    pub model: Model,
+    pub model: Models,
+    /// Projects that have a model of their own, by name.
+    pub model_projects: Vec<String>,
     /// Who may speak.
     pub people: People,
     /// What `doctor` is told beforehand.
@@ -116,10 +125,13 @@ pub struct Settings {
 /// Translates the settings of one gateway.
 pub fn resolve(config: &Config, environment: &Environment<'_>, home: &Home) -> Result<Settings, Refusal> {
     let user_home = environment.home()?;
-    let key = model_key(config, environment, home, &user_home);
-    let (agent, practice) = agent(config, &key);
+    let found = endpoints(config, environment, home, &user_home)?;
+    let (agent, practice) = agent(config, &found);
     let own = Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
-    let known = vec![agent_check(&agent, practice), key_check(config, &key, environment)];
+    let author = Author::new(identity(config)?, &user_home, environment.get("XDG_CONFIG_HOME").map(PathBuf::from).as_deref());
+    let mut known = vec![agent_check(&agent, practice), key_check(config, &found.general, environment)];
+    known.extend(found.own.iter().map(|(name, endpoint)| own_check(name, endpoint)));
+    let model_projects = found.own.keys().cloned().collect();
     Ok(Settings {
         containers: containers(config, environment, &user_home, &agent)?,
         places: place::Rules {
@@ -138,7 +150,7 @@ pub fn resolve(config: &Config, environment: &Environment<'_>, home: &Home) -> R
         },
         turns: TurnSettings {
             agent,
-            identity: identity(config)?,
+            author: author.clone(),
             stop_grace: config.stop_grace(),
             permissions: match config.agent.permissions {
                 PermissionSetting::AllowInContainer => Permissions::Bypass,
@@ -146,7 +158,10 @@ pub fn resolve(config: &Config, environment: &Environment<'_>, home: &Home) -> R
             },
             keep_warm: config.agent.keep_warm(),
         },
-        model: model(config, key, &user_home)?,
+        author,
+        git: git(config, environment, &user_home)?,
+        model: models(config, found, &user_home)?,
+        model_projects,
         people: people(config),
         known,
         practice,
@@ -181,6 +196,20 @@ fn identity(config: &Config) -> Result<Option<GitIdentity>, Refusal> {
         _ => Err(Refusal::config("`git_user_name` and `git_user_email` go together")
             .hint("Set both in bot.toml, or neither.")),
     }
+}
+
+/// What settings say of git remotes; without a word of theirs, the host's own ssh tells which servers are known.
+fn git(config: &Config, environment: &Environment<'_>, user_home: &Path) -> Result<git::Settings, Refusal> {
+    let proxies = ["http_proxy", "https_proxy", "all_proxy"].into_iter().filter_map(|name| environment.proxy(name));
+    Ok(git::Settings {
+        allow_hosts: config.git.allow_hosts.iter().map(|host| host.as_str().to_owned()).collect(),
+        known_hosts: match &config.git.known_hosts {
+            Some(files) => files.iter().map(|file| file.resolve(user_home)).collect(),
+            None => vec![user_home.join(".ssh/known_hosts"), "/etc/ssh/ssh_known_hosts".into()],
+        },
+        proxies: proxies.filter_map(|address| git::reach::proxy_host(&address)).collect(),
+        extra_pem: extra_certificates(config, user_home)?,
+    })
 }
 
 /// What settings say of images and containers.
@@ -254,50 +283,83 @@ fn certificates(config: &Config, user_home: &Path) -> Result<Option<Vec<u8>>, Re
     }
 }
 
-fn model_key(config: &Config, environment: &Environment<'_>, home: &Home, user_home: &Path) -> Key {
-    match config.model.key() {
-        Some(KeySource::Secret(name)) => Key::File(Secrets::new(home).path(name)),
-        Some(KeySource::File(path)) => Key::File(path.resolve(user_home)),
-        None => environment.get("ANTHROPIC_API_KEY").map_or(Key::None, Key::Given),
+/// The certificates that bot.toml names. Without the setting the host's own trust store counts, which clients use by themselves.
+fn extra_certificates(config: &Config, user_home: &Path) -> Result<Option<Vec<u8>>, Refusal> {
+    Ok(config.images.extra_ca_certificates.is_some().then(|| certificates(config, user_home)).transpose()?.flatten())
+}
+
+/// Where models answer: for every project, and for those that have one of their own.
+struct Endpoints {
+    general: Endpoint,
+    own: BTreeMap<String, Endpoint>,
+}
+
+impl Endpoints {
+    /// Whether there is a model that can be asked.
+    fn any(&self) -> bool {
+        let answers = |endpoint: &Endpoint| endpoint.auth == Auth::None || !matches!(endpoint.key, Key::None);
+        answers(&self.general) || self.own.values().any(answers)
     }
 }
 
-fn model(config: &Config, key: Key, user_home: &Path) -> Result<Model, Refusal> {
-    let base = match &config.model.base_url {
-        Some(url) => url.as_url().as_str(),
-        None => MODEL_BASE,
+fn endpoints(
+    config: &Config,
+    environment: &Environment<'_>,
+    home: &Home,
+    user_home: &Path,
+) -> Result<Endpoints, Refusal> {
+    let translated = |section: &str, setting: bot_config::Endpoint<'_>| {
+        let base = setting.base_url.map_or(MODEL_BASE, |url| url.as_url().as_str());
+        let base = Url::parse(base).map_err(|error| Refusal::internal("the model's address cannot be read", error))?;
+        let auth = match setting.auth {
+            AuthSetting::ApiKey => Auth::ApiKey,
+            AuthSetting::Bearer => Auth::Bearer,
+            AuthSetting::None => Auth::None,
+        };
+        let key = match setting.key {
+            ModelKey::Stored(KeySource::Secret(name)) => Key::File(Secrets::new(home).path(name)),
+            ModelKey::Stored(KeySource::File(path)) => Key::File(path.resolve(user_home)),
+            ModelKey::Environment => environment.get("ANTHROPIC_API_KEY").map_or(Key::None, Key::Given),
+            ModelKey::None => Key::None,
+        };
+        Ok::<_, Refusal>(Endpoint { base, auth, key, headers: headers(section, setting.headers)? })
     };
-    let base = Url::parse(base).map_err(|error| Refusal::internal("the model's address cannot be read", error))?;
+    let own = config.model.of_projects().map(|(name, setting)| {
+        Ok((name.to_owned(), translated(&format!("[model.projects.{name}]"), setting)?))
+    });
+    Ok(Endpoints { general: translated("[model]", config.model.general())?, own: own.collect::<Result<_, Refusal>>()? })
+}
+
+/// Headers to add to requests, which `section` of bot.toml names.
+fn headers(section: &str, named: &Headers) -> Result<HeaderMap, Refusal> {
     let mut headers = HeaderMap::new();
-    for (name, value) in config.model.headers.iter() {
+    for (name, value) in named.iter() {
         let name: HeaderName =
-            name.parse().map_err(|_| Refusal::config(format!("`{name}` in `[model] headers` is no header name")))?;
+            name.parse().map_err(|_| Refusal::config(format!("`{name}` in `{section}` is no header name")))?;
         let mut value = HeaderValue::from_str(value.expose()).map_err(|_| {
-            Refusal::config(format!(
-                "the value of `{name}` in `[model] headers` contains characters that a header cannot"
-            ))
+            Refusal::config(format!("the value of `{name}` in `{section}` contains characters that a header cannot"))
         })?;
         value.set_sensitive(true);
         headers.insert(name, value);
     }
-    let auth = match config.model.auth {
-        AuthSetting::ApiKey => Auth::ApiKey,
-        AuthSetting::Bearer => Auth::Bearer,
-    };
+    Ok(headers)
+}
+
+fn models(config: &Config, found: Endpoints, user_home: &Path) -> Result<Models, Refusal> {
     // Without the setting, the host's own trust store counts, which the client uses by itself.
     let extra =
         config.images.extra_ca_certificates.is_some().then(|| certificates(config, user_home)).transpose()?.flatten();
-    Model::new(base, auth, key, headers, extra.as_deref())
+    Models::new(found.general, found.own, extra.as_deref())
 }
 
 /// Which agent answers, and whether it is the practice agent for want of a key.
-fn agent(config: &Config, key: &Key) -> (Agent, bool) {
+fn agent(config: &Config, found: &Endpoints) -> (Agent, bool) {
     let claude = || Agent::Claude { model: config.agent.model.clone() };
     match config.agent.runtime() {
         Some(Runtime::Claude) => (claude(), false),
         Some(Runtime::Command(argv)) => (Agent::Command { argv: argv.to_vec() }, false),
         Some(Runtime::Echo) => (Agent::Echo { notice: None }, false),
-        None if !matches!(key, Key::None) => (claude(), false),
+        None if found.any() => (claude(), false),
         None => {
             let notice = "I am the practice agent: I only repeat what you say. For a real one, start musher with ANTHROPIC_API_KEY set, \
                           or store a key: `musher secrets set model-key < key-file`, and `[model] api_key_secret = \"model-key\"` in bot.toml.";
@@ -320,24 +382,13 @@ fn agent_check(agent: &Agent, practice: bool) -> Check {
     Check::good("agent", found)
 }
 
-fn key_check(config: &Config, key: &Key, environment: &Environment<'_>) -> Check {
-    match key {
-        Key::File(path) => match secrets::read(path) {
-            Ok(key) if !key.is_empty() => Check::good("model key", format!("in {}", path.display())),
-            Ok(_) => Check::bad(
-                "model key",
-                format!("{} is empty", path.display()),
-                Some("store it with `musher secrets set`".to_owned()),
-            ),
-            Err(error) => Check::bad(
-                "model key",
-                format!("{}: {error}", path.display()),
-                Some("store it with `musher secrets set`".to_owned()),
-            ),
-        },
+fn key_check(config: &Config, general: &Endpoint, environment: &Environment<'_>) -> Check {
+    match &general.key {
+        Key::File(path) => stored_check("model key", path, ""),
         Key::Given(_) => {
             Check::good("model key", "in the gateway's environment; a secret (`musher secrets set`) is safer")
         }
+        Key::None if general.auth == Auth::None => Check::good("model key", format!("none is sent to {}", general.base)),
         Key::None if config.agent.runtime().is_some_and(|runtime| runtime == Runtime::Claude) => Check::bad(
             "model key",
             "none",
@@ -346,6 +397,30 @@ fn key_check(config: &Config, key: &Key, environment: &Environment<'_>) -> Check
         Key::None => {
             Check::good("model key", if environment.get("ANTHROPIC_API_KEY").is_some() { "not used" } else { "none" })
         }
+    }
+}
+
+/// A project's own model.
+fn own_check(project: &str, endpoint: &Endpoint) -> Check {
+    let (name, base) = (format!("model of {project}"), &endpoint.base);
+    match &endpoint.key {
+        Key::File(path) => stored_check(&name, path, &format!("{base}, key ")),
+        Key::Given(_) => Check::good(name, format!("{base}, key in the gateway's environment")),
+        Key::None if endpoint.auth == Auth::None => Check::good(name, format!("{base}, no key is sent")),
+        Key::None => Check::bad(
+            name,
+            format!("{base}, no key"),
+            Some(format!("name one in `[model.projects.{project}]` or `[model]`")),
+        ),
+    }
+}
+
+fn stored_check(name: &str, path: &Path, before: &str) -> Check {
+    let hint = Some("store it with `musher secrets set`".to_owned());
+    match secrets::read(path) {
+        Ok(key) if !key.is_empty() => Check::good(name, format!("{before}in {}", path.display())),
+        Ok(_) => Check::bad(name, format!("{before}in {}, which is empty", path.display()), hint),
+        Err(error) => Check::bad(name, format!("{before}in {}: {error}", path.display()), hint),
     }
 }
 

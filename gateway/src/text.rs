@@ -6,9 +6,19 @@
 use std::{fmt::Write as _, time::Duration};
 
 /// Whether a character moves the cursor, changes direction or hides itself.
-fn is_unsafe(c: char) -> bool {
+pub fn is_unsafe(c: char) -> bool {
     (c.is_control() && c != '\n' && c != '\t')
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+        || matches!(c,
+            // Soft hyphen, marks and overrides of direction, joiners, other ends of lines, fillers that nobody sees.
+            '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}'
+            // Tags, and variation selectors beyond those of emoji: whole texts can be hidden in them.
+            | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// Whether a character is [`is_unsafe`] in words that people read, where letters and emoji may be joined.
+pub fn is_unsafe_in_prose(c: char) -> bool {
+    is_unsafe(c) && !matches!(c, '\u{200c}' | '\u{200d}')
 }
 
 /// The text without characters that a terminal or a chat client would act on, and [`masked`]; lines and tabs stay.
@@ -83,9 +93,63 @@ pub fn count(n: usize, noun: &str) -> String {
     if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
 }
 
+/// Hostile strings, which the end-to-end tests use as well.
+#[cfg(test)]
+pub(crate) fn hostile() -> Vec<String> {
+    let mut all: Vec<String> =
+        serde_json::from_str(include_str!("../../tests/hostile.json")).expect("it is a list of strings");
+    all.extend(["a".repeat(100_000), "`".repeat(3000), "<".repeat(3000), "\u{1b}[31m".repeat(3000)]);
+    // And all of them at once.
+    all.push(all[..all.len() - 4].join(" "));
+    all
+}
+
 #[cfg(test)]
 mod tests {
+    use pulldown_cmark::{Event, Parser, Tag};
+
     use super::*;
+
+    #[test]
+    fn what_is_hostile_is_shown_and_does_nothing() {
+        for hostile in hostile() {
+            for shown in [plain(&hostile), one_line(&hostile, 80), code(&hostile), code_block(&hostile)] {
+                assert!(!shown.contains(is_unsafe), "{shown:?}");
+                assert!(!shown.contains("hunter2"), "{shown:?}");
+            }
+            assert!(one_line(&hostile, 80).chars().count() <= 80 && !one_line(&hostile, 80).contains(['\n', '\t']));
+
+            // Between words, in emphasis and in a list it stays one span of code, and everything around it what it was.
+            let span = code(&hostile);
+            let around = format!("- before {span} **after**\n- next");
+            let events: Vec<_> = Parser::new(&around).collect();
+            let spans = events.iter().filter(|event| matches!(event, Event::Code(_))).count();
+            assert_eq!(spans, usize::from(span != "(empty)"), "{span}");
+            let items = events.iter().filter(|event| matches!(event, Event::Start(Tag::Item))).count();
+            assert!(items == 2 && events.contains(&Event::Text("next".into())), "{events:?}");
+
+            let block = code_block(&hostile);
+            let around = format!("before\n{block}\nafter");
+            let mut depth = 0;
+            let mut outside = Vec::new();
+            for event in Parser::new(&around) {
+                match event {
+                    Event::Start(Tag::CodeBlock(_)) => depth += 1,
+                    Event::End(pulldown_cmark::TagEnd::CodeBlock) => depth -= 1,
+                    Event::Text(text) if depth == 0 => outside.push(text.into_string()),
+                    _ => {}
+                }
+            }
+            assert_eq!(outside, ["before", "after"], "{block}");
+        }
+    }
+
+    #[test]
+    fn joined_letters_and_emoji_are_left_to_prose_alone() {
+        let family = "👨\u{200d}👩\u{200d}👧";
+        assert!(!family.contains(is_unsafe_in_prose) && family.contains(is_unsafe));
+        assert!("\u{202e}\u{1b}".chars().all(is_unsafe_in_prose));
+    }
 
     #[test]
     fn code_cannot_be_left() {

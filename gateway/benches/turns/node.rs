@@ -38,22 +38,24 @@ pub struct Node {
     serving: Child,
     connecting: tokio::process::Child,
     client: SledClient,
+    model_port: u16,
 }
 
 impl Node {
-    /// Starts one.
-    pub async fn start() -> Result<Self> {
+    /// Starts one that may ask what `router` serves.
+    pub async fn start(router: Router) -> Result<Self> {
         let (program, folder) = (sled()?, tempfile::tempdir()?);
         let path = |name: &str| folder.path().join(name);
         for name in ["home", "data", "run", "workspace"] {
             fs::create_dir(path(name))?;
         }
-        // A port that was free a moment ago.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        // Ports that were free a moment ago.
+        let free = || Ok::<_, std::io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
+        let (port, git) = (free()?, free()?);
         let serving = Command::new("unshare")
             .args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child", "--"])
             .arg(&program)
-            .args(["serve", "--no-sshd", "--model-port", &port.to_string()])
+            .args(["serve", "--no-sshd", "--model-port", &port.to_string(), "--git-port", &git.to_string()])
             .arg("--socket")
             .arg(path("run/sled.sock"))
             .arg("--workspace")
@@ -75,17 +77,22 @@ impl Node {
             .spawn()?;
         let (output, input) = (connecting.stdout.take(), connecting.stdin.take());
         let io = tokio::io::join(output.context("its output")?, input.context("its input")?);
-        let opened = link::open(io, Side::Gateway, Hello::current(), Router::new(), Limits::default());
+        let opened = link::open(io, Side::Gateway, Hello::current(), router, Limits::default());
         let log = || fs::read_to_string(path("log")).unwrap_or_default();
         let (link, driver) =
             tokio::time::timeout(PATIENCE, opened).await.context("the sled does not answer")?.with_context(log)?;
         tokio::spawn(driver.run());
-        Ok(Self { folder, serving, connecting, client: SledClient::new(link) })
+        Ok(Self { folder, serving, connecting, client: SledClient::new(link), model_port: port })
     }
 
     /// Calls it.
     pub fn client(&self) -> SledClient {
         self.client.clone()
+    }
+
+    /// The port of its model endpoint. It listens by the time the link is open.
+    pub fn model_port(&self) -> u16 {
+        self.model_port
     }
 
     /// The processor time of it, its agents and its end of the link.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
-use journal::{Journal, SystemClock};
+use journal::SystemClock;
 use musher::{
     chat::{Inbound, Weight},
     dispatch::SessionKey,
@@ -24,6 +24,7 @@ use musher::{
     projects::Registry,
     rooms::{Mode, Rooms},
     sessions::{Ending, Sessions},
+    store::Journal,
     tasks::Tasks,
 };
 use nix::{
@@ -167,7 +168,9 @@ async fn write(home: &Home, left: Left) -> Result<()> {
                 }
                 let turn = Uuid::now_v7();
                 sessions.begin(&key, turn, &[&event_id]).await?.context("it waits")?;
-                sessions.finish(&key, turn, Ending::Answered, true, vec![answer(&key, turn, event_id)]).await?;
+                sessions
+                    .finish(&key, turn, Ending::Answered, true, vec![answer(&key, turn, event_id)], Vec::new())
+                    .await?;
             }
             anyhow::Ok(())
         })

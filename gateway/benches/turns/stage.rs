@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use bot_config::Config;
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use journal::{Actor, Cause, Clock, Journal, StreamId, SystemClock};
+use journal::{Actor, Cause, Clock, StreamId, SystemClock};
 use link::{SledClient, requests::Agent};
 use musher::{
     chat::{Inbound, Inbox, Mark, Outbound, Person, Room, SendError, Surface, SurfaceKind, Weight},
@@ -25,6 +25,7 @@ use musher::{
     },
     doctor::Doctor,
     followers::{self, Counting},
+    git::{Audit, Credentials, Git},
     home::Home,
     intake::Intake,
     metrics::Metrics,
@@ -34,8 +35,10 @@ use musher::{
     projects::{ProjectEvent, Registry, Spec, saga::Sagas, ssh_config::Doors},
     refusal::Refusal,
     rooms::{Mode, Rooms},
+    secrets::Secrets,
     sessions::Sessions,
     settings::{self, Environment},
+    store::Journal,
     tasks::Tasks,
     turns::{self, Handle, Sleds, StopRequest, Turns},
     usage::Usage,
@@ -260,17 +263,25 @@ impl Stage {
             ports: false,
             writing: Arc::default(),
         };
+        let git = Git::new(
+            settings.git,
+            Credentials::new(Secrets::new(&home)),
+            Arc::new(|_| None),
+            Audit::new(journal.clone(), tasks.clone()),
+            tasks.clone(),
+        )?;
         let engine = Nodes::new(
             Arc::clone(&containers),
             Arc::clone(&registry),
             doors.clone(),
-            Proxy::new(settings.model, usage.clone(), metrics.clone()),
+            Proxy::new(settings.model, Arc::clone(&registry), usage.clone(), metrics.clone()),
+            Arc::clone(&git),
             tasks.clone(),
         );
 
         let mut nodes = Vec::new();
         for number in 0..plan.projects {
-            nodes.push((register(&registry, number).await?, Node::start().await?));
+            nodes.push((register(&registry, number).await?, Node::start(axum::Router::new()).await?));
         }
         let notes = Arc::new(Notes::default());
         let links = nodes.iter().map(|(project, node)| (*project, node.client())).collect();
@@ -297,23 +308,27 @@ impl Stage {
             doors,
             removing: Arc::default(),
             places: settings.places,
+            git: Arc::clone(&git),
+            author: settings.author,
         };
         let commands = Commands::new(commands::Inner {
             home: home.clone(),
             registry: Arc::clone(&registry),
             containers: Arc::clone(&containers),
             nodes: engine,
+            git,
             rooms: Arc::clone(&rooms),
             sessions: sessions.clone(),
             outbox: outbox.clone(),
             tasks: tasks.clone(),
-            doctor: Doctor { home, containers, owner: sagas.places.fallback, known: Arc::default() },
+            doctor: Doctor { home, containers, owner: sagas.places.fallback, known: Arc::default(), model_projects: Arc::default() },
             sagas,
             ssh_host: None,
             dispatcher: dispatcher.clone(),
             turns: turns.clone(),
             usage: usage.clone(),
             deletions: Mutex::default(),
+            people: settings.people.clone(),
         });
         let intake = Intake {
             people: settings.people,

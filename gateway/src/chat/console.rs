@@ -432,6 +432,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_hostile_is_printed_and_does_nothing() {
+        for hostile in text::hostile() {
+            for markdown in [hostile.clone(), format!("**{hostile}**"), format!("- `{hostile}`\n{hostile}")] {
+                for weight in [Weight::Answer, Weight::Notice] {
+                    let message = message(weight, &markdown);
+                    let plain = Console::plain(io::sink()).layout(&message);
+                    assert!(!plain.contains(text::is_unsafe), "{plain:?}");
+                    // What makes words strong is our own.
+                    let prompt = Console::prompt().layout(&message).replace("\x1b[1m", "").replace("\x1b[22m", "");
+                    assert!(!prompt.contains(text::is_unsafe), "{prompt:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn strong_words_stand_without_their_asterisks() {
         for (markdown, shown) in [
             ("**myapp** is ready", "<myapp> is ready"),

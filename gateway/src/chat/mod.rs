@@ -294,6 +294,12 @@ pub trait Surface: Send + Sync + 'static {
     /// back. `Err` only for ids that the surface cannot have.
     fn mark(&self, room: &Room, event_id: &str, mark: Mark);
 
+    /// Takes a person's message out of the room, as far as the surface and the room let us. Returns at once; nothing is
+    /// said of the outcome. Where messages cannot be taken back, nothing happens.
+    fn take_back(&self, room: &Room, event_id: &str) {
+        let _ = (room, event_id);
+    }
+
     /// Shows or ends the sign that an answer is being written. The surface keeps a shown sign alive by itself.
     fn typing<'a>(&'a self, room: &'a Room, on: bool) -> BoxFuture<'a, ()>;
 

@@ -5,7 +5,8 @@ use std::fmt;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::{rooms::Mode, text};
+use super::git_audit;
+use crate::{projects, rooms::Mode, text};
 
 /// A command, as people write it in a room.
 #[derive(Debug, Clone, PartialEq, Parser)]
@@ -63,6 +64,16 @@ pub enum Command {
         /// The project; the chosen one when absent
         project: Option<String>,
     },
+    /// Tell who may use a project
+    #[command(args_conflicts_with_subcommands = true)]
+    Members {
+        /// The project; the chosen one when absent
+        #[arg(value_parser = project_name)]
+        project: Option<String>,
+        /// What is to change
+        #[command(subcommand)]
+        change: Option<Membership>,
+    },
     /// Delete something
     #[command(subcommand)]
     Delete(Delete),
@@ -75,18 +86,23 @@ pub enum Command {
         #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=500))]
         lines: u32,
     },
-    /// Run git in the project: !git log --oneline -5
+    /// Run git in the project: !git log --oneline -5; `git audit` tells what the remote's credential was used for
     Git {
         /// What follows git
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         args: Vec<String>,
     },
-    /// Show what has changed since the last commit: !diff [path…]
+    /// Show what the last turn changed in the files; with paths: !diff <path…>
     Diff {
         /// Paths to look at
         #[arg(trailing_var_arg = true)]
         paths: Vec<String>,
     },
+    /// Put back what the last turn changed in the files; once more takes that back
+    Undo,
+    /// Look at the stacks of languages
+    #[command(subcommand)]
+    Stacks(StacksVerb),
     /// Check the engine, the images and the state directory
     Doctor,
     /// Tell the version
@@ -101,6 +117,29 @@ fn question(name: &str) -> Result<String, String> {
     } else {
         Err("a question has a name of six characters, such as `3fa81c`".to_owned())
     }
+}
+
+/// A number that can be compared with others.
+fn number(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok();
+    number.filter(|number| number.is_finite()).ok_or_else(|| "it is a number, such as 1.5".to_owned())
+}
+
+/// A person's id on Matrix, in full.
+fn person(id: &str) -> Result<String, String> {
+    let whole = id.strip_prefix('@').and_then(|rest| rest.split_once(':'));
+    let plain = |c: char| !c.is_whitespace() && !c.is_control();
+    match whole {
+        Some((name, server)) if !name.is_empty() && !server.is_empty() && id.len() <= 255 && id.chars().all(plain) => {
+            Ok(id.to_owned())
+        }
+        _ => Err("a person is named by the whole id, such as `@ann:example.org`".to_owned()),
+    }
+}
+
+/// A project's name, as far as its form goes.
+fn project_name(name: &str) -> Result<String, String> {
+    projects::name::check(name).map(|()| name.to_owned()).map_err(|refusal| refusal.what)
 }
 
 /// What can be made.
@@ -118,7 +157,7 @@ pub struct NewProject {
     /// The stack of languages; found from the files when absent
     #[arg(long)]
     pub stack: Option<String>,
-    /// A repository to clone: https, or a local path
+    /// A repository to clone: https, ssh (`git@example.org:team/app.git`), or a local path
     #[arg(long)]
     pub git: Option<String>,
     /// The branch to check out
@@ -134,7 +173,7 @@ pub struct NewProject {
     #[arg(long, conflicts_with = "git")]
     pub adopt: bool,
     /// How many processors it may use, such as 1.5
-    #[arg(long)]
+    #[arg(long, value_parser = number)]
     pub cpus: Option<f64>,
     /// How much memory it may use, such as 4g
     #[arg(long)]
@@ -167,6 +206,49 @@ pub enum Delete {
         /// The project's name
         name: String,
     },
+}
+
+/// What can be told of stacks.
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum StacksVerb {
+    /// List the stacks: their files, their language servers, and what they lack
+    List,
+    /// Check your own stacks, and tell by file and line what is wrong
+    Check {
+        /// The stack; all of your own when absent
+        name: Option<String>,
+    },
+}
+
+/// What can change of who may use a project.
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Membership {
+    /// Let a person use a project; with its first member it is no longer open to everybody
+    Add {
+        /// The person's id, such as `@ann:example.org`
+        #[arg(value_parser = person)]
+        person: String,
+        /// The project; the chosen one when absent
+        #[arg(value_parser = project_name)]
+        project: Option<String>,
+    },
+    /// Take that back
+    Remove {
+        /// The person's id, such as `@ann:example.org`
+        #[arg(value_parser = person)]
+        person: String,
+        /// The project; the chosen one when absent
+        #[arg(value_parser = project_name)]
+        project: Option<String>,
+    },
+}
+
+impl Membership {
+    /// The project that is named.
+    pub fn project(&self) -> Option<&String> {
+        let (Self::Add { project, .. } | Self::Remove { project, .. }) = self;
+        project.as_ref()
+    }
 }
 
 /// What can be confirmed.
@@ -241,7 +323,7 @@ fn lower_case_verbs(words: &mut [String]) {
         verb.make_ascii_lowercase();
     }
     if let [verb, what, ..] = words
-        && matches!(verb.as_str(), "new" | "delete" | "confirm")
+        && matches!(verb.as_str(), "new" | "delete" | "confirm" | "stacks" | "members")
     {
         what.make_ascii_lowercase();
     }
@@ -272,25 +354,40 @@ impl Command {
             | Self::Ssh { .. }
             | Self::Logs { .. }
             | Self::Diff { .. }
+            | Self::Members { .. }
+            | Self::Stacks(_)
             | Self::Doctor
             | Self::Version => true,
-            Self::New(_) | Self::Delete(_) | Self::Confirm(_) | Self::Git { .. } => false,
+            Self::Git { args } if git_audit::is_meant(args) => true,
+            Self::New(_) | Self::Delete(_) | Self::Confirm(_) | Self::Git { .. } | Self::Undo => false,
         }
     }
 
     /// Whether messages that follow must find it done: it decides where they go, or what becomes of them.
     pub fn is_in_order(&self) -> bool {
-        matches!(self, Self::Switch { .. } | Self::Reset | Self::Stop | Self::Cancel { .. } | Self::Mode { .. })
+        matches!(
+            self,
+            Self::Switch { .. }
+                | Self::Reset
+                | Self::Stop
+                | Self::Cancel { .. }
+                | Self::Mode { .. }
+                | Self::Members { change: Some(_), .. }
+        )
     }
 
     /// Whether it counts without `!`: it takes no prose, and the message says nothing else.
     fn stands_alone(&self, message: &str) -> bool {
         match self {
-            Self::Git { .. } | Self::Diff { .. } => false,
+            // It is none of git's own, and no prose.
+            Self::Git { args } => git_audit::is_meant(args),
+            Self::Diff { paths } => paths.is_empty(),
             Self::Help { topic: Some(topic) } => Self::command().find_subcommand(topic).is_some(),
             // The project's name is one word that could be a name; "switch to tabs" does not parse at all.
-            Self::Switch { project } | Self::Ssh { project: Some(project) } => {
-                project.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            Self::Switch { project: name }
+            | Self::Ssh { project: Some(name) }
+            | Self::Stacks(StacksVerb::Check { name: Some(name) }) => {
+                name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
             }
             _ => !message.contains(['?', '!']),
         }
@@ -300,7 +397,11 @@ impl Command {
 /// The command as it can be written in a room. [`parse`] reads it back.
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = |word: &str| shell_words::quote(word).into_owned();
+        // A first `--` is the grammar's own: it ends the options.
+        let word = |word: &str| {
+            let dashes = if word.starts_with('-') { "-- " } else { "" };
+            format!("{dashes}{}", shell_words::quote(word))
+        };
         match self {
             Self::Help { topic: None } => f.write_str("help"),
             Self::Help { topic: Some(topic) } => write!(f, "help {}", word(topic)),
@@ -320,18 +421,32 @@ impl fmt::Display for Command {
             Self::Reset => f.write_str("reset"),
             Self::Ssh { project: None } => f.write_str("ssh"),
             Self::Ssh { project: Some(project) } => write!(f, "ssh {}", word(project)),
+            Self::Members { project, change } => {
+                let project = project.iter().chain(change.iter().filter_map(Membership::project)).next();
+                f.write_str("members")?;
+                match change {
+                    None => {}
+                    Some(Membership::Add { person, .. }) => write!(f, " add {}", word(person))?,
+                    Some(Membership::Remove { person, .. }) => write!(f, " remove {}", word(person))?,
+                }
+                project.map_or(Ok(()), |project| write!(f, " {}", word(project)))
+            }
             Self::Delete(Delete::Project { name }) => write!(f, "delete project {}", word(name)),
             Self::Confirm(Confirm::Delete { name }) => write!(f, "confirm delete {}", word(name)),
             Self::Logs { lines } => write!(f, "logs --lines {lines}"),
-            // A first `--` is the grammar's own: it ends the options.
             Self::Git { args } => {
                 let dashes = if args.first().is_some_and(|first| first == "--") { "-- " } else { "" };
                 write!(f, "!git {dashes}{}", shell_words::join(args))
             }
+            Self::Undo => f.write_str("undo"),
+            Self::Diff { paths } if paths.is_empty() => f.write_str("diff"),
             Self::Diff { paths } => {
                 let dashes = if paths.first().is_some_and(|first| first.starts_with('-')) { "-- " } else { "" };
                 write!(f, "!diff {dashes}{}", shell_words::join(paths))
             }
+            Self::Stacks(StacksVerb::List) => f.write_str("stacks list"),
+            Self::Stacks(StacksVerb::Check { name: None }) => f.write_str("stacks check"),
+            Self::Stacks(StacksVerb::Check { name: Some(name) }) => write!(f, "stacks check {}", word(name)),
             Self::Doctor => f.write_str("doctor"),
             Self::Version => f.write_str("version"),
         }
@@ -341,7 +456,10 @@ impl fmt::Display for Command {
 impl fmt::Display for NewProject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, stack, git, branch, depth, path, adopt, cpus, memory } = self;
-        f.write_str(&shell_words::quote(name))?;
+        let last = name.starts_with('-');
+        if !last {
+            f.write_str(&shell_words::quote(name))?;
+        }
         let options = [
             ("stack", stack.clone()),
             ("git", git.clone()),
@@ -353,10 +471,14 @@ impl fmt::Display for NewProject {
         ];
         for (option, value) in options {
             if let Some(value) = value {
-                write!(f, " --{option} {}", shell_words::quote(&value))?;
+                let sign = if value.starts_with('-') { '=' } else { ' ' };
+                write!(f, " --{option}{sign}{}", shell_words::quote(&value))?;
             }
         }
-        if *adopt { f.write_str(" --adopt") } else { Ok(()) }
+        if *adopt {
+            f.write_str(" --adopt")?;
+        }
+        if last { write!(f, " -- {}", shell_words::quote(name)) } else { Ok(()) }
     }
 }
 
@@ -369,7 +491,7 @@ pub fn help(topic: Option<&str>) -> Result<String, String> {
         for verb in grammar.get_subcommands() {
             let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
             let nested: Vec<_> = verb.get_subcommands().collect();
-            if nested.is_empty() {
+            if nested.is_empty() || verb.get_positionals().next().is_some() {
                 lines.push(format!("- `{}` — {about}", usage(verb, "")));
             }
             lines.extend(nested.into_iter().map(|nested| {
@@ -386,7 +508,8 @@ pub fn help(topic: Option<&str>) -> Result<String, String> {
     };
     match grammar.find_subcommand_mut(topic) {
         Some(verb) => {
-            let nested = verb.get_subcommands().next().cloned();
+            let alone = verb.get_positionals().next().is_some();
+            let nested = verb.get_subcommands().next().filter(|_| !alone).cloned();
             let shown = nested.map_or_else(|| verb.render_help(), |mut nested| nested.render_help());
             Ok(text::code_block(shown.to_string().trim()))
         }
@@ -396,7 +519,7 @@ pub fn help(topic: Option<&str>) -> Result<String, String> {
 
 /// `verb <needed> [optional]`, options left to `help <verb>`.
 fn usage(verb: &clap::Command, before: &str) -> String {
-    let bang = if matches!(verb.get_name(), "git" | "diff") { "!" } else { "" };
+    let bang = if verb.get_name() == "git" { "!" } else { "" };
     let mut usage = format!("{bang}{before} {}", verb.get_name()).replace("  ", " ").trim().to_owned();
     if !bang.is_empty() {
         usage = usage.replace("! ", "!");
@@ -439,6 +562,9 @@ mod tests {
             "ssh",
             "ssh myapp",
             "version",
+            "git audit",
+            "diff",
+            "undo",
         ] {
             assert_eq!(command(line), command(&format!("!{}", line.trim())), "{line}");
         }
@@ -484,6 +610,11 @@ mod tests {
             "add tests for the parser",
             "git push fails",
             "git status",
+            "diff src/main.rs",
+            "diff?",
+            "undo the last commit",
+            "undo that, please",
+            "Undo.",
             "stop using unwrap",
             "stop, that is wrong",
             "Stop.",
@@ -509,7 +640,7 @@ mod tests {
     #[test]
     fn misuse_is_answered_with_the_way_on() {
         for (line, answer) in [
-            ("!stattus", "⚠ unrecognized subcommand 'stattus'. a similar subcommand exists: 'status'.\nTry `help`."),
+            ("!stattus", "⚠ unrecognized subcommand 'stattus'. some similar subcommands exist: 'stacks', 'status'.\nTry `help`."),
             ("!switch", "⚠ the following required arguments were not provided: <PROJECT>.\nTry `help switch`."),
             (
                 "!new project x --stak rust",
@@ -532,6 +663,63 @@ mod tests {
         assert!(help(Some("nonsense")).is_err());
     }
 
+    #[test]
+    fn what_is_hostile_is_an_argument_or_refused() {
+        for hostile in text::hostile() {
+            let word = shell_words::quote(&hostile);
+            let mut lines = vec![hostile.clone(), format!("!{hostile}"), format!("!{word}")];
+            for verb in Command::command().get_subcommands() {
+                let nested: Vec<_> = verb.get_subcommands().map(|nested| format!(" {}", nested.get_name())).collect();
+                for nested in nested.iter().map(String::as_str).chain([""]) {
+                    let name = verb.get_name();
+                    lines.push(format!("!{name}{nested} {word}"));
+                    lines.push(format!("!{name}{nested} {hostile}"));
+                    lines.push(format!("!{name}{nested} -- {word}"));
+                }
+            }
+            for option in ["stack", "git", "branch", "depth", "path", "cpus", "memory"] {
+                lines.push(format!("!new project a --git https://e.example/x --{option} {word}"));
+                lines.push(format!("!new project {word} --{option}={word}"));
+            }
+            for line in lines {
+                match read(&line) {
+                    Said::Misused(answer) => {
+                        assert!(!answer.contains(text::is_unsafe), "{line:?}: {answer:?}");
+                        assert!(!answer.contains("hunter2"), "{line:?}: {answer:?}");
+                    }
+                    // It is read back as what it was: nothing in it became a word or an option of its own.
+                    Said::Command(command) => {
+                        let shown = command.to_string();
+                        assert_eq!(parse(shown.trim_start_matches('!')).as_ref(), Ok(&command), "{line:?}: {shown:?}");
+                    }
+                    Said::Text(text) => assert!(!line.starts_with('!') && text == line.trim(), "{line:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn members_are_named_by_their_whole_ids() {
+        let add = |project: Option<&str>| Command::Members {
+            project: None,
+            change: Some(Membership::Add {
+                person: "@ann:example.org".into(),
+                project: project.map(ToOwned::to_owned),
+            }),
+        };
+        assert_eq!(command("members add @ann:example.org"), add(None));
+        assert_eq!(command("Members Add @ann:example.org app"), add(Some("app")));
+        assert_eq!(command("members"), Command::Members { project: None, change: None });
+        assert_eq!(command("members app"), Command::Members { project: Some("app".into()), change: None });
+        for prose in ["members add value", "members add to the team", "members only?", "members of the team"] {
+            assert_eq!(read(prose), Said::Text(prose.to_owned()));
+        }
+        for line in ["!members add ann", "!members add @ann", "!members add '@a b:c'", "!members app add @ann:example.org"] {
+            let Said::Misused(answer) = read(line) else { panic!("{line} is misuse") };
+            assert!(answer.contains("help members"), "{answer}");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_command_that_we_print_is_read_back(
@@ -545,10 +733,14 @@ mod tests {
             };
             let commands = [
                 Command::New(New::Project(new)), Command::Switch { project: name.clone() }, Command::Ssh { project: Some(name.clone()) },
+                Command::Members { project: None, change: None }, Command::Members { project: Some(name.clone()), change: None },
+                Command::Members { project: None, change: Some(Membership::Remove { person: "@a'b:c".into(), project: Some(name.clone()) }) },
+                Command::Stacks(StacksVerb::List), Command::Stacks(StacksVerb::Check { name: Some(name.clone()) }),
                 Command::Delete(Delete::Project { name: name.clone() }), Command::Confirm(Confirm::Delete { name }),
                 Command::Logs { lines }, Command::Diff { paths: args.clone() }, Command::Git { args }, Command::Help { topic: Some("new".into()) },
                 Command::Projects, Command::Status, Command::Stop, Command::Reset, Command::Doctor, Command::Version,
                 Command::Git { args: vec!["--".into(), "-x".into()] }, Command::Diff { paths: vec!["--".into()] },
+                Command::Diff { paths: vec![] }, Command::Undo,
             ];
             for command in commands {
                 prop_assert_eq!(parse(command.to_string().trim_start_matches('!')), Ok(command));

@@ -2,7 +2,12 @@
 //!
 //! A command is answered at once, on its own; what takes long goes on beside everything else.
 
+pub mod git_audit;
 pub mod grammar;
+mod members;
+pub mod rights;
+mod undo;
+pub mod stacks;
 
 use std::{
     collections::HashMap,
@@ -21,23 +26,24 @@ use tokio::{sync::oneshot, time::Instant};
 use tracing::{error, warn};
 use uuid::Uuid;
 
-use self::grammar::{Command, Confirm, Delete, New, NewProject};
+use self::grammar::{Command, Confirm, Delete, New, NewProject, StacksVerb};
 use crate::{
-    chat::{Mark, Person, Room},
+    chat::{InboxError, Mark, Person, Room},
     containers::SharedContainers,
     dispatch::{SessionKey, actor::Dispatcher, core::Event},
     doctor::Doctor,
+    git::Git,
     home::Home,
     nodes::Nodes,
     outbox::{Address, Outbox, Post, Progress},
-    people::Role,
+    people::{People, Role},
     projects::{Project, Registry, Spec, Stage, saga::Sagas, welcome},
     refusal::Refusal,
     rooms::{Mode, Rooms},
     sessions::{Removal, Sessions},
     tasks::Tasks,
     text,
-    turns::{Handle, StopRequest, Turns, Verdict},
+    turns::{Handle, StopRequest, Turns, Verdict, Word},
     usage::{Usage, pause_text},
 };
 
@@ -61,7 +67,7 @@ pub struct Asked {
     pub role: Role,
     /// Where the answer goes.
     pub to: Address,
-    /// The project that they talk about there.
+    /// The project that it is about: the one that they talk about there, or that the command names.
     pub project: Option<Uuid>,
     /// The message.
     pub event_id: String,
@@ -91,6 +97,8 @@ pub struct Inner {
     pub containers: SharedContainers,
     /// Their sleds.
     pub nodes: Nodes,
+    /// Their git remotes.
+    pub git: Arc<Git>,
     /// Who talks about which.
     pub rooms: Arc<Rooms>,
     /// The agents' memories.
@@ -110,7 +118,9 @@ pub struct Inner {
     /// What the model was used for.
     pub usage: Usage,
     /// Deletions that wait to be confirmed, with their time.
-    pub deletions: Mutex<HashMap<(Room, Person, String), Instant>>,
+    pub deletions: Mutex<HashMap<(Room, Person, Uuid), Instant>>,
+    /// Who may speak.
+    pub people: People,
 }
 
 impl Commands {
@@ -119,18 +129,33 @@ impl Commands {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Takes a command that was journaled. What decides about the messages that follow is done before this returns; the
-    /// rest goes on beside everything else.
-    pub async fn take(&self, command: Command, asked: Asked) {
+    /// Takes a command that was journaled. Whether its asker may give it, and what decides about the messages that follow,
+    /// is done before this returns; the rest goes on beside everything else.
+    ///
+    /// # Errors
+    /// When the gateway is stopping.
+    pub async fn take(&self, command: Command, mut asked: Asked) -> Result<(), InboxError> {
+        if let Err(refusal) = self.permit(&command, &mut asked) {
+            self.answer(asked, Err(refusal)).await;
+            return Ok(());
+        }
+        if let (Command::Stop, Some(project)) = (&command, asked.project) {
+            let room = Some(asked.to.room.clone());
+            let request = StopRequest::Told { event_id: asked.event_id, to: asked.to };
+            let told = self.inner.dispatcher.tell(Event::Stop { room, project, request });
+            return if told { Ok(()) } else { Err(InboxError::Stopping) };
+        }
         if command.is_in_order() {
             let answer = self.run(command, &asked).await;
-            return self.answer(asked, answer).await;
+            self.answer(asked, answer).await;
+            return Ok(());
         }
         let this = self.clone();
         self.inner.tasks.spawn("command", async move {
             let answer = this.run(command, &asked).await;
             this.answer(asked, answer).await;
         });
+        Ok(())
     }
 
     async fn answer(&self, asked: Asked, answer: Result<String, Refusal>) {
@@ -148,18 +173,19 @@ impl Commands {
         match command {
             Command::Help { topic } => Ok(grammar::help(topic.as_deref()).unwrap_or_else(|answer| answer)),
             Command::New(New::Project(new)) => self.new_project(&new, asked).await,
-            Command::Projects => self.projects().await,
+            Command::Projects => self.projects(asked).await,
             Command::Status => self.status(asked).await,
-            Command::Ssh { project } => self.ssh(project.as_deref(), asked),
-            Command::Delete(Delete::Project { name }) => self.ask_deletion(&name, asked),
+            Command::Ssh { .. } => self.ssh(asked),
+            Command::Members { change: None, .. } => self.members(asked),
+            Command::Members { change: Some(change), .. } => self.change_members(change, asked).await,
+            Command::Delete(Delete::Project { .. }) => self.ask_deletion(asked),
             Command::Confirm(Confirm::Delete { name }) => self.delete(&name, asked).await,
             Command::Logs { lines } => self.logs(lines, asked).await,
+            Command::Git { args } if git_audit::is_meant(&args) => self.git_audit(asked).await,
             Command::Git { args } => self.git(args, asked).await,
-            Command::Diff { paths } => {
-                let args = ["diff", "HEAD", "--"].map(str::to_owned).into_iter().chain(paths).collect();
-                self.git(args, asked).await
-            }
-            Command::Switch { project } => self.switch(&project, asked).await,
+            Command::Diff { paths } => self.diff(paths, asked).await,
+            Command::Undo => self.undo(asked).await,
+            Command::Switch { .. } => self.switch(asked).await,
             Command::Reset => self.reset(asked).await,
             // With a project it goes to the dispatcher.
             Command::Stop => Ok("Nothing was running.".to_owned()),
@@ -169,6 +195,7 @@ impl Commands {
             Command::Approve { question } => self.decide(&question, Verdict::Approve, asked).await,
             Command::Deny { question } => self.decide(&question, Verdict::Deny, asked).await,
             Command::Cost => Ok(self.cost(asked)),
+            Command::Stacks(verb) => self.stacks(&verb),
             Command::Doctor => Ok(self.inner.doctor.run(Some(&self.inner.registry)).await.to_markdown()),
             Command::Version => Ok(format!("musher {}", env!("CARGO_PKG_VERSION"))),
         }
@@ -177,20 +204,20 @@ impl Commands {
     /// The project that the asker talks about here.
     fn chosen(&self, asked: &Asked) -> Result<(Uuid, Project), Refusal> {
         let chosen = asked.project.and_then(|id| Some((id, self.inner.registry.get(id)?)));
-        chosen.ok_or_else(|| Refusal::usage("you have not chosen a project here").hint(self.ways_to_choose()))
+        chosen.ok_or_else(|| Refusal::usage("you have not chosen a project here").hint(self.ways_to_choose(&asked.by, asked.role)))
     }
 
     /// What words for an agent are answered with when there is no project for them.
-    pub fn how_to_choose(&self) -> String {
+    pub fn how_to_choose(&self, by: &Person, role: Role) -> String {
         Refusal::usage("there is no agent here yet, because you have not chosen a project")
-            .hint(self.ways_to_choose())
+            .hint(self.ways_to_choose(by, role))
             .to_markdown()
     }
 
-    fn ways_to_choose(&self) -> String {
+    fn ways_to_choose(&self, by: &Person, role: Role) -> String {
         let new =
             Command::New(New::Project(NewProject { stack: Some("rust".to_owned()), ..NewProject::named("myapp") }));
-        let ready = self.inner.registry.all().into_iter().filter(|(_, project)| project.stage == Stage::Registered);
+        let ready = self.inner.registry.used_by(by, role).filter(|(_, project)| project.stage == Stage::Registered);
         let switches: Vec<_> = ready
             .filter_map(|(_, project)| project.spec)
             .take(5)
@@ -203,8 +230,16 @@ impl Commands {
         }
     }
 
-    async fn switch(&self, name: &str, asked: &Asked) -> Result<String, Refusal> {
-        let (id, _) = self.inner.registry.registered(name)?;
+    fn stacks(&self, verb: &StacksVerb) -> Result<String, Refusal> {
+        match verb {
+            StacksVerb::List => Ok(stacks::list(self.inner.containers.stacks(), self.inner.containers.toolchains())),
+            StacksVerb::Check { name } => Ok(stacks::check(&self.inner.home, name.as_deref())?.text),
+        }
+    }
+
+    async fn switch(&self, asked: &Asked) -> Result<String, Refusal> {
+        let (id, project) = self.chosen(asked)?;
+        let name = project.spec.map(|spec| spec.name).unwrap_or_default();
         self.inner.rooms.switch(&asked.to.room, &asked.by, id, asked.cause()).await?;
         Ok(format!("You talk to **{name}** here now."))
     }
@@ -284,9 +319,7 @@ impl Commands {
         if !self.inner.dispatcher.tell(Event::Removed { message: handle }) {
             return Err(Refusal::unavailable("the gateway is stopping"));
         }
-        if let Some(surface) = self.inner.outbox.surface(room.surface) {
-            surface.mark(room, &message.event_id, Mark::Delivered);
-        }
+        self.inner.outbox.mark(room, &message.event_id, Mark::Delivered);
         let words = self.inner.sessions.words(&removed).await?;
         let said = words.first().map(|words| quoted(&words.sender, &words.text)).unwrap_or_default();
         Ok(format!("Taken out: {said}"))
@@ -308,13 +341,31 @@ impl Commands {
 
     async fn decide(&self, question: &str, verdict: Verdict, asked: &Asked) -> Result<String, Refusal> {
         self.inner.turns.expect_question(question).await;
-        let word = self.inner.turns.decide(question, verdict, &asked.by, asked.role, &asked.to.room).await?;
+        let word = self.rule_on(question, verdict, &asked.by, asked.role, &asked.to.room).await?;
         self.inner.turns.carry_word(word).await
+    }
+
+    /// Journals a person's word on an open question, if they may use its project.
+    pub async fn rule_on(
+        &self,
+        question: &str,
+        verdict: Verdict,
+        by: &Person,
+        role: Role,
+        room: &Room,
+    ) -> Result<Word, Refusal> {
+        let turns = &self.inner.turns;
+        if let Some(project) = turns.project_of(question).and_then(|id| self.inner.registry.get(id)) {
+            rights::admit(&project, by, role)?;
+        }
+        turns.decide(question, verdict, by, role, room).await
     }
 
     fn cost(&self, asked: &Asked) -> String {
         let name = |id| Some(self.inner.registry.get(id)?.spec?.name);
-        self.inner.usage.report(asked.project, name)
+        let shown =
+            |id| self.inner.registry.get(id).is_none_or(|project| project.admits(&asked.by, asked.role));
+        self.inner.usage.report(asked.project, shown, name)
     }
 
     async fn new_project(&self, new: &NewProject, asked: &Asked) -> Result<String, Refusal> {
@@ -326,10 +377,12 @@ impl Commands {
         Ok(welcome::welcome(&made?, home, ssh_host.as_deref(), sagas.doors.ports))
     }
 
-    async fn projects(&self) -> Result<String, Refusal> {
-        let all = self.inner.registry.all();
+    /// Those that the asker may use.
+    async fn projects(&self, asked: &Asked) -> Result<String, Refusal> {
+        let all: Vec<_> = self.inner.registry.used_by(&asked.by, asked.role).collect();
         if all.is_empty() {
-            return Ok(format!("There are no projects yet. {}", self.ways_to_choose()));
+            let ways = self.ways_to_choose(&asked.by, asked.role);
+            return Ok(format!("There are no projects that you may use yet. {ways}"));
         }
         let containers = self.inner.containers.list().await;
         let mut lines = Vec::new();
@@ -417,11 +470,8 @@ impl Commands {
         work.await
     }
 
-    fn ssh(&self, name: Option<&str>, asked: &Asked) -> Result<String, Refusal> {
-        let (_, project) = match name {
-            Some(name) => self.inner.registry.registered(name)?,
-            None => self.chosen(asked)?,
-        };
+    fn ssh(&self, asked: &Asked) -> Result<String, Refusal> {
+        let (_, project) = self.chosen(asked)?;
         let Some(spec) = project.spec else { return Err(Refusal::usage("that project is gone")) };
         let name = spec.name;
         let config = self.inner.home.ssh_config();
@@ -438,27 +488,27 @@ impl Commands {
         Ok(lines.join("\n"))
     }
 
-    fn ask_deletion(&self, name: &str, asked: &Asked) -> Result<String, Refusal> {
-        let (_, project) = self.deletable(name, asked)?;
-        let key = (asked.to.room.clone(), asked.by.clone(), name.to_owned());
+    fn ask_deletion(&self, asked: &Asked) -> Result<String, Refusal> {
+        let (id, project) = self.chosen(asked)?;
+        let key = (asked.to.room.clone(), asked.by.clone(), id);
         self.inner.deletions.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
-        let path = project.spec.map(|spec| spec.path).unwrap_or_default();
+        let Some(Spec { name, path, .. }) = project.spec else { return Err(Refusal::usage("that project is gone")) };
         Ok(format!(
             "This removes the container of **{name}**, its home with the agent's memory, and its keys. The files in {} stay.\nWrite `{}` within two minutes to do it.",
             text::code(&path.to_string_lossy()),
-            Command::Confirm(Confirm::Delete { name: name.to_owned() }),
+            Command::Confirm(Confirm::Delete { name: name.clone() }),
         ))
     }
 
     async fn delete(&self, name: &str, asked: &Asked) -> Result<String, Refusal> {
-        let key = (asked.to.room.clone(), asked.by.clone(), name.to_owned());
+        let (id, project) = self.chosen(asked)?;
+        let key = (asked.to.room.clone(), asked.by.clone(), id);
         let asked_at = self.inner.deletions.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         if asked_at.is_none_or(|at| at.elapsed() > CONFIRM_WITHIN) {
             let first = Command::Delete(Delete::Project { name: name.to_owned() });
             return Err(Refusal::usage(format!("there is nothing to confirm for {}", text::code(name)))
                 .hint(format!("Write `{first}` first; it can be confirmed in this room, by you, for two minutes.")));
         }
-        let (id, project) = self.deletable(name, asked)?;
         let path = project.spec.map(|spec| spec.path).unwrap_or_default();
         self.inner.sagas.delete(id, &asked.by, asked.cause(), self.quiet(id)).await?;
         // Nobody waits for a budget of it any more; the dispatcher is gone only when the gateway stops.
@@ -475,30 +525,11 @@ impl Commands {
             warn!(%project, "the project's turn did not end in time");
         }
     }
-
-    /// A project that this person can delete: registered, or left over from a removal that failed.
-    fn deletable(&self, name: &str, asked: &Asked) -> Result<(Uuid, Project), Refusal> {
-        let (id, project) = match self.inner.registry.by_name(name) {
-            Some((id, project)) if matches!(project.stage, Stage::Undoing | Stage::Deleting) => (id, project),
-            _ => self.inner.registry.registered(name)?,
-        };
-        if project.spec.as_ref().is_some_and(|spec| may_delete(spec, &asked.by, asked.role)) {
-            Ok((id, project))
-        } else {
-            Err(Refusal::usage(format!("project {} is somebody else's", text::code(name)))
-                .hint("Ask who made it, or one of the `admins` in bot.toml, to delete it."))
-        }
-    }
 }
 
 /// What somebody said, in a line.
 fn quoted(sender: &Person, said: &str) -> String {
     format!("{}: {}", text::one_line(&sender.id, 60), text::code(&text::one_line(said, 100)))
-}
-
-/// Members delete what they asked for themselves, admins everything.
-fn may_delete(spec: &Spec, by: &Person, role: Role) -> bool {
-    role == Role::Admin || spec.asked_by == *by
 }
 
 /// `status`, for people.
@@ -549,19 +580,4 @@ fn show(output: &CommandOutput) -> String {
         None => said.push_str("\nended by a signal"),
     }
     said
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::chat::{SurfaceKind, console};
-
-    #[test]
-    fn members_delete_their_own_projects_and_admins_all() {
-        let spec = Spec::example("/srv/app");
-        let ann = Person { surface: SurfaceKind::Matrix, id: console::person().id };
-        assert!(may_delete(&spec, &console::person(), Role::Member));
-        assert!(!may_delete(&spec, &ann, Role::Member), "the same id on another surface is somebody else");
-        assert!(may_delete(&spec, &ann, Role::Admin));
-    }
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Post;
 use crate::{
-    chat::{Outbound, Person, Room, SurfaceKind, Weight},
+    chat::{Outbound, Person, Room, Weight},
     text,
 };
 
@@ -98,14 +98,6 @@ impl Queued {
 /// The stream of a room.
 pub(super) fn stream(room: &Room) -> StreamId {
     StreamId::new(STREAM, room)
-}
-
-/// The room of a stream.
-pub(super) fn room(stream: &StreamId) -> Option<Room> {
-    let (surface, id) = stream.id.split_once(':')?;
-    let kinds = [SurfaceKind::Console, SurfaceKind::Matrix];
-    let surface = kinds.into_iter().find(|kind| kind.to_string() == surface)?;
-    Some(Room { surface, id: id.to_owned() })
 }
 
 /// A post as the journal takes it, once under its key.

@@ -301,7 +301,7 @@ impl Lane {
             actor: Actor::Gateway,
             cause: Cause::Event(entry.event),
         };
-        failpoint::append(&self.outbox.inner.journal, append).await
+        self.outbox.inner.journal.append(append).await
     }
 
     fn tell(&self, entry: &Entry, outcome: Outcome) {

@@ -21,15 +21,15 @@ use std::{
 };
 
 use jiff::Timestamp;
-use journal::{Append, AppendError, Appended, Journal, Problem, ReadError, Reader};
+use journal::{Append, AppendError, Appended, Problem, ReadError, Reader};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 
 use self::{events::Undelivered, gate::Gate};
 use crate::{
-    chat::{Person, Room, SharedSurface, SurfaceKind, Weight},
-    failpoint,
+    chat::{Mark, Person, Room, SharedSurface, SurfaceKind, Weight},
     refusal::Refusal,
+    store::Journal,
     tasks::Tasks,
 };
 
@@ -187,7 +187,7 @@ impl Outbox {
             if loaded.state.is_empty() {
                 continue;
             }
-            let room = events::room(&stream).ok_or_else(|| {
+            let room = Room::parse(&stream.id).ok_or_else(|| {
                 Refusal::internal("the outbox cannot be read from the journal", format!("{stream} names no room"))
             })?;
             let found = Busy { undelivered: loaded.state.len(), unsure_up_to: loaded.version, ..Busy::default() };
@@ -217,6 +217,20 @@ impl Outbox {
         self.places().surfaces.get(&kind).cloned()
     }
 
+    /// Shows on a message what became of it, where its surface is there.
+    pub fn mark(&self, room: &Room, event_id: &str, mark: Mark) {
+        if let Some(surface) = self.surface(room.surface) {
+            surface.mark(room, event_id, mark);
+        }
+    }
+
+    /// Takes a person's message out of its room, where its surface is there and can.
+    pub fn take_back(&self, room: &Room, event_id: &str) {
+        if let Some(surface) = self.surface(room.surface) {
+            surface.take_back(room, event_id);
+        }
+    }
+
     /// Journals messages and the events that they follow from in one transaction, all or nothing; then they are sent.
     /// Gives the outcomes of `with`.
     ///
@@ -227,8 +241,8 @@ impl Outbox {
     /// Drafts whose end is one of the posts show nothing more (see [`Progress::new`]).
     ///
     /// # Errors
-    /// When the journal refuses; nothing has changed then. [`refused_by`] tells the journal's own error: a
-    /// [`AppendError::Conflict`] of one of `with` wants to be decided anew, and a [`AppendError::KeyReused`] is always
+    /// When the journal refuses; nothing has changed then. The refusal's source is the journal's own error: an
+    /// [`AppendError::Conflict`] of one of `with` wants to be decided anew, and an [`AppendError::KeyReused`] is always
     /// about a key of `with`.
     pub async fn commit(&self, posts: Vec<Post>, with: Vec<Append>) -> Result<Vec<Appended>, Refusal> {
         let (done, outcome) = oneshot::channel();
@@ -328,7 +342,7 @@ impl Outbox {
         let (queued, outcomes) = self.append(queue, with).await?;
         let mut places = self.places();
         for new in queued.iter().filter(|queued| !queued.repeated).flat_map(|queued| &queued.events) {
-            if let Some(room) = events::room(&new.stream) {
+            if let Some(room) = Room::parse(&new.stream.id) {
                 places.busy.entry(room).or_default().undelivered += 1;
             }
         }
@@ -379,7 +393,7 @@ impl Outbox {
         with: &[Append],
     ) -> Result<(Vec<Appended>, Vec<Appended>), AppendError> {
         // Posts come first, so that their keys are looked at first.
-        let mut outcomes = failpoint::append_all(&self.inner.journal, [posts, with].concat()).await?;
+        let mut outcomes = self.inner.journal.append_all([posts, with].concat()).await?;
         let of_with = outcomes.split_off(posts.len());
         Ok((outcomes, of_with))
     }
@@ -478,11 +492,6 @@ pub fn verify(reader: &Reader) -> Result<Vec<Problem>, ReadError> {
 
 fn unreadable(error: ReadError) -> Refusal {
     Refusal::internal("the outbox cannot be read from the journal", error)
-}
-
-/// The journal's own word, when it was the journal that refused a [`Outbox::commit`].
-pub fn refused_by(refusal: &Refusal) -> Option<&AppendError> {
-    std::error::Error::source(refusal)?.downcast_ref()
 }
 
 #[cfg(test)]

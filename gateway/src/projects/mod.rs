@@ -3,6 +3,7 @@
 //! [`Registry`] holds what the journal says of them. [`saga`] makes and removes them. Everything beneath is small
 //! and either pure or about one thing on the disk.
 
+mod cloning;
 pub mod folder;
 pub mod keys;
 pub mod name;
@@ -19,13 +20,12 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
-use journal::{Actor, Append, AppendError, Cause, Expected, Journal, Loaded, NewEvent, StreamId};
+use journal::{Actor, Append, AppendError, Cause, Expected, Loaded, NewEvent, StreamId};
 use uuid::Uuid;
 
 pub use project::{Identity, Made, Owner, Project, ProjectEvent, Spec, Stage, Step};
 
-use crate::failpoint;
-use crate::refusal::Refusal;
+use crate::{chat::Person, people::Role, refusal::Refusal, store::Journal};
 
 /// All projects, as the journal tells them. Changed by [`Registry::append`] alone, so that what is here and what a
 /// fold of the log gives cannot differ.
@@ -79,8 +79,13 @@ impl Registry {
         })
     }
 
-    /// The registered project of that name; a refusal that helps when there is none.
-    pub fn registered(&self, name: &str) -> Result<(Uuid, Project), Refusal> {
+    /// Those of [`Registry::all`] that this person, who may speak, may use.
+    pub fn used_by(&self, person: &Person, role: Role) -> impl Iterator<Item = (Uuid, Project)> {
+        self.all().into_iter().filter(move |(_, project)| project.admits(person, role))
+    }
+
+    /// The registered project of that name; a refusal that helps when there is none, and names only such as are `shown`.
+    pub fn registered(&self, name: &str, shown: impl Fn(&Project) -> bool) -> Result<(Uuid, Project), Refusal> {
         match self.by_name(name) {
             Some((id, project)) if project.stage == Stage::Registered => Ok((id, project)),
             Some((_, project)) if project.stage == Stage::Making => {
@@ -89,15 +94,15 @@ impl Registry {
             Some(_) => Err(Refusal::usage(format!("project `{name}` is being removed"))
                 .hint(format!("If that failed, `delete project {name}` tries it again."))),
             None => {
-                let shown = crate::text::code(name);
                 let all = self.all();
                 let nearest = all
                     .iter()
+                    .filter(|(_, project)| shown(project))
                     .filter_map(|(_, project)| project.spec.as_ref().map(|spec| spec.name.as_str()))
                     .map(|known| (strsim::jaro_winkler(known, name), known))
                     .filter(|(likeness, _)| *likeness > 0.8)
                     .max_by(|one, other| one.0.total_cmp(&other.0));
-                Err(Refusal::usage(format!("there is no project {shown}")).hint(match nearest {
+                Err(Refusal::usage(format!("there is no project {}", crate::text::code(name))).hint(match nearest {
                     Some((_, known)) => format!("Did you mean `{known}`?"),
                     None => format!(
                         "`projects` lists them; `new project {}` makes one.",
@@ -132,7 +137,7 @@ impl Registry {
                 actor: actor.clone(),
                 cause: cause.clone(),
             };
-            match failpoint::append(&self.journal, append).await {
+            match self.journal.append(append).await {
                 Ok(appended) => break appended,
                 // An earlier caller was cut off between its append and the fold: the journal knows more than we do.
                 Err(AppendError::Conflict { actual, .. }) if actual > loaded.version => {

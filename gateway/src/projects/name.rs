@@ -2,8 +2,9 @@
 
 use crate::{refusal::Refusal, text};
 
-/// Names that mean something else: doors, networks, ourselves.
-const RESERVED: [&str; 8] = ["all", "control", "gateway", "host", "localhost", "musher", "none", "sled"];
+/// Names that mean something else: doors, networks, verbs of `members`, ourselves.
+const RESERVED: [&str; 10] =
+    ["add", "all", "control", "gateway", "host", "localhost", "musher", "none", "remove", "sled"];
 
 /// Checks a name: `[a-z][a-z0-9-]{0,30}`, not reserved.
 pub fn check(name: &str) -> Result<(), Refusal> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 use journal::{DomainEvent, Fold, Recorded};
 use serde::{Deserialize, Serialize};
 
-use crate::chat::Person;
+use crate::{chat::Person, git::Remote, people::Role};
 
 /// The stream kind of projects.
 pub const STREAM: &str = "project";
@@ -19,8 +19,8 @@ pub struct Spec {
     pub path: PathBuf,
     /// The declared stack.
     pub stack: Option<String>,
-    /// What to clone; never with a credential in it.
-    pub git: Option<String>,
+    /// Where it was cloned from: what is fetched from and pushed to. It holds no credential.
+    pub git: Option<Remote>,
     /// The branch to check out.
     pub branch: Option<String>,
     /// How many commits to clone.
@@ -93,6 +93,7 @@ pub enum Step {
 }
 
 /// What happens to a project.
+#[expect(clippy::large_enum_variant, reason = "a project is reserved once, and an event is short-lived")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "data")]
 pub enum ProjectEvent {
@@ -144,6 +145,18 @@ pub enum ProjectEvent {
         /// Why, for people.
         reason: String,
     },
+    /// A person may use it. With the first one it is no longer open to everybody.
+    #[serde(rename = "project.member_added")]
+    MemberAdded {
+        /// Who.
+        person: Person,
+    },
+    /// A person may no longer use it.
+    #[serde(rename = "project.member_removed")]
+    MemberRemoved {
+        /// Who.
+        person: Person,
+    },
     /// A person wants it gone; what we made for it is being removed.
     #[serde(rename = "project.deletion_begun")]
     DeletionBegun,
@@ -162,6 +175,8 @@ impl DomainEvent for ProjectEvent {
         "project.port_moved",
         "project.registered",
         "project.abandoned",
+        "project.member_added",
+        "project.member_removed",
         "project.deletion_begun",
         "project.removed",
     ];
@@ -204,6 +219,8 @@ pub struct Project {
     pub stack_reason: String,
     /// The image.
     pub image: Option<String>,
+    /// Who may use it beside its maker and the admins; `None` until somebody was named: it is open to all who may speak.
+    pub members: Option<BTreeSet<Person>>,
 }
 
 /// An event that cannot follow.
@@ -227,6 +244,8 @@ impl Project {
             ProjectEvent::PortMoved { .. } => ("port_moved", &[Stage::Making, Stage::Registered], self.stage),
             ProjectEvent::Registered => ("registered", &[Stage::Making], Stage::Registered),
             ProjectEvent::Abandoned { .. } => ("abandoned", &[Stage::Making], Stage::Undoing),
+            ProjectEvent::MemberAdded { .. } => ("member_added", &[Stage::Registered], Stage::Registered),
+            ProjectEvent::MemberRemoved { .. } => ("member_removed", &[Stage::Registered], Stage::Registered),
             ProjectEvent::DeletionBegun => ("deletion_begun", &[Stage::Registered], Stage::Deleting),
             ProjectEvent::Removed => ("removed", &[Stage::Undoing, Stage::Deleting], Stage::Removed),
         };
@@ -255,11 +274,28 @@ impl Project {
                     spec.port = *port;
                 }
             }
+            ProjectEvent::MemberAdded { person } => {
+                self.members.get_or_insert_default().insert(person.clone());
+            }
+            // Who was named last leaves it closed.
+            ProjectEvent::MemberRemoved { person } => {
+                self.members.get_or_insert_default().remove(person);
+            }
             ProjectEvent::Registered
             | ProjectEvent::Abandoned { .. }
             | ProjectEvent::DeletionBegun
             | ProjectEvent::Removed => {}
         }
+    }
+
+    /// Whether this person made it, or is admin, and so decides who may use it and when it goes.
+    pub fn is_run_by(&self, person: &Person, role: Role) -> bool {
+        role == Role::Admin || self.spec.as_ref().is_some_and(|spec| spec.asked_by == *person)
+    }
+
+    /// Whether this person, who may speak, may use it (SEC-4).
+    pub fn admits(&self, person: &Person, role: Role) -> bool {
+        self.members.as_ref().is_none_or(|members| members.contains(person)) || self.is_run_by(person, role)
     }
 
     /// Whether all of these events can follow, one after the other.
@@ -312,6 +348,44 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::chat::SurfaceKind;
+
+    fn ann() -> Person {
+        Person { surface: SurfaceKind::Matrix, id: "@ann:example.org".into() }
+    }
+
+    fn bob() -> Person {
+        Person { id: "@bob:example.org".into(), ..ann() }
+    }
+
+    fn person() -> impl Strategy<Value = Person> {
+        prop::sample::select(vec![ann(), bob()])
+    }
+
+    #[test]
+    fn a_project_is_open_until_members_are_named_and_closed_from_then_on() {
+        let maker = crate::chat::console::person();
+        let mut project = Project::default();
+        let mut happens = |event: ProjectEvent| {
+            let to = project.may(&event).expect("it can follow");
+            project.take(&event, to);
+            let rights = |person: &Person| (project.admits(person, Role::Member), project.is_run_by(person, Role::Member));
+            assert!(project.admits(&bob(), Role::Admin) && project.is_run_by(&bob(), Role::Admin), "an admin may all");
+            assert_eq!(rights(&maker), (true, true), "its maker may all");
+            (rights(&ann()), rights(&bob()))
+        };
+        happens(ProjectEvent::Reserved(Spec::example("/srv/app")));
+        let (no, uses) = ((false, false), (true, false));
+        assert_eq!(happens(ProjectEvent::Registered), (uses, uses));
+        assert_eq!(happens(ProjectEvent::MemberAdded { person: ann() }), (uses, no));
+        assert_eq!(happens(ProjectEvent::MemberAdded { person: bob() }), (uses, uses));
+        assert_eq!(happens(ProjectEvent::MemberRemoved { person: ann() }), (no, uses));
+        assert_eq!(happens(ProjectEvent::MemberRemoved { person: bob() }), (no, no), "nobody named is not everybody");
+        assert_eq!(happens(ProjectEvent::DeletionBegun), (no, no));
+        let namesake = Person { surface: SurfaceKind::Matrix, ..maker };
+        assert!(!project.is_run_by(&namesake, Role::Member), "the same id on another surface is somebody else");
+        project.may(&ProjectEvent::MemberAdded { person: ann() }).expect_err("it is going");
+    }
 
     fn event() -> impl Strategy<Value = ProjectEvent> {
         let spec = Spec::example("/srv/app");
@@ -329,6 +403,8 @@ mod tests {
             1 => any::<u16>().prop_map(|port| ProjectEvent::PortMoved { port }),
             2 => Just(ProjectEvent::Registered),
             1 => Just(ProjectEvent::Abandoned { reason: "why".into() }),
+            1 => person().prop_map(|person| ProjectEvent::MemberAdded { person }),
+            1 => person().prop_map(|person| ProjectEvent::MemberRemoved { person }),
             1 => Just(ProjectEvent::DeletionBegun),
             1 => Just(ProjectEvent::Removed),
         ]

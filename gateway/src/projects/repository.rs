@@ -1,186 +1,329 @@
 //! The repository of a new project: cloned, or begun. libgit2 runs no hook, no filter and no helper, so that
 //! nothing of the project's code runs on the host.
+//!
+//! A credential is handed in, used from memory for the one address that it is for, and is in no file, no setting of the
+//! clone and no error.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fs,
     os::unix::fs::{MetadataExt, lchown},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use git2::{
-    CheckoutNotificationType, FetchOptions, ProxyOptions, RemoteCallbacks, RemoteRedirect, Repository,
-    RepositoryInitOptions, RepositoryOpenFlags,
+    CertificateCheckStatus, CheckoutNotificationType, Cred, CredentialType, ErrorClass, ErrorCode, FetchOptions,
+    ProxyOptions, RemoteCallbacks, RemoteRedirect, Repository, RepositoryInitOptions, RepositoryOpenFlags,
     build::{CheckoutBuilder, CloneLocal, RepoBuilder},
 };
-use url::{Host, Url};
 use uuid::Uuid;
 
 use super::{place, project::Owner};
-use crate::{refusal::Refusal, text};
+use crate::{
+    git::{
+        KnownHosts, Remote,
+        audit::Outcome,
+        credentials::{self, Credentials, SshKey, WebCredential},
+    },
+    refusal::Refusal,
+    text,
+};
 
-/// Where a clone comes from (PROJ-3, as far as no credential is needed).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// An https address, or http on loopback.
-    Web(Url),
-    /// A repository on this host.
-    Local(PathBuf),
+/// The mode of a submodule in a tree.
+const SUBMODULE: u32 = 0o160_000;
+/// Files of attributes that are looked at, and how large they may be.
+const ATTRIBUTES: usize = 1000;
+const ATTRIBUTES_BYTES: usize = 256 * 1024;
+
+/// Checks where a project is to come from. A local repository lies under an allowed root, belongs to the same user, is
+/// whole, and is no project's (PROJ-3): what lies in a project's folder is its container's word. Gives it with every link
+/// resolved.
+pub fn check(remote: Remote, rules: &place::Rules) -> Result<Remote, Refusal> {
+    let Remote::Local(path) = &remote else { return Ok(remote) };
+    let shown = text::code(&path.to_string_lossy());
+    let unreadable = |error| {
+        Refusal::internal(format!("{shown} cannot be read"), error)
+            .hint("Give the path of a git repository on this host.")
+    };
+    let real = path.canonicalize().map_err(unreadable)?;
+    let allowed = rules.roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| real.starts_with(root));
+    if !allowed {
+        return Err(Refusal::usage(format!("{shown} is not below a folder where projects may lie"))
+            .hint("Add its parent to `[projects] roots` in bot.toml."));
+    }
+    if let Some((name, _)) = rules.taken.iter().find(|(_, taken)| real.starts_with(taken) || taken.starts_with(&real)) {
+        return Err(
+            Refusal::usage(format!("{shown} belongs to project `{name}`")).hint("Clone it from its address instead.")
+        );
+    }
+    if real.metadata().map_err(unreadable)?.uid() != rules.own.uid {
+        return Err(
+            Refusal::usage(format!("{shown} belongs to another user")).hint("Clone it from its address instead.")
+        );
+    }
+    let repository = Repository::open_ext(&real, RepositoryOpenFlags::NO_SEARCH, &[] as &[&Path])
+        .map_err(|error| Refusal::internal(format!("{shown} is not a git repository"), error))?;
+    let inside = |part: &Path| part.canonicalize().is_ok_and(|part| part.starts_with(&real));
+    if !inside(repository.path()) || !inside(repository.commondir()) {
+        return Err(Refusal::usage(format!("the repository of {shown} lies elsewhere"))
+            .hint("Clone the repository that it belongs to."));
+    }
+    if repository.commondir().join("objects/info/alternates").exists() {
+        return Err(Refusal::usage(format!("{shown} borrows its objects from another repository"))
+            .hint("Repack it first: `git repack -ad` there, then remove `objects/info/alternates`."));
+    }
+    Ok(Remote::Local(real))
 }
 
-impl Source {
-    /// Reads what follows `--git`. The refusal never repeats a credential.
-    pub fn parse(text: &str, home: &Path) -> Result<Self, Refusal> {
-        let refused = |what: &str| {
-            Refusal::usage(what.to_owned()).hint("Give an https address such as `https://example.org/team/app.git`, or the path of a repository on this host.")
-        };
-        if text.starts_with('-') || text.contains("::") || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(refused("that is not the address of a git repository"));
-        }
-        if text.starts_with('/') || text.starts_with("~/") {
-            return Ok(Self::Local(place::expand(text, home)?));
-        }
-        let Ok(url) = Url::parse(text) else {
-            return Err(refused("that is not the address of a git repository"));
-        };
-        if url.password().is_some()
-            || (url.scheme() != "ssh" && !url.username().is_empty())
-            || url.query().is_some()
-            || url.fragment().is_some()
-        {
-            return Err(Refusal::usage("the address carries a user name, a password or a token")
-                .hint("It was not used and not stored. Delete your message, change that credential, and give the address without it."));
-        }
-        let loopback = match url.host() {
-            Some(Host::Domain(name)) => name == "localhost",
-            Some(Host::Ipv4(address)) => address.is_loopback(),
-            Some(Host::Ipv6(address)) => address.is_loopback(),
-            None => false,
-        };
-        match url.scheme() {
-            "https" => Ok(Self::Web(url)),
-            "http" if loopback => Ok(Self::Web(url)),
-            "http" => Err(refused("http is not encrypted, so it is taken on this host's loopback alone")),
-            "ssh" => Err(refused("repositories over ssh are not in this version")),
-            _ => Err(refused("only https addresses and local paths can be cloned")),
-        }
-    }
+/// Who logs in at the server.
+#[derive(Debug)]
+pub enum Login {
+    /// Nobody: there is no credential for it.
+    Nobody,
+    /// By name and token.
+    Web(WebCredential),
+    /// Under a name, by key.
+    Ssh(String, SshKey),
+}
 
-    /// As it is stored and shown.
-    pub fn shown(&self) -> String {
-        match self {
-            Self::Web(url) => url.to_string(),
-            Self::Local(path) => path.display().to_string(),
-        }
-    }
-
-    /// Checks a local repository: under an allowed root, of the same user, whole, and no project's (PROJ-3): what lies in
-    /// a project's folder is its container's word. Gives the source with every link resolved.
-    pub fn check(self, rules: &place::Rules) -> Result<Self, Refusal> {
-        let Self::Local(path) = &self else { return Ok(self) };
-        let shown = text::code(&path.to_string_lossy());
-        let unreadable = |error| {
-            Refusal::internal(format!("{shown} cannot be read"), error)
-                .hint("Give the path of a git repository on this host.")
-        };
-        let real = path.canonicalize().map_err(unreadable)?;
-        let allowed = rules.roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| real.starts_with(root));
-        if !allowed {
-            return Err(Refusal::usage(format!("{shown} is not below a folder where projects may lie"))
-                .hint("Add its parent to `[projects] roots` in bot.toml."));
-        }
-        if let Some((name, _)) =
-            rules.taken.iter().find(|(_, taken)| real.starts_with(taken) || taken.starts_with(&real))
-        {
-            return Err(Refusal::usage(format!("{shown} belongs to project `{name}`"))
-                .hint("Clone it from its address instead."));
-        }
-        if real.metadata().map_err(unreadable)?.uid() != rules.own.uid {
-            return Err(
-                Refusal::usage(format!("{shown} belongs to another user")).hint("Clone it from its address instead.")
-            );
-        }
-        let repository = Repository::open_ext(&real, RepositoryOpenFlags::NO_SEARCH, &[] as &[&Path])
-            .map_err(|error| Refusal::internal(format!("{shown} is not a git repository"), error))?;
-        let inside = |part: &Path| part.canonicalize().is_ok_and(|part| part.starts_with(&real));
-        if !inside(repository.path()) || !inside(repository.commondir()) {
-            return Err(Refusal::usage(format!("the repository of {shown} lies elsewhere"))
-                .hint("Clone the repository that it belongs to."));
-        }
-        if repository.commondir().join("objects/info/alternates").exists() {
-            return Err(Refusal::usage(format!("{shown} borrows its objects from another repository"))
-                .hint("Repack it first: `git repack -ad` there, then remove `objects/info/alternates`."));
-        }
-        Ok(Self::Local(real))
+impl Login {
+    /// The one for this repository.
+    pub fn of(remote: &Remote, credentials: &Credentials) -> Result<Self, Refusal> {
+        Ok(match remote {
+            Remote::Web(web) => credentials.web(web)?.map_or(Self::Nobody, Self::Web),
+            Remote::Ssh(ssh) => {
+                credentials.ssh(ssh)?.map_or(Self::Nobody, |key| Self::Ssh(ssh.login().to_owned(), key))
+            }
+            Remote::Local(_) => Self::Nobody,
+        })
     }
 }
 
 /// What to clone and how.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Clone {
     /// The project's id: the clone is made in a folder of that name and moved to its place when it is whole.
     pub id: Uuid,
     /// From where.
-    pub source: Source,
+    pub remote: Remote,
+    /// Who logs in there.
+    pub login: Login,
+    /// Which SSH servers are known.
+    pub known_hosts: KnownHosts,
     /// Which branch; the remote's default when absent.
     pub branch: Option<String>,
     /// How many commits; all when absent.
     pub depth: Option<u32>,
 }
 
-/// Clones into the folder at `path`, which is empty. Blocks; ends soon after `cancelled` turns true.
-///
-/// `progress` is told how many objects have come, then how many files are written, and how many there are.
-pub fn clone(
-    what: &Clone,
-    path: &Path,
-    cancelled: &Arc<AtomicBool>,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<(), Refusal> {
+/// What a clone is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    /// The server prepares; it is alive.
+    Waiting,
+    /// So many objects of so many have come.
+    Objects(usize, usize),
+    /// So many files of so many are written.
+    Files(usize, usize),
+}
+
+/// How a clone is watched, and broken off.
+#[derive(Debug, Clone, Default)]
+pub struct Watch {
+    /// Turns true when nobody wants it any more.
+    pub cancelled: Arc<AtomicBool>,
+    /// How many bytes have come.
+    pub received: Arc<AtomicU64>,
+}
+
+/// What of a clone people should know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cloned {
+    /// It has submodules, which are still to be fetched.
+    pub submodules: bool,
+    /// Some of its files are kept by Git LFS: what lies there are pointers.
+    pub lfs: bool,
+}
+
+/// How the server and we got on about the credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// It never asked.
+    Never,
+    /// It was given what there is.
+    Given,
+    /// It was given that, and asked again.
+    Refused,
+    /// There is nothing that it could be given.
+    Nothing,
+}
+
+/// Why there is no clone, for the audit and for people.
+pub type NotCloned = (Outcome, Refusal);
+
+/// Clones into the folder at `path`, which is empty. Blocks; ends soon after it was cancelled.
+pub fn clone(what: &Clone, path: &Path, watch: &Watch, mut progress: impl FnMut(Doing)) -> Result<Cloned, NotCloned> {
     let told = RefCell::new(&mut progress);
+    let wanted = || !watch.cancelled.load(Ordering::Relaxed);
+    let (asked, stranger) = (Cell::new(Asked::Never), RefCell::new(None));
     let mut callbacks = RemoteCallbacks::new();
     callbacks.transfer_progress(|transfer| {
-        told.borrow_mut()(transfer.received_objects(), transfer.total_objects());
-        !cancelled.load(Ordering::Relaxed)
+        watch.received.store(u64::try_from(transfer.received_bytes()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        told.borrow_mut()(Doing::Objects(transfer.received_objects(), transfer.total_objects()));
+        wanted()
     });
-    // Without a credentials callback, a server that wants one is an error and nothing is asked.
+    callbacks.sideband_progress(|_| {
+        told.borrow_mut()(Doing::Waiting);
+        wanted()
+    });
+    callbacks.credentials(|_, _, allowed| give_login(&what.login, allowed, &asked));
+    if let Remote::Ssh(ssh) = &what.remote {
+        callbacks.certificate_check(|certificate, _| {
+            let key = certificate.as_hostkey().and_then(git2::cert::CertHostkey::hostkey);
+            let known = match key {
+                Some(key) => what.known_hosts.demand(ssh.bare_host(), ssh.port(), key),
+                None => Err(Refusal::internal("the SSH server cannot be recognised", "it showed no host key")),
+            };
+            known.map(|()| CertificateCheckStatus::CertificateOk).map_err(|refusal| {
+                stranger.replace(Some(refusal));
+                given_up()
+            })
+        });
+    }
     let mut fetch = FetchOptions::new();
     let mut proxy = ProxyOptions::new();
     proxy.auto();
-    fetch.remote_callbacks(callbacks).follow_redirects(RemoteRedirect::Initial).proxy_options(proxy);
+    // On the same server libgit2 follows all the same: whoever asks for a clone looks for that beforehand.
+    fetch.remote_callbacks(callbacks).follow_redirects(RemoteRedirect::None).proxy_options(proxy);
     if let Some(depth) = what.depth {
         fetch.depth(i32::try_from(depth).unwrap_or(i32::MAX));
     }
     let mut builder = RepoBuilder::new();
     let mut checkout = CheckoutBuilder::new();
-    checkout.progress(|_, done, all| told.borrow_mut()(done, all));
-    checkout.notify_on(CheckoutNotificationType::all()).notify(|_, _, _, _, _| !cancelled.load(Ordering::Relaxed));
+    checkout.progress(|_, done, all| told.borrow_mut()(Doing::Files(done, all)));
+    checkout.notify_on(CheckoutNotificationType::all()).notify(|_, _, _, _, _| wanted());
     builder.fetch_options(fetch).clone_local(CloneLocal::NoLinks).with_checkout(checkout);
     if let Some(branch) = &what.branch {
         builder.branch(branch);
     }
     let stage = path.join(format!(".musher-clone-{}", what.id));
-    let cloned = builder.clone(&what.source.shown(), &stage).map(drop);
-    cloned.map_err(|error| {
-        let hint = match (error.code(), &what.branch) {
-            (git2::ErrorCode::Auth, _) => "It wants a credential; private repositories are not in this version.",
-            (git2::ErrorCode::NotFound, Some(_)) => "Check the branch.",
-            _ => "Check the address, and that this host reaches it.",
-        };
-        Refusal::internal(
-            format!("{} cannot be cloned", text::code(&what.source.shown())),
-            GitError(text::one_line(error.message(), 200)),
-        )
-        .hint(hint)
+    let cloned = builder.clone(&what.remote.shown(), &stage).and_then(|repository| look(&repository));
+    drop(builder);
+    let cloned = cloned.map_err(|error| {
+        if !wanted() {
+            return unwanted();
+        }
+        let distrust = stranger.take().map(|refusal| (Outcome::Untrusted, refusal));
+        distrust.unwrap_or_else(|| refused(what, asked.get(), &error))
     })?;
-    if cancelled.load(Ordering::Relaxed) {
-        return Err(Refusal::unavailable("the clone was given up"));
+    if !wanted() {
+        return Err(unwanted());
     }
-    unpack(&stage, path).map_err(|error| Refusal::internal("the clone could not be put into its place", error))
+    unpack(&stage, path)
+        .map_err(|error| (Outcome::Done, Refusal::internal("the clone could not be put into its place", error)))?;
+    Ok(cloned)
+}
+
+/// What libgit2 is told where there is nothing to give it. It is not shown.
+fn given_up() -> git2::Error {
+    git2::Error::new(ErrorCode::Auth, ErrorClass::Callback, "given up")
+}
+
+fn give_login(login: &Login, allowed: CredentialType, asked: &Cell<Asked>) -> Result<Cred, git2::Error> {
+    if let (true, Login::Ssh(user, _)) = (allowed.contains(CredentialType::USERNAME), login) {
+        return Cred::username(user);
+    }
+    if asked.get() != Asked::Never {
+        asked.set(Asked::Refused);
+        return Err(given_up());
+    }
+    match login {
+        Login::Web(login) if allowed.contains(CredentialType::USER_PASS_PLAINTEXT) => {
+            asked.set(Asked::Given);
+            Cred::userpass_plaintext(login.user(), login.expose_token())
+        }
+        Login::Ssh(user, key) if allowed.intersects(CredentialType::SSH_KEY | CredentialType::SSH_MEMORY) => {
+            asked.set(Asked::Given);
+            Cred::ssh_key_from_memory(user, None, key.expose_pem(), None)
+        }
+        _ => {
+            asked.set(Asked::Nothing);
+            Err(given_up())
+        }
+    }
+}
+
+fn unwanted() -> NotCloned {
+    (Outcome::CutOff, Refusal::unavailable("the clone was given up"))
+}
+
+/// What people are told of a clone that failed.
+fn refused(what: &Clone, asked: Asked, error: &git2::Error) -> NotCloned {
+    let shown = text::code(&what.remote.shown());
+    let store = match &what.remote {
+        Remote::Web(web) => {
+            format!("`musher secrets set {}`, with `user:token` on standard input.", credentials::example(web))
+        }
+        Remote::Ssh(ssh) => {
+            format!("`musher secrets set {} < key`, a private key without a passphrase.", credentials::example_ssh(ssh))
+        }
+        Remote::Local(_) => String::new(),
+    };
+    match asked {
+        Asked::Nothing => {
+            let refusal = Refusal::usage(format!("{shown} wants a credential, and none is stored for it")).hint(format!(
+                "Check the address: a repository that is not there looks the same. For a private one store a credential, then give the same command again: {store}"
+            ));
+            return (Outcome::Denied, refusal);
+        }
+        Asked::Refused => {
+            let refusal =
+                Refusal::usage(format!("the server of {shown} does not take the credential that is stored for it"))
+                    .hint(format!("Store one that it takes, then give the same command again: {store}"));
+            return (Outcome::Denied, refusal);
+        }
+        Asked::Never | Asked::Given => {}
+    }
+    if let (ErrorCode::NotFound, ErrorClass::Reference, Some(branch)) = (error.code(), error.class(), &what.branch) {
+        let refusal = Refusal::usage(format!("{shown} has no branch {}", text::code(branch)))
+            .hint("Check the branch, or leave `--branch` out for the repository's own default.");
+        return (Outcome::Failed, refusal);
+    }
+    let (outcome, hint) = match error.class() {
+        ErrorClass::Net | ErrorClass::Os => {
+            (Outcome::Unreachable, "Check the address, and that this host reaches it; the same command tries it again.")
+        }
+        _ => (Outcome::Failed, "Check the address; the same command tries it again."),
+    };
+    let said = GitError(text::one_line(error.message(), 200));
+    (outcome, Refusal::internal(format!("{shown} cannot be cloned"), said).hint(hint))
+}
+
+/// What of a clone people should know, from its index.
+fn look(repository: &Repository) -> Result<Cloned, git2::Error> {
+    let index = repository.index()?;
+    let listed = index.get_path(Path::new(".gitmodules"), 0).is_some();
+    let submodules = listed && index.iter().any(|entry| entry.mode == SUBMODULE);
+    let attributes = index
+        .iter()
+        .filter(|entry| entry.path == b".gitattributes" || entry.path.ends_with(b"/.gitattributes"))
+        .take(ATTRIBUTES);
+    let mut lfs = false;
+    for entry in attributes {
+        let Ok(blob) = repository.find_blob(entry.id) else { continue };
+        lfs |= blob.size() <= ATTRIBUTES_BYTES && names_lfs(&String::from_utf8_lossy(blob.content()));
+    }
+    Ok(Cloned { submodules, lfs })
+}
+
+/// Whether a file of attributes gives files to Git LFS.
+fn names_lfs(attributes: &str) -> bool {
+    let lines = attributes.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    lines.flat_map(|line| line.split_whitespace().skip(1)).any(|attribute| attribute == "filter=lfs")
 }
 
 /// Moves what is in a folder up into the folder around it.
@@ -221,42 +364,20 @@ struct GitError(String);
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
-    fn addresses() {
-        let home = Path::new("/home/ann");
-        let web = |text: &str| Ok::<_, String>(Source::Web(Url::parse(text).expect("it is an address")));
-        for (text, expected) in [
-            ("https://example.org/a.git", web("https://example.org/a.git")),
-            ("http://127.0.0.1:9/a", web("http://127.0.0.1:9/a")),
-            ("http://localhost/a", web("http://localhost/a")),
-            ("~/src/a", Ok(Source::Local("/home/ann/src/a".into()))),
-            ("http://example.org/a", Err("http is not encrypted".into())),
-            ("https://ann:secret@example.org/a", Err("the address carries".into())),
-            ("https://ghp_token@example.org/a", Err("the address carries".into())),
-            ("https://example.org/a?token=1", Err("the address carries".into())),
-            ("ssh://git@example.org/a", Err("repositories over ssh".into())),
-            ("git@example.org:a/b.git", Err("that is not the address".into())),
-            ("ext::sh -c id", Err("that is not the address".into())),
-            ("ext::sh", Err("that is not the address".into())),
-            ("--upload-pack=id", Err("that is not the address".into())),
-            ("-x", Err("that is not the address".into())),
-            ("file:///etc", Err("only https".into())),
-            ("git://example.org/a", Err("only https".into())),
-            ("", Err("that is not the address".into())),
+    fn files_of_attributes_tell_of_lfs() {
+        for (text, lfs) in [
+            ("*.bin filter=lfs diff=lfs merge=lfs -text\n", true),
+            ("# *.bin filter=lfs\n*.txt text\n", false),
+            ("filter=lfs text\n", false),
+            ("*.bin -filter=lfs\n", false),
+            ("", false),
         ] {
-            match (Source::parse(text, home), expected) {
-                (Ok(source), Ok(expected)) => assert_eq!(source, expected),
-                (Err(refusal), Err(words)) => {
-                    assert!(refusal.what.starts_with(&words), "{text}: {refusal}");
-                    assert!(
-                        !refusal.to_string().contains("secret") && !refusal.to_string().contains("ghp_"),
-                        "{refusal}"
-                    );
-                }
-                (found, expected) => panic!("{text}: {found:?}, not {expected:?}"),
-            }
+            assert_eq!(names_lfs(text), lfs, "{text}");
         }
     }
 
@@ -282,21 +403,29 @@ mod tests {
             fallback: own,
         };
         fs::create_dir_all(folder.path().join("elsewhere")).expect("it can be made");
-        let source = Source::Local(source);
+        let source = Remote::Local(source);
         for (refused, why) in [
             (rules("elsewhere", "x", own.uid), "not below"),
             (rules("", "source", own.uid), "project `other`"),
             (rules("", "x", 4_000_000), "another user"),
         ] {
-            let refusal = source.clone().check(&refused).expect_err(why);
+            let refusal = check(source.clone(), &refused).expect_err(why);
             assert!(refusal.what.contains(why), "{refusal}");
         }
-        let source = source.check(&rules("", "x", own.uid)).expect("it is allowed");
+        let remote = check(source, &rules("", "x", own.uid)).expect("it is allowed");
 
         let target = folder.path().join("target");
         fs::create_dir(&target).expect("it can be made");
-        let what = Clone { id: Uuid::now_v7(), source, branch: None, depth: None };
-        clone(&what, &target, &Arc::default(), |_, _| ()).expect("it can be cloned");
+        let what = Clone {
+            id: Uuid::now_v7(),
+            remote,
+            login: Login::Nobody,
+            known_hosts: KnownHosts::default(),
+            branch: None,
+            depth: None,
+        };
+        let cloned = clone(&what, &target, &Watch::default(), |_| ()).expect("it can be cloned");
+        assert_eq!(cloned, Cloned { submodules: false, lfs: false });
         assert_eq!(fs::read_to_string(target.join("file")).expect("it is there"), "hello");
         let linked = walk(&target)
             .into_iter()
@@ -315,13 +444,14 @@ mod tests {
         fs::create_dir(&bent).expect("it can be made");
         fs::write(bent.join(".git"), format!("gitdir: {}\n", target.join(".git").display()))
             .expect("it can be written");
-        let refusal = Source::Local(bent).check(&rules("", "x", own.uid)).expect_err("it leads out");
+        let refusal = check(Remote::Local(bent), &rules("", "x", own.uid)).expect_err("it leads out");
         assert!(refusal.what.contains("lies elsewhere"), "{refusal}");
 
         let empty = folder.path().join("empty");
         fs::create_dir(&empty).expect("it can be made");
         let wrong = Clone { branch: Some("nope".into()), ..what };
-        clone(&wrong, &empty, &Arc::default(), |_, _| ()).expect_err("there is no such branch");
+        let (_, refusal) = clone(&wrong, &empty, &Watch::default(), |_| ()).expect_err("there is no such branch");
+        assert!(refusal.what.ends_with("has no branch `nope`"), "{refusal}");
     }
 
     fn walk(path: &Path) -> Vec<PathBuf> {

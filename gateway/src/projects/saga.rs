@@ -4,10 +4,7 @@
 use std::{
     collections::BTreeSet,
     path::Path,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -17,15 +14,25 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{
-    Made, Owner, Project, ProjectEvent, Registry, Spec, Stage, Step, folder, keys, name,
+    Made, Owner, Project, ProjectEvent, Registry, Spec, Stage, Step,
+    cloning::fetch_submodules,
+    folder, keys, name,
     place::{self, Found, Place},
-    repository::{self, Source},
+    repository::{self, Cloned},
     ssh_config::Doors,
     steps::{Steps, describe},
 };
 use crate::{
-    chat::Person, commands::grammar::NewProject, containers::SharedContainers, home::Home, nodes::Nodes,
-    outbox::Progress, refusal::Refusal, text,
+    author::Author,
+    chat::Person,
+    commands::grammar::NewProject,
+    containers::SharedContainers,
+    git::{Git, Remote},
+    home::Home,
+    nodes::Nodes,
+    outbox::Progress,
+    refusal::Refusal,
+    text,
 };
 
 /// The first and last port of SSH doors: below Linux's ephemeral range (32768–60999), so that no outgoing connection
@@ -33,10 +40,10 @@ use crate::{
 const PORTS: std::ops::RangeInclusive<u16> = 22_200..=23_999;
 /// How long sshd may take to answer in a container that runs.
 const DOOR_PATIENCE: Duration = Duration::from_secs(20);
-/// How long a clone may bring nothing.
-const CLONE_SILENCE: Duration = Duration::from_mins(2);
-/// How long a clone that is given up may take to notice.
-const CLONE_END: Duration = Duration::from_secs(10);
+/// What to do where nobody says whose name commits carry.
+const AUTHOR_LINES: &str = "Add these two lines at the top of bot.toml and restart musher, or set `user.name` and `user.email` with `git config --global` on this host:\n`git_user_name = \"Ann Other\"`\n`git_user_email = \"ann@example.org\"`";
+/// What people are told of files that Git LFS keeps.
+const LFS_REMARK: &str = "⚠ Some files are kept by Git LFS: what is there are its pointers. Git LFS is not in the container, and its transfers do not go through the gateway.";
 /// Tries at a free port.
 const PORT_TRIES: usize = 50;
 
@@ -69,6 +76,10 @@ pub struct Sagas {
     pub removing: Arc<Mutex<BTreeSet<Uuid>>>,
     /// Rules for places; `taken` is filled in here.
     pub places: place::Rules,
+    /// The way to git remotes.
+    pub git: Arc<Git>,
+    /// Whose name commits carry.
+    pub author: Author,
 }
 
 /// A project that is there now.
@@ -95,8 +106,8 @@ impl Sagas {
     ) -> Result<Created, Refusal> {
         let began = Instant::now();
         let mut steps = Steps::new(progress);
-        let (id, place, source) = self.reserve(ask, by, cause).await?;
-        match self.make(id, ask, place, source, &mut steps).await {
+        let (id, place, remote) = self.reserve(ask, by, cause).await?;
+        match self.make(id, ask, place, remote, &mut steps).await {
             Ok((project, remarks)) => {
                 steps.finish();
                 Ok(Created { id, project, remarks, took: began.elapsed() })
@@ -168,8 +179,16 @@ impl Sagas {
         ask: &NewProject,
         by: &Person,
         cause: Cause,
-    ) -> Result<(Uuid, Place, Option<Source>), Refusal> {
+    ) -> Result<(Uuid, Place, Option<Remote>), Refusal> {
         name::check(&ask.name)?;
+        let remote = ask.git.as_deref().map(|git| Remote::parse(git, &self.places.home)).transpose()?;
+        if let Some(remote) = &remote {
+            if self.author.now().is_none() {
+                return Err(Refusal::config("nobody has said whose name commits are to carry").hint(AUTHOR_LINES));
+            }
+            // libgit2 looks names up anew; whom it finds has to prove to be that host before a credential is used.
+            self.git.reach.check(remote).await?;
+        }
         let _held = self.registry.reserving.lock().await;
         if let Some((_, other)) = self.registry.by_name(&ask.name) {
             let hint = match other.stage {
@@ -191,15 +210,14 @@ impl Sagas {
             .map(|spec| (spec.name.clone(), spec.path.clone()));
         let rules = place::Rules { taken: taken.collect(), ..self.places.clone() };
         let place = place::choose(&rules, &ask.name, ask.path.as_deref(), ask.adopt)?;
-        let source = ask.git.as_deref().map(|git| Source::parse(git, &rules.home)).transpose()?;
-        let source = source.map(|source| source.check(&rules)).transpose()?;
+        let remote = remote.map(|remote| repository::check(remote, &rules)).transpose()?;
         // Nothing is begun that cannot end: without an engine there is no project.
         self.containers.check(cpus).await?;
         let spec = Spec {
             name: ask.name.clone(),
             path: place.path.clone(),
             stack: ask.stack.clone(),
-            git: source.as_ref().map(Source::shown),
+            git: remote.clone(),
             branch: ask.branch.clone(),
             depth: ask.depth,
             adopt: ask.adopt,
@@ -210,7 +228,7 @@ impl Sagas {
         };
         let id = Uuid::now_v7();
         self.registry.append(id, &[ProjectEvent::Reserved(spec)], Actor::Person(by.to_string()), cause).await?;
-        Ok((id, place, source))
+        Ok((id, place, remote))
     }
 
     async fn begin(&self, id: Uuid, step: Step) -> Result<(), Refusal> {
@@ -226,18 +244,19 @@ impl Sagas {
         id: Uuid,
         ask: &NewProject,
         place: Place,
-        source: Option<Source>,
+        remote: Option<Remote>,
         steps: &mut Steps<'_>,
     ) -> Result<(Project, Vec<String>), Refusal> {
         let mut remarks = Vec::new();
+        let mut cloned = None;
 
         self.begin(id, Step::Directory).await?;
         let owner = self.directory(id, &place).await?;
 
         self.begin(id, Step::Repository).await?;
-        if let Some(source) = source {
+        if let Some(remote) = &remote {
             steps.next("clone");
-            clone(id, source, ask, &place.path, steps).await?;
+            cloned = Some(self.clone_repository(id, remote, ask, &place.path, steps).await?);
         } else if place.found != Found::Repository {
             repository::begin(&place.path)?;
         }
@@ -252,6 +271,9 @@ impl Sagas {
 
         let stack = self.choose_stack(id, ask, &place.path, &mut remarks).await?;
         let stack = stack.as_deref().map(|name| self.containers.stack(name)).transpose()?;
+        if let Some(missing) = stack.and_then(|stack| stack.missing(self.containers.toolchains())) {
+            remarks.push(format!("⚠ This stack lacks {}.", text::one_line(missing, 200)));
+        }
         steps.next("image");
         let plan = self.containers.plan(stack, owner).await?;
         self.tell(
@@ -266,14 +288,28 @@ impl Sagas {
 
         steps.next("container");
         self.begin(id, Step::Keys).await?;
-        keys::make(&self.home.project(id), owner)
+        keys::make(&self.home.project(id), owner, remote.as_ref())
             .map_err(|error| Refusal::internal("the keys could not be made", error))?;
         self.tell(
             id,
             &[ProjectEvent::StepBegun { step: Step::Container }, ProjectEvent::StepBegun { step: Step::Sled }],
         )
         .await?;
-        self.nodes.sled(id).await?;
+        let sled = self.nodes.sled(id).await?;
+        if let Some(Cloned { submodules, lfs }) = cloned {
+            if submodules {
+                steps.next("submodules");
+                remarks.extend(fetch_submodules(&sled).await);
+            }
+            if lfs {
+                remarks.push(LFS_REMARK.to_owned());
+            }
+        }
+        if self.author.now().is_none() {
+            remarks.push(format!(
+                "⚠ Nobody has said whose name commits are to carry, so the agent cannot commit. {AUTHOR_LINES}"
+            ));
+        }
         if self.doors.ports {
             let port = self.registry.get(id).and_then(|project| project.spec).map(|spec| spec.port);
             self.await_door(port.unwrap_or_default()).await?;
@@ -323,6 +359,19 @@ impl Sagas {
         }
         self.tell(id, &[ProjectEvent::StackChosen { stack: stack.clone(), reason }]).await?;
         Ok(stack)
+    }
+
+    /// Brings what git reads in the containers of registered projects up to date, such as those of an earlier version.
+    pub fn refresh_git(&self) {
+        for (id, project) in self.registry.all() {
+            let (Stage::Registered, Some((_, owner)), Some(spec)) = (project.stage, project.directory, project.spec)
+            else {
+                continue;
+            };
+            if let Err(error) = keys::write_git_settings(&self.home.project(id), owner, spec.git.as_ref()) {
+                warn!(%id, project = spec.name, %error, "the settings of its git cannot be written");
+            }
+        }
     }
 
     /// Waits until sshd greets at the port door.
@@ -426,45 +475,4 @@ fn check_memory(memory: &str) -> Result<u64, Refusal> {
 /// Runs work on the disk, which may take long, where it holds nobody up.
 async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
     tokio::task::spawn_blocking(work).await.map_err(|error| Refusal::internal("work on the disk broke off", error))?
-}
-
-/// Clones on a thread of its own; ends soon after this future is dropped.
-/// Clones on a thread of its own; given up when nothing comes any more. A thread that hangs in a connection for longer
-/// works in a folder that bears the project's id, and so can disturb nobody.
-async fn clone(id: Uuid, source: Source, ask: &NewProject, path: &Path, steps: &mut Steps<'_>) -> Result<(), Refusal> {
-    struct CancelOnDrop(Arc<AtomicBool>);
-    impl Drop for CancelOnDrop {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-    let what = repository::Clone { id, source, branch: ask.branch.clone(), depth: ask.depth };
-    let cancelled = CancelOnDrop(Arc::default());
-    let (flag, path) = (Arc::clone(&cancelled.0), path.to_owned());
-    let (sender, mut progress) = tokio::sync::watch::channel((0, 0));
-    let mut cloning = tokio::task::spawn_blocking(move || {
-        repository::clone(&what, &path, &flag, |have, all| {
-            sender.send_replace((have, all));
-        })
-    });
-    loop {
-        tokio::select! {
-            cloned = &mut cloning => return cloned.map_err(|error| Refusal::internal("the clone broke off", error))?,
-            Ok(()) = progress.changed() => {
-                let (have, all) = *progress.borrow_and_update();
-                if have == all || have % 1000 == 0 {
-                    steps.detail(format!("{have} of {all}"));
-                }
-            }
-            () = tokio::time::sleep(CLONE_SILENCE) => {
-                let secs = CLONE_SILENCE.as_secs();
-                drop(cancelled);
-                // What it does when it notices must not meet the undo; a thread that hangs longer does nothing more.
-                let ended = tokio::time::timeout(CLONE_END, &mut cloning).await;
-                warn!(ended = ended.is_ok(), "a clone is given up");
-                return Err(Refusal::unavailable(format!("the clone is given up: nothing came for {secs} s"))
-                    .hint("Check the address, and that this host reaches it."));
-            }
-        }
-    }
 }

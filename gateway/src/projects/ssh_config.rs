@@ -116,9 +116,14 @@ fn config(home: &Home, musher: &Path, doors: &[Door]) -> io::Result<String> {
     Ok(text)
 }
 
-/// A path as an argument of `ssh_config`: in double quotes, `%` doubled. ssh cannot express a double quote or a line break.
+/// A path as an argument of `ssh_config`: in double quotes, `%` doubled. ssh cannot express a double quote or a line break,
+/// and reads `${…}` as a variable.
 fn quoted(path: &Path) -> io::Result<String> {
-    Ok(format!("\"{}\"", expressible(path)?.replace('%', "%%")))
+    let text = expressible(path)?;
+    if text.contains("${") {
+        return Err(inexpressible(path));
+    }
+    Ok(format!("\"{}\"", text.replace('%', "%%")))
 }
 
 /// A path as a word of `ProxyCommand`, which the person's shell reads after ssh has replaced `%`.
@@ -127,9 +132,13 @@ fn shell(path: &Path) -> io::Result<String> {
 }
 
 fn expressible(path: &Path) -> io::Result<&str> {
-    path.to_str().filter(|path| !path.contains(['"', '\\']) && !path.chars().any(char::is_control)).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, format!("ssh cannot express the path {}", path.display()))
-    })
+    path.to_str()
+        .filter(|path| !path.contains(['"', '\\']) && !path.chars().any(char::is_control))
+        .ok_or_else(|| inexpressible(path))
+}
+
+fn inexpressible(path: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("ssh cannot express the path {}", path.display()))
 }
 
 #[cfg(test)]
@@ -137,6 +146,46 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn a_hostile_place_is_written_as_one_argument_or_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let canary = folder.path().join("canary");
+        let (mut written, mut refused) = (0, 0);
+        for hostile in crate::text::hostile() {
+            // What can be a folder's name at all.
+            let name = hostile.replace("CANARY", "canary").replace(['/', '\0'], "_");
+            let folder = tempfile::tempdir().expect("a temporary folder can be made");
+            let Ok(home) = Home::open(&folder.path().join(format!("x{name}"))) else { continue };
+            let door =
+                Door { id: Uuid::nil(), name: "app".into(), port: None, host_key: "ssh-ed25519 AAAA\n".into() };
+            let musher = home.root().join("musher");
+            if let Err(error) = write(&home, &musher, &[door]) {
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name:?}: {error}");
+                refused += 1;
+                continue;
+            }
+            written += 1;
+            let output = Command::new("ssh")
+                .current_dir(folder.path())
+                .args(["-G", "-F"])
+                .arg(home.ssh_config())
+                .arg("app.musher")
+                .output()
+                .expect("ssh is installed");
+            let (said, read) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+            assert!(output.status.success(), "{name:?}: {said}");
+            let known = format!("userknownhostsfile {}/known_hosts", home.root().display());
+            assert!(read.lines().any(|line| line == known), "{name:?}:\n{read}");
+            // The shell that runs it gets the program's path and its arguments, each as one word.
+            let proxy = read.lines().find_map(|line| line.strip_prefix("proxycommand ")).expect("it has one");
+            let words = shell_words::split(&proxy.replace("%%", "%")).expect("a shell can read it");
+            let root = home.root().to_str().expect("it is text");
+            assert_eq!(words, [&format!("{root}/musher"), "--home", root, "ssh-proxy", "app"], "{name:?}");
+        }
+        assert!(written > 20 && refused > 20, "{written} {refused}");
+        assert!(!canary.exists());
+    }
 
     #[test]
     fn openssh_reads_what_was_written() {

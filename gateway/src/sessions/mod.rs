@@ -13,7 +13,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use journal::{Actor, Append, AppendError, Appended, Cause, Expected, Journal, Loaded, NewEvent, StreamId};
+use journal::{Actor, Append, AppendError, Appended, Cause, Expected, Loaded, NewEvent, StreamId};
 use link::requests::AgentSession;
 use uuid::Uuid;
 
@@ -21,11 +21,11 @@ pub use self::session::{Answered, Ending, Message, Removal, Running, Session, Se
 use crate::{
     chat::{Inbound, Person, Room, SurfaceKind},
     dispatch::SessionKey,
-    failpoint,
     outbox::{Outbox, Post},
     people::Role,
     prompt::Words,
     refusal::Refusal,
+    store::Journal,
     text::masked,
 };
 
@@ -95,13 +95,15 @@ struct Inner {
 struct Change {
     events: Vec<NewEvent>,
     posts: Vec<Post>,
+    /// What follows in other streams.
+    with: Vec<Append>,
     key: Option<String>,
 }
 
 impl Change {
     fn of<'a>(events: impl IntoIterator<Item = &'a SessionEvent>) -> Result<Self, Refusal> {
         let events = NewEvent::encode_all(events).map_err(|error| unjournaled(&error))?;
-        Ok(Self { events, posts: Vec::new(), key: None })
+        Ok(Self { events, posts: Vec::new(), with: Vec::new(), key: None })
     }
 }
 
@@ -172,7 +174,7 @@ impl Sessions {
                 accepted = accepted.with_text(quote, masked(quoted));
             }
             events.push(accepted);
-            Ok((Change { events, posts: Vec::new(), key: Some(id.clone()) }, ()))
+            Ok((Change { events, posts: Vec::new(), with: Vec::new(), key: Some(id.clone()) }, ()))
         };
         let behind = self.is_busy(key.project);
         let (new, ()) = self.change(key, actor, Cause::Command(said.event_id.clone()), decide).await?;
@@ -183,8 +185,15 @@ impl Sessions {
     }
 
     /// Gives a message that still waits in this room another text; whether there was one, by this person.
-    pub async fn edit(&self, room: &Room, event_id: &str, sender: &Person, text: &str) -> Result<bool, Refusal> {
-        for key in self.live_in(room) {
+    pub async fn edit(
+        &self,
+        room: &Room,
+        event_id: &str,
+        sender: &Person,
+        text: &str,
+        admitted: impl Fn(Uuid) -> bool,
+    ) -> Result<bool, Refusal> {
+        for key in self.live_in(room).into_iter().filter(|key| admitted(key.project)) {
             let actor = Actor::Person(sender.to_string());
             let decide = |session: &Session| {
                 let waits =
@@ -314,7 +323,8 @@ impl Sessions {
         self.change(key, actor, Cause::None, decide).await.map(|(_, decided)| decided)
     }
 
-    /// Journals that a turn is over together with what is told of it (DESIGN: answered); one that does not run is over already.
+    /// Journals that a turn is over together with what is told of it (DESIGN: answered) and what follows in other streams;
+    /// one that does not run is over already.
     pub async fn finish(
         &self,
         key: &SessionKey,
@@ -322,6 +332,7 @@ impl Sessions {
         ending: Ending,
         agent_ran: bool,
         posts: Vec<Post>,
+        with: Vec<Append>,
     ) -> Result<(), Refusal> {
         let actor = Actor::Sled(key.project.to_string());
         let decide = |session: &Session| {
@@ -331,6 +342,7 @@ impl Sessions {
             }
             let mut change = Change::of([&SessionEvent::TurnFinished { turn, ending, agent_ran }])?;
             change.posts.clone_from(&posts);
+            change.with.clone_from(&with);
             Ok((change, ()))
         };
         self.change(key, actor, Cause::None, decide).await.map(drop)
@@ -476,24 +488,25 @@ impl Sessions {
         } else {
             kept.insert(journal.load_snapshot::<Session>(&stream).await.map_err(|error| unreadable(&error))?)
         };
-        let (Change { events, posts, key, .. }, decided) = decide(&now.state)?;
+        let (Change { events, posts, with, key }, decided) = decide(&now.state)?;
         if events.is_empty() {
             return Ok((false, decided));
         }
         let expected = Expected::Version(now.version);
         let append = Append { stream: stream.clone(), expected, events, key, actor, cause };
+        let mut appends = vec![append];
+        appends.extend(with);
         let appended = if posts.is_empty() {
-            match failpoint::append(journal, append).await {
+            match journal.append_all(appends).await {
                 Ok(appended) => appended,
                 // It was accepted into another session, before somebody switched to another project.
                 Err(AppendError::KeyReused { .. }) => return Ok((false, decided)),
                 Err(error) => return Err(unjournaled(&error)),
             }
         } else {
-            let mut outcomes = outbox.commit(posts, vec![append]).await?;
-            outcomes.pop().ok_or_else(|| unjournaled(&"nothing was appended"))?
+            outbox.commit(posts, appends).await?
         };
-        let Appended { events, repeated, .. } = &appended;
+        let Appended { events, repeated, .. } = appended.first().ok_or_else(|| unjournaled(&"nothing was appended"))?;
         if *repeated {
             return Ok((false, decided));
         }

@@ -59,7 +59,7 @@ impl Setting {
     }
 
     async fn finish(&self, turn: Uuid, ending: Ending, agent_ran: bool) {
-        self.sessions.finish(&self.key, turn, ending, agent_ran, Vec::new()).await.expect("it ends");
+        self.sessions.finish(&self.key, turn, ending, agent_ran, Vec::new(), Vec::new()).await.expect("it ends");
     }
 
     /// What the next gateway finds.
@@ -138,9 +138,9 @@ async fn what_was_edited_or_taken_out_before_its_turn_is_so_in_the_turn() {
     }
     let room = &setting.key.room;
     let bob = Person { id: "@bob:example.org".into(), ..ann() };
-    assert!(setting.sessions.edit(room, "$2", &ann(), "two").await.expect("it is edited"));
-    assert!(!setting.sessions.edit(room, "$2", &bob, "mine").await.expect("it is somebody else's"));
-    assert!(!setting.sessions.edit(room, "$9", &ann(), "nine").await.expect("it is unknown"));
+    assert!(setting.sessions.edit(room, "$2", &ann(), "two", |_| true).await.expect("it is edited"));
+    assert!(!setting.sessions.edit(room, "$2", &bob, "mine", |_| true).await.expect("it is somebody else's"));
+    assert!(!setting.sessions.edit(room, "$9", &ann(), "nine", |_| true).await.expect("it is unknown"));
     let removed = setting
         .sessions
         .remove(&setting.key, &["$3", "$9"], Removal::Cancelled, Actor::Gateway, |_| Vec::new())
@@ -152,7 +152,7 @@ async fn what_was_edited_or_taken_out_before_its_turn_is_so_in_the_turn() {
     let messages = begun.expect("some are left").messages;
     let words = setting.sessions.words(&messages).await.expect("they are readable");
     assert_eq!(words.iter().map(|words| words.text.as_str()).collect::<Vec<_>>(), ["$1", "two"]);
-    assert!(!setting.sessions.edit(room, "$1", &ann(), "late").await.expect("its turn runs"));
+    assert!(!setting.sessions.edit(room, "$1", &ann(), "late", |_| true).await.expect("its turn runs"));
     assert_eq!(setting.waiting().await, ["$4"]);
     setting.finish(turn, Ending::Answered, true).await;
 
@@ -196,8 +196,17 @@ async fn an_end_and_its_answer_are_one_transaction_and_happen_once() {
         answers: vec!["$1".to_owned()],
         failed: false,
     };
+    let count = Append {
+        stream: StreamId::new("usage", "one"),
+        expected: Expected::Any,
+        events: vec![encode(&SessionEvent::TurnResumed { turn, attempt: 1 }).expect("it can be encoded")],
+        key: None,
+        actor: Actor::Gateway,
+        cause: Cause::None,
+    };
     for _ in 0..2 {
-        let ended = setting.sessions.finish(&setting.key, turn, Ending::Answered, true, vec![post()]).await;
+        let with = vec![count.clone()];
+        let ended = setting.sessions.finish(&setting.key, turn, Ending::Answered, true, vec![post()], with).await;
         ended.expect("it ends, once");
     }
     assert!(setting.left().await.unfinished.is_empty());
@@ -208,6 +217,9 @@ async fn an_end_and_its_answer_are_one_transaction_and_happen_once() {
     assert_eq!(sends.len(), 1);
     assert_eq!(finished.kind, "session.turn_finished");
     assert_eq!(finished.position.abs_diff(sends[0].position), 1, "side by side in one transaction");
+    let counts = journal.read(&count.stream, 0).await.expect("it is readable");
+    assert_eq!(counts.len(), 1);
+    assert_eq!(counts[0].position, finished.position + 1, "in the same");
 }
 
 #[tokio::test]
@@ -228,7 +240,7 @@ async fn a_question_is_decided_once() {
 async fn a_redaction_erases_what_was_said_whatever_became_of_it() {
     let setting = setting().await;
     setting.say("$1").await;
-    setting.sessions.edit(&setting.key.room, "$1", &ann(), "brouhaha").await.expect("it is edited");
+    setting.sessions.edit(&setting.key.room, "$1", &ann(), "brouhaha", |_| true).await.expect("it is edited");
     let (turn, begun) = setting.begin(&["$1"]).await;
     setting.finish(turn, Ending::Answered, true).await;
     let messages = begun.expect("it begins").messages;
@@ -279,7 +291,7 @@ async fn a_snapshot_is_what_the_events_make() {
         }
     }
     let path = setting.folder.path().join("journal.db");
-    let reader = Journal::open_read_only(&path).expect("it opens");
+    let reader = journal::Journal::open_read_only(&path).expect("it opens");
     assert!(reader.verify().expect("it is readable").snapshots > 0);
     assert!(reader.verify_snapshots::<Session>(STREAM).expect("it is readable").is_empty());
     assert_eq!(setting.left().await.unfinished.len(), 1);

@@ -49,7 +49,7 @@ const TOOL_LINES: usize = 20;
 #[derive(Default)]
 pub(super) struct Reading {
     /// Whether the sled may have the present attempt.
-    handed: bool,
+    pub(super) handed: bool,
     backoff: Backoff,
     /// The last event that was read.
     seen: u64,
@@ -82,16 +82,7 @@ impl Turns {
         reading.backoff = Backoff::default();
         let went = turn.cancel.run_until_cancelled(Box::pin(self.go_on(turn, request, reading))).await;
         let (outcome, why) = match went {
-            Some(Err(refusal)) if reading.handed => {
-                warn!(turn = %turn.id, %refusal, "a turn is given up, and ended");
-                let outcome = match self.stop(turn, reading.handed).await {
-                    // It had ended already, and this is its end.
-                    Ok(outcome @ (Outcome::Answered { .. } | Outcome::Failed { .. })) => Ok(outcome),
-                    Ok(Outcome::Stopped { .. } | Outcome::Interrupted) => Err(refusal),
-                    Err(unstopped) => Err(unstopped),
-                };
-                (outcome, None)
-            }
+            Some(Err(refusal)) if reading.handed => (self.give_up(turn, reading.handed, refusal).await, None),
             Some(outcome) => (outcome, None),
             None => (self.stop(turn, reading.handed).await, self.why(turn.id)),
         };
@@ -104,6 +95,16 @@ impl Turns {
         );
         reading.agent_ran |= seen;
         End { outcome, agent_ran: reading.agent_ran, why }
+    }
+
+    /// Ends a turn that cannot be followed any more. `refusal` says why, and is its outcome unless it had one already.
+    pub(super) async fn give_up(&self, turn: &Turn, handed: bool, refusal: Refusal) -> Result<Outcome, Refusal> {
+        warn!(turn = %turn.id, %refusal, "a turn is given up, and ended");
+        match self.stop(turn, handed).await? {
+            // It had ended already, and this is its end.
+            outcome @ (Outcome::Answered { .. } | Outcome::Failed { .. }) => Ok(outcome),
+            Outcome::Stopped { .. } | Outcome::Interrupted => Err(refusal),
+        }
     }
 
     /// Hands over and follows over broken links and a node that is away, as long as it may come back.

@@ -1,9 +1,10 @@
 //! Turns: a batch becomes a prompt, goes to its project's sled, and comes back as an answer.
 //!
 //! A turn belongs to its sled and outlives the gateway. Its end and its answer are journaled in one transaction, before
-//! people read either. [`following`] hands a turn over and reads it to its end; [`questions`] are what an agent asks
-//! leave for; [`told`] is what people hear.
+//! people read either. [`attempts`] carries a turn to its end; [`following`] hands one attempt over and reads it;
+//! [`questions`] are what an agent asks leave for; [`told`] is what people hear.
 
+mod attempts;
 mod following;
 mod questions;
 mod told;
@@ -16,10 +17,10 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use journal::Actor;
+use journal::{Actor, Append};
 use link::{
     SledClient,
-    requests::{Agent, AgentSession, GitIdentity, Outcome, Permissions, TurnRequest},
+    requests::{Agent, AgentSession, Outcome, Permissions},
 };
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
@@ -27,8 +28,9 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 pub use self::questions::{Verdict, Word};
-use self::{following::Reading, questions::Questions, told::Told};
+use self::{questions::Questions, told::Told};
 use crate::{
+    author::Author,
     chat::{Mark, Room, Weight},
     dispatch::{
         Batch, SessionKey,
@@ -37,7 +39,6 @@ use crate::{
     },
     nodes::Nodes,
     outbox::{Address, Outbox, Post, Progress},
-    prompt,
     refusal::Refusal,
     rooms::Rooms,
     sessions::{Begun, Ending, Message, Removal, Sessions, Unfinished},
@@ -50,8 +51,6 @@ const SURFACE_PATIENCE: Duration = Duration::from_secs(2);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The longest of these waits.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How many attempts a turn has (DESIGN, What exactly-once means).
-const ATTEMPTS: u32 = 2;
 
 /// How turns are run.
 #[derive(Debug, Clone)]
@@ -59,7 +58,7 @@ pub struct TurnSettings {
     /// The agent.
     pub agent: Agent,
     /// The author of its commits.
-    pub identity: Option<GitIdentity>,
+    pub author: Author,
     /// How long a stopped turn has until it is killed.
     pub stop_grace: Duration,
     /// Whether the agent asks before it uses a tool that needs leave.
@@ -132,7 +131,10 @@ pub struct Parts {
 pub trait Watch: Send + Sync + 'static {
     /// A turn begins, or is taken up again. `accepted` is when its messages were, for one that begins.
     fn began(&self, project: Uuid, room: &Room, turn: Uuid, accepted: &[Timestamp]);
-    /// A turn is over, `lasted` after it began or was taken up.
+    /// A turn ends, `lasted` after it began or was taken up: what is journaled together with its end. Asked again when
+    /// the journal did not take that.
+    fn ending(&self, project: Uuid, turn: Uuid, lasted: Duration) -> Result<Option<Append>, Refusal>;
+    /// A turn is journaled as over, `lasted` after it began or was taken up.
     fn ended(&self, project: Uuid, turn: Uuid, ending: Ending, lasted: Duration);
 }
 
@@ -243,7 +245,7 @@ impl Turns {
                 began: Instant::now(),
             };
             this.questions_decided(&turn, &running.decided);
-            let end = Box::pin(this.carry(&turn, true)).await;
+            let end = Box::pin(this.carry_to_end(&turn, true)).await;
             this.conclude(turn, end, ended);
         });
     }
@@ -263,6 +265,12 @@ impl Turns {
 
     fn unregister(&self, turn: Uuid) {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&turn);
+    }
+
+    /// Whether the turn began under an earlier gateway.
+    fn is_taken_up(&self, turn: Uuid) -> bool {
+        let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(&turn).is_some_and(|running| running.taken_up)
     }
 
     /// Why a turn is ended, as it is wanted now.
@@ -299,10 +307,8 @@ impl Turns {
 
     /// Shows what became of messages.
     fn mark(&self, room: &Room, messages: &[Message], mark: Mark) {
-        if let Some(surface) = self.inner.parts.outbox.surface(room.surface) {
-            for message in messages {
-                surface.mark(room, &message.event_id, mark);
-            }
+        for message in messages {
+            self.inner.parts.outbox.mark(room, &message.event_id, mark);
         }
     }
 
@@ -326,56 +332,8 @@ impl Turns {
         let accepted: Vec<_> = turn.messages.iter().filter_map(|message| message.accepted).collect();
         self.inner.parts.watch.began(turn.session.project, &turn.session.room, id, &accepted);
         self.typing(&turn.session, true).await;
-        let end = Box::pin(self.carry(&turn, false)).await;
+        let end = Box::pin(self.carry_to_end(&turn, false)).await;
         self.conclude(turn, end, ended);
-    }
-
-    /// Carries a turn through its attempts.
-    async fn carry(&self, turn: &Turn, taken_up: bool) -> End {
-        let mut reading = Reading::default();
-        let mut attempt = 1;
-        let mut hand_over = !taken_up;
-        loop {
-            let request = if hand_over { self.request(turn, attempt, &reading).await.map(Some) } else { Ok(None) };
-            let end = match request {
-                Ok(request) => Box::pin(self.follow(turn, request, &mut reading)).await,
-                Err(refusal) => End { outcome: Err(refusal), agent_ran: reading.agent_ran, why: None },
-            };
-            attempt = attempt.max(reading.attempt);
-            let again = matches!(end.outcome, Ok(Outcome::Interrupted)) && end.why.is_none() && attempt < ATTEMPTS;
-            if !again {
-                return end;
-            }
-            attempt += 1;
-            if turn.attempt < attempt {
-                info!(turn = %turn.id, attempt, "an interrupted turn is tried again");
-                let told = "⚠ The agent was interrupted before it answered. It goes on by itself.";
-                let post = Post::notice(quiet(&turn.to), format!("turn-{}-interrupted", turn.id), told);
-                if let Err(refusal) = self.inner.parts.sessions.resume(&turn.session, turn.id, attempt, post).await {
-                    return End { outcome: Err(refusal), ..end };
-                }
-            }
-            hand_over = true;
-        }
-    }
-
-    /// What the sled is asked for. The same turn, attempt and reading make the same request, also under a later gateway.
-    async fn request(&self, turn: &Turn, attempt: u32, reading: &Reading) -> Result<TurnRequest, Refusal> {
-        let words = self.inner.parts.sessions.words(&turn.messages).await?;
-        let settings = &self.inner.parts.settings;
-        let prompt = if attempt == 1 { prompt::render(&words) } else { prompt::render_again(&words, reading.heard) };
-        let resumed = turn.memory.resumed || (attempt > 1 && reading.agent_ran);
-        Ok(TurnRequest {
-            session: AgentSession { id: turn.memory.id, resumed },
-            agent: settings.agent.clone(),
-            prompt,
-            identity: settings.identity.clone(),
-            attempt,
-            permissions: settings.permissions,
-            keep_warm_secs: settings.keep_warm.as_secs(),
-            // An agent that died before it put its memory away has lost the words that it had heard.
-            afresh: (attempt > 1).then(|| prompt::render_again(&words, false)),
-        })
     }
 
     /// Journals the end together with its answer; both happen even when the gateway stops meanwhile. If it stops before,
@@ -406,12 +364,17 @@ impl Turns {
                 failed: matches!(told.ending, Ending::Failed | Ending::Interrupted),
             });
             let posts: Vec<_> = posts.into_iter().collect();
+            let Parts { sessions, watch, .. } = &this.inner.parts;
+            let (posts, lasted) = (&posts, began.elapsed());
             let finished = this
-                .until_journaled("a turn ends", || {
-                    this.inner.parts.sessions.finish(&session, id, told.ending, end.agent_ran, posts.clone())
+                .until_journaled("a turn ends", async || {
+                    let count = watch.ending(session.project, id, lasted)?.into_iter().collect();
+                    sessions.finish(&session, id, told.ending, end.agent_ran, posts.clone(), count).await
                 })
                 .await;
-            this.inner.parts.watch.ended(session.project, id, told.ending, began.elapsed());
+            if finished.is_some() {
+                watch.ended(session.project, id, told.ending, lasted);
+            }
             this.inner.questions.forget(id);
             let closing = tokio::time::timeout(SURFACE_PATIENCE, activity.close());
             if tokio::join!(closing, this.typing(&session, false)).0.is_err() {
@@ -535,8 +498,11 @@ impl Turns {
                 let mut post = Post::answer(to, &event_id, report);
                 // Its people see what became of what they said.
                 post.answers.append(&mut answers);
-                if let Err(refusal) = self.inner.parts.rooms.answer(&room, &event_id, vec![post]).await {
-                    error!(%refusal, "the answer to a stop is not journaled");
+                let answering = self.until_journaled("a stop is answered", || {
+                    self.inner.parts.rooms.answer(&room, &event_id, vec![post.clone()])
+                });
+                if answering.await.is_none() {
+                    info!("a stop has no answer; the next start does it again");
                 }
             }
             // Whoever gave up waiting has dropped the receiver.

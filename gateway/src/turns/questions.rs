@@ -152,7 +152,9 @@ impl Turns {
             drop(self.convey(sled, &question, allow).await);
             return;
         }
-        self.find_question(&name, &turn.session.room).await;
+        if self.is_taken_up(turn.id) {
+            self.find_question(&name, &turn.session.room).await;
+        }
         let (approve, deny) = (Command::Approve { question: name.clone() }, Command::Deny { question: name.clone() });
         // What does not fit a line is shown in a block: people allow what they see.
         let whole = text::one_line(summary, ABOUT_CHARS);
@@ -222,6 +224,11 @@ impl Turns {
             }
         };
         tokio::time::timeout(TAKE_UP_PATIENCE, waiting).await.ok().flatten()
+    }
+
+    /// The project of the turn that asks the open question of this name.
+    pub fn project_of(&self, name: &str) -> Option<Uuid> {
+        self.open_question(name).map(|question| question.session.project)
     }
 
     /// Journals a person's word on the question of this name. The sled has not heard of it yet: see [`Turns::carry_word`].

@@ -1,5 +1,7 @@
 //! Turns against sleds that answer by script, over links in memory: without an engine and an agent.
 
+mod ends;
+
 use std::{
     collections::VecDeque,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
@@ -12,11 +14,12 @@ use axum::{
     routing::{get, post, put},
 };
 use futures_util::StreamExt;
-use journal::{Journal, SystemClock};
+use journal::{Cause, Expected, NewEvent, StreamId, SystemClock};
 use link::{
     Hello, Side,
     requests::{
-        Accepted, Decision, NodeStatus, Refusal as Refused, RefusalKind, RunningTurn, TurnEvent, TurnRecord, paths,
+        Accepted, Decision, NodeStatus, Refusal as Refused, RefusalKind, RunningTurn, TurnEvent, TurnRecord,
+        TurnRequest, paths,
     },
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -30,6 +33,8 @@ use crate::{
     },
     people::Role,
     rooms::Mode,
+    store::Journal,
+    usage::UsageEvent,
 };
 
 /// Takes what is sent, in order.
@@ -66,10 +71,14 @@ impl Surface for Hall {
 struct Script {
     sleds: Mutex<VecDeque<Option<Router>>>,
     killed: AtomicU32,
+    /// How often asking for it has a fault.
+    faults: AtomicU32,
 }
 
 impl Sleds for Arc<Script> {
     fn sled(&self, _: Uuid) -> BoxFuture<'_, Result<SledClient, Refusal>> {
+        let faulty = self.faults.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        assert!(!faulty, "a fault");
         let next = self.sleds.lock().expect("no test panics holding it").pop_front().flatten();
         async move {
             let router = next.ok_or_else(|| Refusal::unavailable("it is away"))?;
@@ -97,6 +106,19 @@ struct Endings(Mutex<Vec<Ending>>);
 
 impl Watch for Endings {
     fn began(&self, _: Uuid, _: &Room, _: Uuid, _: &[Timestamp]) {}
+    fn ending(&self, _: Uuid, turn: Uuid, lasted: Duration) -> Result<Option<Append>, Refusal> {
+        let millis = u64::try_from(lasted.as_millis()).expect("it is short");
+        let event =
+            UsageEvent::TurnEnded { turn, room: Room { surface: SurfaceKind::Console, id: "main".into() }, millis };
+        Ok(Some(Append {
+            stream: StreamId::new("usage", "one"),
+            expected: Expected::Any,
+            events: vec![NewEvent::encode(&event).expect("it can be encoded")],
+            key: None,
+            actor: Actor::Gateway,
+            cause: Cause::None,
+        }))
+    }
     fn ended(&self, _: Uuid, _: Uuid, ending: Ending, _: Duration) {
         self.0.lock().expect("no test panics holding it").push(ending);
     }
@@ -110,6 +132,7 @@ struct Stage {
     journal: Journal,
     outbox: Outbox,
     dispatcher: Dispatcher<Handle, StopRequest>,
+    tasks: Tasks,
     sent: UnboundedReceiver<Outbound>,
     session: SessionKey,
     endings: Arc<Endings>,
@@ -132,7 +155,7 @@ impl Stage {
         let turns = Turns::new(Parts {
             settings: TurnSettings {
                 agent: Agent::Echo { notice: None },
-                identity: None,
+                author: Author::default(),
                 stop_grace: Duration::from_millis(10),
                 permissions: Permissions::Ask { timeout_secs: 60 },
                 keep_warm: Duration::ZERO,
@@ -150,7 +173,20 @@ impl Stage {
         tasks.spawn("dispatcher", work);
         let room = Room { surface: SurfaceKind::Console, id: "main".into() };
         let session = SessionKey { project: Uuid::now_v7(), room, thread: None };
-        Self { script, turns, sessions, rooms, journal, outbox, dispatcher, sent, session, endings, _folder: folder }
+        Self {
+            script,
+            turns,
+            sessions,
+            rooms,
+            journal,
+            outbox,
+            dispatcher,
+            tasks,
+            sent,
+            session,
+            endings,
+            _folder: folder,
+        }
     }
 
     fn said(&self, text: &str) -> Inbound {

@@ -17,14 +17,14 @@ use std::{
     time::Duration,
 };
 
-use journal::{Actor, Append, Cause, Clock, Expected, Journal, Loaded, NewEvent, StreamId};
+use journal::{Actor, Append, Cause, Clock, Expected, Loaded, NewEvent, StreamId};
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 pub use budget::{Budget, Limit, Pause, pause_text};
 pub use tally::{Tally, Tokens, UsageEvent, Used};
 
-use crate::{chat::Room, failpoint, metrics::Metrics, refusal::Refusal, tasks::Tasks};
+use crate::{chat::Room, metrics::Metrics, refusal::Refusal, store::Journal, tasks::Tasks};
 
 /// The longest sleep until a pause is looked at again: timers stand still while a machine is suspended, days do not.
 const LOOK: Duration = Duration::from_mins(1);
@@ -102,21 +102,39 @@ impl Usage {
         locked(&self.inner.running).insert(project, Running { turn, room: room.clone() });
     }
 
-    /// The turn is over and took this long. A turn that is over already, or did not begin, is not counted again.
-    pub async fn end(&self, project: Uuid, turn: Uuid, took: Duration) -> Result<(), Refusal> {
-        let room = {
-            let mut running = locked(&self.inner.running);
-            match running.get(&project) {
-                Some(known) if known.turn == turn => running.remove(&project).map(|known| known.room),
-                _ => None,
-            }
-        };
-        let Some(room) = room else { return Ok(()) };
+    /// What is to be journaled together with a turn's end: that it took this long. Nothing for a turn that is counted
+    /// already, or did not begin. [`Usage::end`] takes it in.
+    ///
+    /// # Errors
+    /// When it cannot be given its stored form.
+    pub fn ending(&self, project: Uuid, turn: Uuid, took: Duration) -> Result<Option<Append>, Refusal> {
+        let running = locked(&self.inner.running).get(&project).cloned();
+        let Some(Running { room, .. }) = running.filter(|running| running.turn == turn) else { return Ok(None) };
         if self.read(project, |tally| tally.turn(turn).is_some_and(|turn| turn.used.turns > 0)) {
-            return Ok(());
+            return Ok(None);
         }
         let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        self.write(project, UsageEvent::TurnEnded { turn, room, millis }).await
+        append_of(project, &UsageEvent::TurnEnded { turn, room, millis }).map(Some)
+    }
+
+    /// The turn is over, and that is journaled. From this call on the project's requests are not the turn's; what is
+    /// returned takes the turn's count in.
+    ///
+    /// # Errors
+    /// When it cannot be read; whatever is counted next takes it in.
+    pub fn end(&self, project: Uuid, turn: Uuid) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
+        {
+            let mut running = locked(&self.inner.running);
+            if running.get(&project).is_some_and(|known| known.turn == turn) {
+                running.remove(&project);
+            }
+        }
+        let this = self.clone();
+        async move {
+            let ledger = this.ledger(project);
+            let _writing = ledger.writing.lock().await;
+            this.take_in(project, &ledger).await
+        }
     }
 
     /// The project asks the model; whatever comes of it belongs to the turn that runs now.
@@ -131,23 +149,25 @@ impl Usage {
         self.read(project, |tally| tally.sum(today..=today))
     }
 
-    /// What a turn has used, while it is among the project's latest 50.
-    pub fn turn(&self, project: Uuid, turn: Uuid) -> Option<Used> {
-        self.read(project, |tally| tally.turn(turn).map(|turn| turn.used.clone()))
-    }
-
     /// What the command `cost` says, in Markdown: of one project, or of all. `name` gives the name of a project that is
-    /// there; what others have used is summed as that of deleted projects.
-    pub fn report(&self, project: Option<Uuid>, name: impl Fn(Uuid) -> Option<String>) -> String {
+    /// there; what others have used is summed as that of deleted projects. What is not `shown` counts for nothing.
+    pub fn report(
+        &self,
+        project: Option<Uuid>,
+        shown: impl Fn(Uuid) -> bool,
+        name: impl Fn(Uuid) -> Option<String>,
+    ) -> String {
         let now = self.inner.clock.now();
         if let Some(project) = project {
             let name = name(project).unwrap_or_else(|| project.to_string());
             return self.read(project, |tally| report::project(&name, tally, &self.inner.budget, now));
         }
         let ledgers = locked(&self.inner.ledgers).clone();
+        let all = ledgers.len();
+        let ledgers = ledgers.iter().filter(|(project, _)| shown(**project));
         let tallies: Vec<_> =
-            ledgers.iter().map(|(project, ledger)| (name(*project), locked(&ledger.tally).state.clone())).collect();
-        report::all(&tallies, &self.inner.budget, now)
+            ledgers.map(|(project, ledger)| (name(*project), locked(&ledger.tally).state.clone())).collect();
+        report::all(&tallies, tallies.len() == all, &self.inner.budget, now)
     }
 
     /// Whether the project's budget is used up.
@@ -184,7 +204,6 @@ impl Usage {
         self.inner.tasks.spawn_to_end("counting", async move {
             let result = this.append(project, &event).await;
             if let Err(refusal) = &result {
-                this.inner.metrics.append_failed();
                 tracing::error!(%project, %refusal, ?event, "what was used is not counted");
             }
             // The caller may have gone.
@@ -194,33 +213,27 @@ impl Usage {
     }
 
     async fn append(&self, project: Uuid, event: &UsageEvent) -> Result<(), Refusal> {
-        let failed = |error: &dyn std::fmt::Display| {
-            Refusal::internal("the use of the model could not be journaled", error.to_string())
-        };
-        let stream = StreamId::new(tally::STREAM, project);
-        let append = Append {
-            stream: stream.clone(),
-            expected: Expected::Any,
-            events: vec![NewEvent::encode(event).map_err(|error| failed(&error))?],
-            key: None,
-            actor: Actor::Gateway,
-            cause: Cause::None,
-        };
+        let append = append_of(project, event)?;
         let ledger = self.ledger(project);
         let _writing = ledger.writing.lock().await;
-        let appended = failpoint::append(&self.inner.journal, append).await.map_err(|error| failed(&error))?;
-        let (before, folded) = {
-            let mut tally = locked(&ledger.tally);
-            (tally.version, appended.events.iter().try_for_each(|recorded| tally.advance(recorded)))
-        };
-        if folded.is_err() {
-            // The journal knows more than we do.
-            let tally = self.inner.journal.load_snapshot::<Tally>(&stream).await.map_err(|error| failed(&error))?;
-            *locked(&ledger.tally) = tally;
-        }
+        self.inner.journal.append(append).await.map_err(|error| failed(&error))?;
         if let UsageEvent::Counted { tokens, .. } = event {
             self.inner.metrics.tokens_counted(*tokens);
         }
+        self.take_in(project, &ledger).await
+    }
+
+    /// Folds what is journaled and not yet in the ledger, which also others do who end turns, and looks at the budget.
+    /// `writing` is held.
+    async fn take_in(&self, project: Uuid, ledger: &Ledger) -> Result<(), Refusal> {
+        let stream = stream(project);
+        let before = locked(&ledger.tally).version;
+        let new = self.inner.journal.read(&stream, before).await.map_err(|error| failed(&error))?;
+        let folded = {
+            let mut tally = locked(&ledger.tally);
+            new.iter().try_for_each(|recorded| tally.advance(recorded))
+        };
+        folded.map_err(|error| failed(&error))?;
         self.judge(project);
         let due = {
             let tally = locked(&ledger.tally);
@@ -266,6 +279,21 @@ impl Usage {
             }
         }
     }
+}
+
+fn stream(project: Uuid) -> StreamId {
+    StreamId::new(tally::STREAM, project)
+}
+
+/// An event as the journal takes it.
+fn append_of(project: Uuid, event: &UsageEvent) -> Result<Append, Refusal> {
+    let events = vec![NewEvent::encode(event).map_err(|error| failed(&error))?];
+    let (expected, actor) = (Expected::Any, Actor::Gateway);
+    Ok(Append { stream: stream(project), expected, events, key: None, actor, cause: Cause::None })
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal::internal("the use of the model could not be journaled", error.to_string())
 }
 
 /// One request to the model, under way.

@@ -163,10 +163,11 @@ pub(super) fn project(name: &str, tally: &Tally, budget: &Budget, now: Timestamp
     lines.join("\n")
 }
 
-/// The report of all projects; those without a name are deleted.
-pub(super) fn all(projects: &[(Option<String>, Tally)], budget: &Budget, now: Timestamp) -> String {
+/// The report of all projects, or of those that somebody may use; those without a name are deleted.
+pub(super) fn all(projects: &[(Option<String>, Tally)], whole: bool, budget: &Budget, now: Timestamp) -> String {
     let mut prices = Prices::new(budget);
-    let mut lines = vec!["**What all projects have used** (days are those of UTC)".to_owned(), String::new()];
+    let whose = if whole { "all projects" } else { "the projects that you may use" };
+    let mut lines = vec![format!("**What {whose} have used** (days are those of UTC)"), String::new()];
     let periods = periods(now);
     for (when, days) in &periods {
         let used: Vec<_> = projects.iter().map(|(_, tally)| tally.sum(days.clone())).collect();

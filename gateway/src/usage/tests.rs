@@ -121,8 +121,20 @@ impl Setting {
         for (model, tokens) in counts {
             self.count(project, model, *tokens).await;
         }
-        self.usage.end(project, turn, took).await.expect("it is journaled");
+        self.end(project, turn, took).await;
         turn
+    }
+
+    /// Ends a turn as those do who journal its end.
+    async fn end(&self, project: Uuid, turn: Uuid, took: Duration) {
+        if let Some(append) = self.usage.ending(project, turn, took).expect("it can be encoded") {
+            self.journal.append(append).await.expect("it is journaled");
+        }
+        self.usage.end(project, turn).await.expect("it is taken in");
+    }
+
+    fn used_by(&self, project: Uuid, turn: Uuid) -> Option<Used> {
+        self.usage.read(project, |tally| tally.turn(turn).map(|turn| turn.used.clone()))
     }
 }
 
@@ -144,13 +156,13 @@ async fn requests_belong_to_the_turn_that_ran_when_they_were_made() {
     setting.count(one, "claude-x", tokens(1, 2)).await;
     setting.count(other, "claude-x", tokens(100, 0)).await;
     for _ in 0..2 {
-        setting.usage.end(one, turn, Duration::from_secs(3)).await.expect("it is journaled");
+        setting.end(one, turn, Duration::from_secs(3)).await;
     }
     // The answer of a request outlives its turn.
     late.count("claude-x".to_owned(), tokens(10, 20)).await.expect("it is journaled");
     setting.count(one, "claude-x", tokens(1000, 0)).await;
 
-    let used = setting.usage.turn(one, turn).expect("it is among the latest");
+    let used = setting.used_by(one, turn).expect("it is among the latest");
     assert_eq!((used.amount().tokens, used.turns, used.millis), (tokens(11, 22), 1, 3000));
     let today = setting.usage.today(one);
     assert_eq!((today.amount().tokens, today.amount().requests, today.turns), (tokens(1011, 22), 3, 1));
@@ -159,9 +171,9 @@ async fn requests_belong_to_the_turn_that_ran_when_they_were_made() {
     // A turn that is taken up after a restart and ends there again is counted once.
     let setting = setting.restart(Budget::default()).await;
     setting.usage.begin(one, &room("!a:b"), turn);
-    setting.usage.end(one, turn, Duration::from_secs(9)).await.expect("it is journaled");
+    setting.end(one, turn, Duration::from_secs(9)).await;
     assert_eq!(setting.usage.today(one), today);
-    assert_eq!(setting.usage.turn(one, turn), Some(used));
+    assert_eq!(setting.used_by(one, turn), Some(used));
 }
 
 #[tokio::test]
@@ -287,7 +299,7 @@ async fn the_report_says_what_was_used_where_and_what_has_no_price() {
     let setting = Setting::new(budget(&format!("daily_tokens = 2000000\ndaily_usd = 2\n{PRICES}"))).await;
     let (one, other, gone) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
     let name = |project: Uuid| (project != gone).then(|| if project == one { "myapp" } else { "shop" }.to_owned());
-    insta::assert_snapshot!(setting.usage.report(Some(one), name), @r"
+    insta::assert_snapshot!(setting.usage.report(Some(one), |_| true, name), @r"
     **What myapp has used** (days are those of UTC)
 
     - today: nothing
@@ -311,7 +323,7 @@ async fn the_report_says_what_was_used_where_and_what_has_no_price() {
     setting.count(one, "claude-x", tokens(7, 0)).await;
     setting.turn(gone, "!c:b", &[("mystery-1", tokens(1, 2))], Duration::from_secs(1)).await;
     setting.turn(other, "!c:b", &[("claude-x", tokens(1, 2))], Duration::from_secs(1)).await;
-    insta::assert_snapshot!(setting.usage.report(Some(one), name), @r"
+    insta::assert_snapshot!(setting.usage.report(Some(one), |_| true, name), @r"
     **What myapp has used** (days are those of UTC)
 
     - today: 1,103,209 tokens (input 208, output 3,001, cache read 1,000,000, cache write 100,000), 3 requests, $0.72, 1 turn, 4.2 s
@@ -329,7 +341,10 @@ async fn the_report_says_what_was_used_where_and_what_has_no_price() {
 
     No price is known for `mystery-1`: set one under `[budget.prices]` in bot.toml to see what it costs. In the daily budget they count at the highest prices there are.
     ");
-    insta::assert_snapshot!(setting.usage.report(None, name), @r"
+    let shown = setting.usage.report(None, |project| project == one, name);
+    assert!(shown.starts_with("**What the projects that you may use have used**"), "{shown}");
+    assert!(shown.contains("myapp") && !shown.contains("shop") && !shown.contains("deleted"), "{shown}");
+    insta::assert_snapshot!(setting.usage.report(None, |_| true, name), @r"
     **What all projects have used** (days are those of UTC)
 
     - today: 1,103,215 tokens (input 210, output 3,005, cache read 1,000,000, cache write 100,000), 5 requests, at least $0.72, 3 turns, 6.2 s

@@ -2,16 +2,14 @@
 //!
 //! A room named by alias is looked for before the first message is handed over, so that what was said
 //! while the bot was away counts as well. The wait is bounded; what is not found then is looked for beside
-//! the sync loop, however long that takes.
+//! the sync loop, however long that takes. As long as the homeserver cannot say whose an alias is, a room counts as
+//! what it calls itself.
 
-use std::{
-    collections::HashSet,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::HashSet, sync::Mutex};
 
 use futures_util::future::join_all;
 use matrix_sdk::{
-    Client,
+    Client, Room as SdkRoom,
     config::RequestConfig,
     ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, api::client::alias::get_alias},
 };
@@ -20,30 +18,60 @@ use tracing::{info, warn};
 use super::{
     MatrixSurface,
     failure::{Backoff, Failure},
+    lock,
     sync::LOOK_UP_PATIENCE,
 };
 
 /// How often an alias is asked for before messages go on without it.
 const ATTEMPTS: usize = 3;
 
-/// The ambient rooms that are known by id.
+/// The ambient rooms.
 #[derive(Debug, Default)]
-pub(super) struct Ambient(Mutex<HashSet<OwnedRoomId>>);
+pub(super) struct Ambient {
+    /// Those that are known by id.
+    known: Mutex<HashSet<OwnedRoomId>>,
+    /// Aliases that the homeserver could not be asked for.
+    unanswered: Mutex<HashSet<OwnedRoomAliasId>>,
+}
 
 impl Ambient {
     /// Those of the configured rooms that are named by id.
     pub(super) fn named(rooms: &[String]) -> Self {
-        Self(Mutex::new(rooms.iter().filter_map(|room| RoomId::parse(room).ok()).collect()))
+        let known = rooms.iter().filter_map(|room| RoomId::parse(room).ok()).collect();
+        Self { known: Mutex::new(known), unanswered: Mutex::default() }
     }
 
     /// Whether every message in this room is for the bot.
-    pub(super) fn contains(&self, room: &RoomId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(room)
+    pub(super) fn contains(&self, room: &SdkRoom) -> bool {
+        if lock(&self.known).contains(room.room_id()) {
+            return true;
+        }
+        let unanswered = lock(&self.unanswered);
+        !unanswered.is_empty()
+            && room.canonical_alias().into_iter().chain(room.alt_aliases()).any(|own| unanswered.contains(&own))
     }
 
-    fn insert(&self, room: OwnedRoomId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(room);
+    /// Takes in what the homeserver says of an alias, or that it does not.
+    fn learn(&self, alias: &OwnedRoomAliasId, answer: Result<OwnedRoomId, &Failure>) {
+        match answer {
+            Ok(room) => {
+                lock(&self.known).insert(room);
+                lock(&self.unanswered).remove(alias);
+            }
+            Err(failure) if is_unanswered(failure) => {
+                lock(&self.unanswered).insert(alias.clone());
+            }
+            // It is nobody's, whatever a room calls itself.
+            Err(_) => {
+                lock(&self.unanswered).remove(alias);
+            }
+        }
     }
+}
+
+/// Whether the homeserver has not said whose an alias is.
+fn is_unanswered(failure: &Failure) -> bool {
+    matches!(failure, Failure::Transient { .. } | Failure::Local { .. })
 }
 
 impl MatrixSurface {
@@ -57,9 +85,10 @@ impl MatrixSurface {
         }));
         for (alias, found) in found.await {
             match found {
-                Ok(room) => self.ambient.insert(room),
+                Ok(room) => self.ambient.learn(&alias, Ok(room)),
                 Err(failure @ Failure::UnknownToken { .. }) => return Err(failure),
                 Err(failure) => {
+                    self.ambient.learn(&alias, Err(&failure));
                     warn!(%alias, "an ambient room is not found yet: {}", failure.reason());
                     self.go_on_looking(alias);
                 }
@@ -75,9 +104,14 @@ impl MatrixSurface {
                 let mut backoff = Backoff::new();
                 loop {
                     backoff.wait(None).await;
-                    if let Ok(room) = ask(&surface.client(), &alias).await {
-                        info!(%alias, %room, "an ambient room is found");
-                        return surface.ambient.insert(room);
+                    match ask(&surface.client(), &alias).await {
+                        Ok(room) => {
+                            info!(%alias, %room, "an ambient room is found");
+                            return surface.ambient.learn(&alias, Ok(room));
+                        }
+                        // The session is made anew beside.
+                        Err(Failure::UnknownToken { .. }) => {}
+                        Err(failure) => surface.ambient.learn(&alias, Err(&failure)),
                     }
                 }
             };
@@ -86,26 +120,15 @@ impl MatrixSurface {
     }
 }
 
-/// The room of an alias, as the homeserver knows it; where it cannot say, as a room calls itself.
+/// The room of an alias, as the homeserver knows it.
 async fn find(client: &Client, alias: &RoomAliasId) -> Result<OwnedRoomId, Failure> {
     let mut backoff = Backoff::new();
     let mut attempt = 1;
     loop {
         match ask(client, alias).await {
-            Err(failure @ (Failure::Transient { .. } | Failure::Local { .. })) if attempt < ATTEMPTS => {
+            Err(failure) if is_unanswered(&failure) && attempt < ATTEMPTS => {
                 attempt += 1;
                 backoff.wait(failure.retry_after()).await;
-            }
-            Err(failure @ (Failure::Transient { .. } | Failure::Local { .. })) => {
-                return client
-                    .joined_rooms()
-                    .iter()
-                    .find(|room| {
-                        room.canonical_alias().is_some_and(|own| own == alias)
-                            || room.alt_aliases().iter().any(|own| own == alias)
-                    })
-                    .map(|room| room.room_id().to_owned())
-                    .ok_or(failure);
             }
             settled => return settled,
         }

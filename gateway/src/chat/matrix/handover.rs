@@ -181,7 +181,7 @@ impl MatrixSurface {
         halted: &CancellationToken,
     ) -> Result<Inbound, Halt> {
         let mut addressed = said.mentions_us
-            || self.ambient.contains(room.room_id())
+            || self.ambient.contains(room)
             || self.persist(halted, || is_direct(room)).await?.unwrap_or(false);
         let replied = match said.replies_to {
             None => None,

@@ -7,6 +7,8 @@
 use pulldown_cmark::{Alignment, CodeBlockKind, CowStr, Event, HeadingLevel, LinkType, Options, Parser, Tag, TagEnd};
 use url::Url;
 
+use crate::text::is_unsafe_in_prose;
+
 /// Markdown longer than this, in bytes, is not formatted: it would not fit into an event anyway.
 const MAX_MARKDOWN: usize = 64 * 1024;
 /// HTML that would be longer than this, in bytes, is not given.
@@ -21,10 +23,10 @@ const MAX_CELLS: usize = 4096;
 
 /// The plain text and, where there is anything to format, the HTML of a message in Markdown.
 ///
-/// The plain text is the Markdown itself without control characters. The HTML is `None` for text that
+/// The plain text is the Markdown itself without characters that change direction, hide, or control anything. The HTML is `None` for text that
 /// looks the same without it, and for text that is too long to be formatted.
 pub(super) fn to_matrix_html(markdown: &str) -> (String, Option<String>) {
-    let kept: String = markdown.chars().filter(|&c| !c.is_control() || c == '\n' || c == '\t').collect();
+    let kept: String = markdown.chars().filter(|&c| !is_unsafe_in_prose(c)).collect();
     let plain = kept.trim_end().to_owned();
     if plain.len() > MAX_MARKDOWN {
         return (plain, None);
@@ -318,10 +320,11 @@ fn language<'a>(kind: &'a CodeBlockKind<'_>) -> Option<&'a str> {
     (!name.is_empty() && name.len() <= 32 && name.chars().all(allowed)).then_some(name)
 }
 
-/// The text with every character that means something in HTML replaced.
+/// The text with every character that means something in HTML replaced. What an entity in the Markdown stood for may be
+/// unsafe again, and is left out.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in text.chars().filter(|&c| !is_unsafe_in_prose(c)) {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),

@@ -21,6 +21,7 @@ mod rooms;
 mod seen;
 mod send;
 mod sync;
+mod take_back;
 mod typing;
 mod walk;
 
@@ -308,6 +309,10 @@ impl Surface for MatrixSurface {
         if let Err(error) = self.want_mark(room, event_id, mark) {
             tracing::warn!(%room, event_id, %error, "a mark is not shown");
         }
+    }
+
+    fn take_back(&self, room: &Room, event_id: &str) {
+        self.redact(room, event_id);
     }
 
     fn typing<'a>(&'a self, room: &'a Room, on: bool) -> BoxFuture<'a, ()> {

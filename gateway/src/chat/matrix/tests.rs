@@ -366,6 +366,45 @@ async fn what_was_handed_over_does_not_come_again_when_the_session_ends_in_the_n
 }
 
 #[tokio::test]
+async fn a_room_counts_as_what_it_calls_itself_while_nobody_says_whose_the_alias_is() {
+    fn unresolved(number: usize, path: &str, since: Option<&str>) -> Option<(u16, Value)> {
+        let called = |alias: &str| {
+            json!({"events": [{
+                "type": "m.room.canonical_alias", "event_id": format!("$of{alias}"), "sender": "@ann:example.org",
+                "state_key": "", "origin_server_ts": 1, "content": {"alias": "#x:example.org", "alt_aliases": [alias]},
+            }]})
+        };
+        match path {
+            "directory/room/#away:example.org" => Some((502, json!({}))),
+            "directory/room/#gone:example.org" => Some((404, json!({"errcode": "M_NOT_FOUND", "error": "no"}))),
+            "sync" if since == Some("s1") => {
+                let mut sync = answer("s2", &[message("$away", "hi")]);
+                let rooms = &mut sync["rooms"]["join"];
+                let mut other = rooms["!room:example.org"].clone();
+                other["timeline"]["events"] = json!([message("$gone", "hi")]);
+                other["state"] = called("#gone:example.org");
+                rooms["!room:example.org"]["state"] = called("#away:example.org");
+                rooms["!two:example.org"] = other;
+                Some((200, sync))
+            }
+            path => one_message(number, path, since),
+        }
+    }
+    let homeserver = Homeserver::start(unresolved).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let ambient = vec!["#away:example.org".to_owned(), "#gone:example.org".to_owned()];
+    let mut running = Running::start(MatrixSettings { ambient, ..homeserver.settings(dir.path()) }, Does::Take).await;
+    let mut said = Vec::new();
+    for _ in 0..2 {
+        let message = running.message().await;
+        said.push((message.event_id, message.addressed));
+    }
+    said.sort();
+    assert_eq!(said, [("$away".to_owned(), true), ("$gone".to_owned(), false)]);
+    running.end().await;
+}
+
+#[tokio::test]
 async fn ambient_rooms_are_known_before_the_first_message_and_strangers_cost_nothing() {
     fn with_alias(number: usize, path: &str, since: Option<&str>) -> Option<(u16, Value)> {
         match path {

@@ -14,7 +14,7 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use journal::{Actor, Append, Cause, Decoded, DomainEvent, Expected, Journal, NewEvent, StreamId};
+use journal::{Actor, Append, Cause, Decoded, DomainEvent, Expected, NewEvent, StreamId};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::{

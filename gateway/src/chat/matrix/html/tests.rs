@@ -196,6 +196,37 @@ fn cases() {
 }
 
 #[test]
+fn what_is_hostile_becomes_text() {
+    use crate::text::{code, code_block, hostile, is_unsafe_in_prose};
+    for hostile in hostile() {
+        for markdown in [
+            hostile.clone(),
+            format!("**{hostile}** *{hostile}* ~~{hostile}~~"),
+            format!("- {hostile}\n- {hostile}"),
+            format!("# {hostile}"),
+            format!("> {hostile}"),
+            format!("[{hostile}](https://example.org/)"),
+            format!("[x]({hostile})"),
+            format!("[x](<{hostile}>)"),
+            format!("[x](https://example.org/{hostile})"),
+            format!("<{hostile}>"),
+            format!("![{hostile}]({hostile} \"{hostile}\")"),
+            format!("| a | b |\n|---|---|\n| {hostile} | x |"),
+            format!("```{hostile}\nx\n```"),
+            format!("<div {hostile}>\n{hostile}\n</div>"),
+            format!("{}: {}\n{}", hostile.len(), code(&hostile), code_block(&hostile)),
+        ] {
+            let (plain, html) = to_matrix_html(&markdown);
+            assert!(!plain.contains(is_unsafe_in_prose), "{plain:?}");
+            let Some(html) = html else { continue };
+            assert_eq!(check(&html), Ok(()), "{markdown:?}\n{html}");
+            // An entity in the Markdown is such a character only now.
+            assert!(!html.contains(is_unsafe_in_prose), "{markdown:?}\n{html:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_too_long_or_too_deep_stays_bounded() {
     let long = "*a* ".repeat(100_000);
     assert!(to_matrix_html(&long).1.is_none());

@@ -1,0 +1,213 @@
+//! Git remotes of projects: where they are ([`remote`]), which of them may be reached ([`reach`]), whose word counts
+//! ([`credentials`], [`known_hosts`]), and the way there from inside a container ([`proxy`], [`ssh`]), each use of which is
+//! journaled ([`audit`], SEC-2).
+//!
+//! A container asks over its project's link; whatever it says is the word of that project's code. It reaches the smart-HTTP
+//! services, or `git-upload-pack` and `git-receive-pack`, of its project's own remote and nothing else, and no credential travels its way.
+
+pub mod audit;
+pub mod credentials;
+pub mod known_hosts;
+mod moved;
+mod proxy;
+pub mod reach;
+pub mod remote;
+mod ssh;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{any, post},
+};
+use link::git::paths;
+use reqwest::{Certificate, Client, redirect};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use uuid::Uuid;
+
+pub use audit::Audit;
+pub use credentials::Credentials;
+pub use known_hosts::KnownHosts;
+pub use reach::Reach;
+pub use remote::Remote;
+
+use crate::{
+    refusal::{Kind, Refusal},
+    tasks::Tasks,
+    text,
+};
+
+/// Uses that one project may have under way.
+const AT_ONCE: usize = 32;
+/// The most that is taken from a container for one use, in bytes.
+const BODY_MAX: usize = 8 * 1024 * 1024 * 1024;
+/// How long connecting to a remote may take.
+const CONNECT: Duration = Duration::from_secs(30);
+
+/// What settings say of git remotes.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Hosts that may be in private networks, in lower case, IPv6 addresses without brackets.
+    pub allow_hosts: Vec<String>,
+    /// Files with host keys of SSH servers, in their order.
+    pub known_hosts: Vec<PathBuf>,
+    /// Hosts of the web proxies that the environment names ([`reach::proxy_host`]).
+    pub proxies: Vec<String>,
+    /// Certificates of authorities to trust beside the host's own.
+    pub extra_pem: Option<Vec<u8>>,
+}
+
+/// Tells which remote a project has.
+pub type Remotes = Arc<dyn Fn(Uuid) -> Option<Remote> + Send + Sync>;
+
+/// The way to git remotes, for the gateway itself and for containers.
+pub struct Git {
+    /// Which credential counts where.
+    pub credentials: Credentials,
+    /// Which SSH servers are known.
+    pub known_hosts: KnownHosts,
+    /// Which addresses may be reached.
+    pub reach: Reach,
+    /// Where uses are journaled.
+    pub audit: Audit,
+    remotes: Remotes,
+    client: Client,
+    tasks: Tasks,
+}
+
+/// One project's way in.
+struct Door {
+    git: Arc<Git>,
+    project: Uuid,
+    places: Arc<Semaphore>,
+}
+
+impl Git {
+    /// The way to what `remotes` tells.
+    ///
+    /// # Errors
+    /// When the web client cannot be made of these settings.
+    pub fn new(
+        settings: Settings,
+        credentials: Credentials,
+        remotes: Remotes,
+        audit: Audit,
+        tasks: Tasks,
+    ) -> Result<Arc<Self>, Refusal> {
+        let reach = Reach::new(settings.allow_hosts.clone(), settings.proxies.clone());
+        Self::within(reach, settings, credentials, remotes, audit, tasks)
+    }
+
+    fn within(
+        reach: Reach,
+        settings: Settings,
+        credentials: Credentials,
+        remotes: Remotes,
+        audit: Audit,
+        tasks: Tasks,
+    ) -> Result<Arc<Self>, Refusal> {
+        let extra = settings.extra_pem.as_deref().map(Certificate::from_pem_bundle).transpose().map_err(|error| {
+            Refusal::internal("the certificates in `[images] extra_ca_certificates` cannot be read", error)
+        })?;
+        let client = Client::builder()
+            .tls_certs_merge(extra.unwrap_or_default())
+            .redirect(redirect::Policy::none())
+            .dns_resolver(reach.clone())
+            .referer(false)
+            // Answers pass as they are, whatever else in this program wants its client to unpack.
+            .no_gzip()
+            .no_brotli()
+            .no_zstd()
+            .no_deflate()
+            .connect_timeout(CONNECT)
+            .build()
+            .map_err(|error| Refusal::internal("the client for git remotes cannot be made", error))?;
+        let known_hosts = KnownHosts::new(settings.known_hosts);
+        Ok(Arc::new(Self { credentials, known_hosts, reach, audit, remotes, client, tasks }))
+    }
+
+    /// What this project's sled may ask; anything else is not found.
+    pub fn router(self: &Arc<Self>, project: Uuid) -> Router {
+        let door = Door { git: Arc::clone(self), project, places: Arc::new(Semaphore::new(AT_ONCE)) };
+        Router::new()
+            .route(&format!("{}{{*rest}}", paths::WEB), any(proxy::web))
+            .route(paths::SSH_UPLOAD_PACK, post(ssh::upload_pack))
+            .route(paths::SSH_RECEIVE_PACK, post(ssh::receive_pack))
+            .with_state(Arc::new(door))
+    }
+}
+
+impl Door {
+    fn remote(&self) -> Option<Remote> {
+        (self.git.remotes)(self.project)
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, Said> {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        place.map_err(|_| said(StatusCode::TOO_MANY_REQUESTS, "too many git requests of this project are under way"))
+    }
+}
+
+/// An answer of one line, which git shows to people.
+#[derive(Debug)]
+struct Said {
+    status: StatusCode,
+    line: String,
+}
+
+fn said(status: StatusCode, sentence: &str) -> Said {
+    Said { status, line: format!("{}\n", text::one_line(sentence, 1000)) }
+}
+
+impl IntoResponse for Said {
+    fn into_response(self) -> Response {
+        (self.status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], self.line).into_response()
+    }
+}
+
+/// A refusal, with what to do next but without what only the operator should see.
+fn refused(refusal: &Refusal) -> Said {
+    tracing::warn!(%refusal, "a git request is refused");
+    let status = match refusal.kind {
+        Kind::Usage | Kind::Config => StatusCode::FORBIDDEN,
+        Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::Internal => StatusCode::BAD_GATEWAY,
+    };
+    let hint = refusal.hint.as_deref().filter(|_| refusal.kind != Kind::Internal);
+    match hint {
+        Some(hint) => said(status, &format!("{}. {hint}", refusal.what)),
+        None => said(status, &refusal.what),
+    }
+}
+
+/// What is said where a use could not be journaled.
+fn unjournaled(refusal: &Refusal) -> Said {
+    tracing::error!(%refusal, "a use of a git credential is not journaled");
+    said(StatusCode::SERVICE_UNAVAILABLE, &refusal.what)
+}
+
+/// Returns when neither counter has grown for that long.
+async fn stalled(counters: &[&AtomicU64], silence: Duration) {
+    let read = || counters.iter().map(|counter| counter.load(Ordering::Relaxed)).sum::<u64>();
+    let mut before = read();
+    loop {
+        tokio::time::sleep(silence).await;
+        let now = read();
+        if now == before {
+            return;
+        }
+        before = now;
+    }
+}

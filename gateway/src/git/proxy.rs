@@ -1,0 +1,374 @@
+//! Git over the web: the smart-HTTP services of the project's own repository, with the credential added on the way out.
+//!
+//! Git in the container is told to ask here in place of the remote (`insteadOf`). That rule goes by prefixes, so it catches
+//! neighbours too (`app.git` and `app.git-other`): those are sent to their own address, without a credential. No redirect is followed.
+
+use std::{
+    error::Error,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::StreamExt;
+use http_body_util::{BodyExt, Limited};
+use link::git::paths;
+use reqwest::Url;
+use tracing::warn;
+
+use super::{
+    BODY_MAX, Door, Said,
+    audit::{By, Outcome, Part, Service, Use},
+    reach::Denied,
+    refused,
+    remote::{Remote, WebRemote},
+    said, stalled, unjournaled,
+};
+use crate::text;
+
+/// The longest time in which nothing moves.
+const SILENCE: Duration = Duration::from_mins(10);
+
+/// What of a request's headers smart HTTP needs.
+const ASKED: [HeaderName; 4] =
+    [header::ACCEPT, header::ACCEPT_ENCODING, header::USER_AGENT, HeaderName::from_static("git-protocol")];
+/// What of them is about a body.
+const ASKED_OF_BODY: [HeaderName; 3] = [header::CONTENT_ENCODING, header::CONTENT_LENGTH, header::CONTENT_TYPE];
+/// What of an answer's headers smart HTTP needs.
+const ANSWERED: [HeaderName; 6] = [
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::EXPIRES,
+    header::PRAGMA,
+];
+
+/// What a request is.
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    /// A service of the project's own repository.
+    Service(Service, Part),
+    /// Something of a neighbour, which is at this address.
+    Neighbour(String),
+    /// Nothing that passes here.
+    Nothing(StatusCode, &'static str),
+}
+
+/// Tells what a request for `rest`, which is `<authority>/<path>`, is to the project that has this remote. All other spellings of
+/// the same place are another place.
+fn asked(remote: &WebRemote, method: &Method, rest: &str, query: Option<&str>) -> Asked {
+    let nothing = |what| Asked::Nothing(StatusCode::FORBIDDEN, what);
+    let own = format!("{}{}", remote.authority(), remote.path);
+    let Some(below) = rest.strip_prefix(&own) else { return nothing("that is not this project's repository") };
+    let neighbour = || {
+        if *method != Method::GET {
+            return nothing("that is not this project's repository");
+        }
+        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+        Asked::Neighbour(format!("{}://{rest}{query}", remote.scheme.as_str()))
+    };
+    match (method, below, query) {
+        (&Method::GET, "/info/refs", Some("service=git-upload-pack")) => {
+            Asked::Service(Service::Fetch, Part::References)
+        }
+        (&Method::GET, "/info/refs", Some("service=git-receive-pack")) => {
+            Asked::Service(Service::Push, Part::References)
+        }
+        (&Method::POST, "/git-upload-pack", None) => Asked::Service(Service::Fetch, Part::Objects),
+        (&Method::POST, "/git-receive-pack", None) => Asked::Service(Service::Push, Part::Objects),
+        (_, "/info/refs", _) => nothing("only git's smart protocol passes here"),
+        (_, below, _) if below.starts_with("/info/lfs/") => {
+            Asked::Nothing(StatusCode::NOT_FOUND, "files of Git LFS do not pass here; they stay pointers")
+        }
+        // A repository below the repository's own path.
+        (_, below, _) if below.ends_with("/info/refs") => neighbour(),
+        (_, below, _) if below.is_empty() || below.starts_with('/') => nothing("only git's smart protocol passes here"),
+        _ => neighbour(),
+    }
+}
+
+/// Serves everything below [`paths::WEB`].
+pub async fn web(State(door): State<Arc<Door>>, request: Request) -> Response {
+    let Some(Remote::Web(remote)) = door.remote() else {
+        return said(StatusCode::FORBIDDEN, "this project has no remote repository that is reached over the web")
+            .into_response();
+    };
+    let rest = request.uri().path().strip_prefix(paths::WEB).unwrap_or_default();
+    match asked(&remote, request.method(), rest, request.uri().query()) {
+        Asked::Service(service, part) => forward(&door, &remote, service, part, request).await,
+        Asked::Neighbour(address) => (StatusCode::FOUND, [(header::LOCATION, address)]).into_response(),
+        Asked::Nothing(status, sentence) => said(status, sentence).into_response(),
+    }
+}
+
+async fn forward(door: &Door, remote: &WebRemote, service: Service, part: Part, request: Request) -> Response {
+    let place = match door.place() {
+        Ok(place) => place,
+        Err(busy) => return busy.into_response(),
+    };
+    let used = match door.git.audit.begin(door.project, (service, part), remote.to_string(), By::Container).await {
+        Ok(used) => used,
+        Err(refusal) => return unjournaled(&refusal).into_response(),
+    };
+    let answer = match send(door, remote, service, part, request, &used).await {
+        Ok(answer) => answer,
+        Err((outcome, refusal)) => return end(used, outcome, refusal).await.into_response(),
+    };
+    let mut headers = HeaderMap::new();
+    for name in ANSWERED {
+        if let Some(value) = answer.headers().get(&name) {
+            headers.insert(name, value.clone());
+        }
+    }
+    let status = answer.status();
+    let state = (answer.bytes_stream(), Some(used), place);
+    // The place is given back when the body has been read, or nobody wants it any more.
+    let body = futures_util::stream::unfold(state, |(mut answer, mut used, place)| async move {
+        let chunk = match tokio::time::timeout(SILENCE, answer.next()).await {
+            Ok(Some(Ok(chunk))) => {
+                let counter = used.as_ref()?.received();
+                counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                Ok(chunk)
+            }
+            Ok(Some(Err(error))) => {
+                drop(used.take()?);
+                Err(io::Error::other(error))
+            }
+            Err(_) => {
+                drop(used.take()?);
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            // The end that nobody knows of is none.
+            Ok(None) => Err(io::Error::other(used.take()?.end(Outcome::Done).await.err()?)),
+        };
+        Some((chunk, (answer, used, place)))
+    });
+    (status, headers, Body::from_stream(body)).into_response()
+}
+
+async fn end(used: Use, outcome: Outcome, answer: Said) -> Said {
+    match used.end(outcome).await {
+        Ok(()) => answer,
+        Err(refusal) => unjournaled(&refusal),
+    }
+}
+
+/// Sends a request; gives an answer that is a success, or what to say in its place.
+async fn send(
+    door: &Door,
+    remote: &WebRemote,
+    service: Service,
+    part: Part,
+    request: Request,
+    used: &Use,
+) -> Result<reqwest::Response, (Outcome, Said)> {
+    let unreachable = |denied: Denied| (Outcome::Unreachable, refused(&denied.into()));
+    door.git.reach.literal(remote.bare_host()).map_err(unreachable)?;
+    let credential = door.git.credentials.web(remote).map_err(|refusal| (Outcome::Denied, refused(&refusal)))?;
+    let url = address(remote, service, part)
+        .ok_or_else(|| (Outcome::Failed, said(StatusCode::BAD_GATEWAY, "the repository's address cannot be used")))?;
+    let (parts, body) = request.into_parts();
+    let mut headers = HeaderMap::new();
+    let with_body = parts.method == Method::POST;
+    let asked_of_body = ASKED_OF_BODY.into_iter().filter(|_| with_body);
+    for name in ASKED.into_iter().chain(asked_of_body) {
+        for value in parts.headers.get_all(&name) {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    let with_credential = credential.is_some();
+    if let Some(credential) = credential {
+        headers.insert(header::AUTHORIZATION, credential.basic());
+    }
+    let mut request = door.git.client.request(parts.method.clone(), url).headers(headers);
+    let (sent, too_large) = (used.sent(), Arc::new(AtomicBool::new(false)));
+    if with_body {
+        let (sent, too_large) = (Arc::clone(&sent), Arc::clone(&too_large));
+        let body = Limited::new(body, BODY_MAX).into_data_stream().inspect(move |part| match part {
+            Ok(part) => drop(sent.fetch_add(part.len() as u64, Ordering::Relaxed)),
+            Err(error) => too_large.store(error.is::<http_body_util::LengthLimitError>(), Ordering::Relaxed),
+        });
+        request = request.body(reqwest::Body::wrap_stream(body));
+    }
+    let moving = [&*sent];
+    let answer = tokio::select! {
+        answer = request.send() => answer.map_err(|error| unsent(&error, too_large.load(Ordering::Relaxed)))?,
+        () = stalled(&moving, SILENCE) => {
+            return Err((Outcome::CutOff, said(StatusCode::GATEWAY_TIMEOUT, "the git server does not answer")));
+        }
+    };
+    judged(remote, answer, with_credential)
+}
+
+fn address(remote: &WebRemote, service: Service, part: Part) -> Option<Url> {
+    let service = match service {
+        Service::Fetch => link::git::Service::UploadPack,
+        Service::Push => link::git::Service::ReceivePack,
+    };
+    let service = service.name();
+    let below = if part == Part::References { format!("info/refs?service={service}") } else { service.to_owned() };
+    Url::parse(&format!("{remote}/{below}")).ok()
+}
+
+/// Why nothing was answered.
+fn unsent(error: &reqwest::Error, too_large: bool) -> (Outcome, Said) {
+    if too_large {
+        return (
+            Outcome::Failed,
+            said(StatusCode::PAYLOAD_TOO_LARGE, "that is more than passes at once; push fewer commits"),
+        );
+    }
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(denied @ Denied::Private { .. }) = inner.downcast_ref::<Denied>() {
+            let Denied::Private { host, address } = denied else { break };
+            let denied = Denied::Private { host: host.clone(), address: *address };
+            return (Outcome::Unreachable, refused(&denied.into()));
+        }
+        cause = inner.source();
+    }
+    warn!(%error, "a git server was not reached");
+    let (outcome, why) = if error.is_timeout() || error.is_connect() {
+        (Outcome::Unreachable, "the git server could not be reached from the gateway")
+    } else {
+        (Outcome::CutOff, "the exchange with the git server was broken off")
+    };
+    (outcome, said(StatusCode::BAD_GATEWAY, why))
+}
+
+/// Passes successes. What else a server says is not passed on: pages about errors may repeat the request, and the credential with it.
+fn judged(
+    remote: &WebRemote,
+    answer: reqwest::Response,
+    with_credential: bool,
+) -> Result<reqwest::Response, (Outcome, Said)> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let server = text::code(&remote.authority());
+    if status.is_redirection() {
+        let to = answer
+            .headers()
+            .get(header::LOCATION)
+            .and_then(|to| to.to_str().ok())
+            .and_then(|to| answer.url().join(to).ok());
+        let host =
+            to.as_ref().and_then(Url::host_str).map(|host| format!(" (to {})", text::code(host))).unwrap_or_default();
+        let sentence = format!(
+            "the git server {server} sends us elsewhere{host}, where no credential is taken; the repository may have moved"
+        );
+        return Err((Outcome::Failed, said(StatusCode::BAD_GATEWAY, &sentence)));
+    }
+    let name = super::credentials::example(remote);
+    if status == StatusCode::UNAUTHORIZED {
+        let sentence = if with_credential {
+            format!(
+                "the git server {server} does not take the credential; whoever runs musher can store another: musher secrets set {name}"
+            )
+        } else {
+            format!(
+                "the git server {server} wants a credential; whoever runs musher can store one: musher secrets set {name}"
+            )
+        };
+        // With 401 git would ask for a name and a password, which nobody should type there.
+        return Err((Outcome::Denied, said(StatusCode::FORBIDDEN, &sentence)));
+    }
+    let outcome = if status == StatusCode::FORBIDDEN { Outcome::Denied } else { Outcome::Failed };
+    let sentence = format!("the git server {server} answers {status}");
+    let status = if status.is_client_error() { status } else { StatusCode::BAD_GATEWAY };
+    Err((outcome, said(status, &sentence)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_the_services_of_the_repository_itself_pass() {
+        let remote = |text: &str| match Remote::parse(text, std::path::Path::new("/")).expect("it is an address") {
+            Remote::Web(web) => web,
+            other => panic!("{other:?}"),
+        };
+        let own = remote("https://example.org:8443/team/app.git");
+        let nothing = "nothing".to_owned();
+        let check = |method: Method, rest: &str, query: Option<&str>| match asked(&own, &method, rest, query) {
+            Asked::Service(service, part) => format!("{service:?} {part:?}"),
+            Asked::Neighbour(address) => address,
+            Asked::Nothing(..) => nothing.clone(),
+        };
+        let base = "example.org:8443/team/app.git";
+        let (fetch, push) = (Some("service=git-upload-pack"), Some("service=git-receive-pack"));
+        for (method, below, query, expected) in [
+            (Method::GET, "/info/refs", fetch, "Fetch References"),
+            (Method::GET, "/info/refs", push, "Push References"),
+            (Method::POST, "/git-upload-pack", None, "Fetch Objects"),
+            (Method::POST, "/git-receive-pack", None, "Push Objects"),
+            (Method::GET, "/info/refs", None, "nothing"),
+            (Method::GET, "/info/refs", Some("service=git-upload-archive"), "nothing"),
+            (Method::GET, "/info/refs", Some("service=git-upload-pack&x=1"), "nothing"),
+            (Method::GET, "/info/refs", Some("x=1&service=git-upload-pack"), "nothing"),
+            (Method::HEAD, "/info/refs", fetch, "nothing"),
+            (Method::POST, "/info/refs", fetch, "nothing"),
+            (Method::GET, "/git-upload-pack", None, "nothing"),
+            (Method::POST, "/git-upload-pack", Some("x"), "nothing"),
+            (Method::POST, "/git-upload-archive", None, "nothing"),
+            (Method::GET, "/HEAD", None, "nothing"),
+            (Method::GET, "/objects/info/packs", None, "nothing"),
+            (Method::POST, "/info/lfs/objects/batch", None, "nothing"),
+            (Method::GET, "", None, "nothing"),
+            (Method::GET, "/", None, "nothing"),
+            (
+                Method::GET,
+                "//info/refs",
+                fetch,
+                "https://example.org:8443/team/app.git//info/refs?service=git-upload-pack",
+            ),
+            (
+                Method::GET,
+                "-other/info/refs",
+                fetch,
+                "https://example.org:8443/team/app.git-other/info/refs?service=git-upload-pack",
+            ),
+            (
+                Method::GET,
+                "/sub/info/refs",
+                fetch,
+                "https://example.org:8443/team/app.git/sub/info/refs?service=git-upload-pack",
+            ),
+            (
+                Method::GET,
+                "/../b/info/refs",
+                fetch,
+                "https://example.org:8443/team/app.git/../b/info/refs?service=git-upload-pack",
+            ),
+            (Method::POST, "-other/git-upload-pack", None, "nothing"),
+            (Method::POST, "/../b/git-upload-pack", None, "nothing"),
+            (Method::DELETE, "-other", None, "nothing"),
+        ] {
+            assert_eq!(check(method.clone(), &format!("{base}{below}"), query), expected, "{method} {below}");
+        }
+        for rest in [
+            "example.org/team/app.git/info/refs",
+            "EXAMPLE.org:8443/team/app.git/info/refs",
+            "evil.example/example.org:8443/team/app.git/info/refs",
+            "ann@example.org:8443/team/app.git/info/refs",
+            "example.org:8443/team/%61pp.git/info/refs",
+            "example.org:8443/team/../team/app.git/info/refs",
+            "example.org:8443//team/app.git/info/refs",
+            "",
+        ] {
+            assert_eq!(check(Method::GET, rest, fetch), "nothing", "{rest}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The clone of a new project: with the credential that there is for it, each use journaled; watched, and given up when nothing
+//! comes any more. Submodules are fetched from inside the container, which has no credential.
+
+use std::{path::Path, sync::atomic::Ordering, time::Duration};
+
+use link::{SledClient, requests::CommandOutput};
+use tracing::warn;
+use uuid::Uuid;
+
+use super::{
+    repository::{self, Cloned, Doing, Login, NotCloned, Watch},
+    saga::Sagas,
+    steps::Steps,
+};
+use crate::{
+    commands::grammar::NewProject,
+    git::{
+        Remote,
+        audit::{By, Outcome, Part, Service},
+    },
+    refusal::Refusal,
+    text,
+};
+
+/// How long a clone may bring nothing.
+const CLONE_SILENCE: Duration = Duration::from_mins(2);
+/// How long a clone that is given up may take to notice.
+const CLONE_END: Duration = Duration::from_secs(10);
+
+impl Sagas {
+    /// Clones, with the credential that there is for it.
+    pub(super) async fn clone_repository(
+        &self,
+        id: Uuid,
+        remote: &Remote,
+        ask: &NewProject,
+        path: &Path,
+        steps: &mut Steps<'_>,
+    ) -> Result<Cloned, Refusal> {
+        let what = repository::Clone {
+            id,
+            remote: remote.clone(),
+            login: Login::of(remote, &self.git.credentials)?,
+            known_hosts: self.git.known_hosts.clone(),
+            branch: ask.branch.clone(),
+            depth: ask.depth,
+        };
+        if let Remote::Local(_) = remote {
+            return watched(what, path, &Watch::default(), steps).await.map_err(|(_, refusal)| refusal);
+        }
+        let used = self.git.audit.begin(id, (Service::Fetch, Part::Whole), remote.shown(), By::Clone).await?;
+        if let Err(refusal) = self.stays(remote, &what.login).await {
+            used.end(Outcome::Failed).await?;
+            return Err(refusal);
+        }
+        let watch = Watch { received: used.received(), ..Watch::default() };
+        let cloned = watched(what, path, &watch, steps).await;
+        used.end(cloned.as_ref().map_or_else(|(outcome, _)| *outcome, |_| Outcome::Done)).await?;
+        cloned.map_err(|(_, refusal)| refusal)
+    }
+
+    /// Refuses a repository whose server sends to another address: from inside the container no redirect is followed.
+    async fn stays(&self, remote: &Remote, login: &Login) -> Result<(), Refusal> {
+        let Remote::Web(web) = remote else { return Ok(()) };
+        let credential = if let Login::Web(credential) = login { Some(credential) } else { None };
+        match self.git.moved(web, credential).await {
+            Some(to) => Err(Refusal::usage(format!(
+                "the server of {} sends to {}",
+                text::code(&remote.shown()),
+                text::code(&to)
+            ))
+            .hint("A redirect is not followed. If that is the repository, give its address there.")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Has the sled fetch the submodules, with no credential but the project's own; gives what could not be done as a remark.
+pub(super) async fn fetch_submodules(sled: &SledClient) -> Option<String> {
+    let args = ["submodule", "update", "--init", "--recursive"].map(str::to_owned).into();
+    let again = "⚠ Not all submodules could be fetched. A submodule that needs a credential is not fetched: only the project's own repository has one here. Once they can be, `!git submodule update --init --recursive` fetches them.";
+    match sled.git_fetching(args).await {
+        Ok(CommandOutput { code: Some(0), .. }) => None,
+        Ok(CommandOutput { output, .. }) => {
+            let last = output.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+            Some(format!("{again} Git's last word: {}", text::code(last)))
+        }
+        Err(error) => Some(format!("{again} ({})", text::one_line(&error.to_string(), 200))),
+    }
+}
+
+/// Whether people are told of that many.
+fn is_told(have: usize, all: usize) -> bool {
+    have == all || have.is_multiple_of(1000)
+}
+
+/// Clones on a thread of its own; given up when nothing comes any more, or soon after this future is dropped. A thread that
+/// hangs in a connection for longer works in a folder that bears the project's id, and so can disturb nobody.
+async fn watched(
+    what: repository::Clone,
+    path: &Path,
+    watch: &Watch,
+    steps: &mut Steps<'_>,
+) -> Result<Cloned, NotCloned> {
+    struct CancelOnDrop(Watch);
+    impl Drop for CancelOnDrop {
+        fn drop(&mut self) {
+            self.0.cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+    let cancelled = CancelOnDrop(watch.clone());
+    let (watch, path) = (watch.clone(), path.to_owned());
+    let (sender, mut progress) = tokio::sync::watch::channel(Doing::Waiting);
+    let mut cloning = tokio::task::spawn_blocking(move || {
+        repository::clone(&what, &path, &watch, |doing| {
+            sender.send_replace(doing);
+        })
+    });
+    loop {
+        tokio::select! {
+            cloned = &mut cloning => return cloned.unwrap_or_else(|error| {
+                Err((Outcome::Failed, Refusal::internal("the clone broke off", error)))
+            }),
+            Ok(()) = progress.changed() => match *progress.borrow_and_update() {
+                Doing::Objects(have, all) if is_told(have, all) => steps.detail(format!("{have} of {all} objects")),
+                Doing::Files(have, all) if is_told(have, all) => steps.detail(format!("{have} of {all} files")),
+                Doing::Waiting | Doing::Objects(..) | Doing::Files(..) => {}
+            },
+            () = tokio::time::sleep(CLONE_SILENCE) => {
+                let secs = CLONE_SILENCE.as_secs();
+                drop(cancelled);
+                // What it does when it notices must not meet the undo; a thread that hangs longer does nothing more.
+                let ended = tokio::time::timeout(CLONE_END, &mut cloning).await;
+                warn!(ended = ended.is_ok(), "a clone is given up");
+                let refusal = Refusal::unavailable(format!("the clone is given up: nothing came for {secs} s"))
+                    .hint("Check the address, and that this host reaches it.");
+                return Err((Outcome::CutOff, refusal));
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The gateway's journal: every append of the gateway passes here, between the points at which tests kill it, and those
+//! that the journal does not take are counted.
+//!
+//! It adds nothing to what is appended and decides nothing about it.
+
+use std::{
+    ops::Deref,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use journal::{Append, AppendError, Appended, Clock, OpenError};
+
+use crate::failpoint;
+
+/// A [`journal::Journal`] whose appends are watched. Cheap to clone; all clones are the same.
+#[derive(Clone)]
+pub struct Journal {
+    journal: journal::Journal,
+    failures: Arc<AtomicU64>,
+}
+
+/// For what does not append.
+impl Deref for Journal {
+    type Target = journal::Journal;
+
+    fn deref(&self) -> &journal::Journal {
+        &self.journal
+    }
+}
+
+impl Journal {
+    /// As [`journal::Journal::open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        Ok(Self { journal: journal::Journal::open(path, clock)?, failures: Arc::default() })
+    }
+
+    /// As [`journal::Journal::append`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        let mut appended = self.append_all(vec![append]).await?;
+        appended.pop().ok_or(AppendError::Closed)
+    }
+
+    /// As [`journal::Journal::append_all`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn append_all(&self, appends: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
+        let kinds: Vec<String> = if cfg!(feature = "failpoints") {
+            appends.iter().flat_map(|append| &append.events).map(|event| event.kind().to_owned()).collect()
+        } else {
+            Vec::new()
+        };
+        for kind in &kinds {
+            failpoint::reach("before", kind);
+        }
+        let appended = self.journal.append_all(appends).await.inspect_err(|error| {
+            // A lost race is decided anew, and a key that was used before says that it has happened already.
+            if !matches!(error, AppendError::Conflict { .. } | AppendError::KeyReused { .. }) {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+            }
+        })?;
+        for kind in &kinds {
+            failpoint::reach("after", kind);
+        }
+        Ok(appended)
+    }
+
+    /// How many appends the journal has not taken since the start, other than for a lost race or a used key.
+    pub fn append_failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use journal::{Actor, Cause, Expected, NewEvent, StreamId};
+
+    use super::*;
+    use crate::usage::{Tokens, UsageEvent};
+
+    fn count(expected: Expected, key: Option<&str>, requests: u64) -> Append {
+        let tokens = Tokens::default();
+        let event = UsageEvent::Counted { turn: None, room: None, model: String::new(), tokens, requests };
+        Append {
+            stream: StreamId::new("usage", "one"),
+            expected,
+            events: vec![NewEvent::encode(&event).expect("it can be encoded")],
+            key: key.map(str::to_owned),
+            actor: Actor::Gateway,
+            cause: Cause::None,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_journal_does_not_take_is_counted_and_a_lost_race_is_not() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(Timestamp::UNIX_EPOCH));
+        let journal = journal.expect("it can be made");
+        journal.append(count(Expected::NoStream, Some("key"), 1)).await.expect("it is appended");
+        journal.append(count(Expected::NoStream, None, 1)).await.expect_err("the race is lost");
+        journal.append(count(Expected::Any, Some("key"), 2)).await.expect_err("the key is used");
+        assert_eq!(journal.append_failures(), 0);
+        let nothing = Append { events: Vec::new(), ..count(Expected::Any, None, 1) };
+        journal.append(nothing).await.expect_err("there is nothing to append");
+        let other = journal.clone();
+        other.close().await;
+        other.append_all(vec![count(Expected::Any, None, 1); 2]).await.expect_err("it is closed");
+        assert_eq!(journal.append_failures(), 2);
+    }
+}
