@@ -60,6 +60,8 @@ impl Home {
         let home = Self { directory, port, environment: vec![], gateway: Mutex::default() };
         fs::create_dir(home.state()).context("the state directory")?;
         fs::set_permissions(home.state(), fs::Permissions::from_mode(0o700))?;
+        // As on the host of somebody who uses git.
+        fs::write(home.path().join(".gitconfig"), "[user]\n\tname = Ann Other\n\temail = ann@example.org\n")?;
         home.configure(top, tables)?;
         Ok(home)
     }

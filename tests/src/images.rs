@@ -18,6 +18,13 @@ pub async fn ready() -> Result<()> {
     READY.get_or_try_init(build).await.copied()
 }
 
+/// The tag of the image that a container without a stack runs on.
+pub async fn node() -> Result<String> {
+    ready().await?;
+    let printed = Home::new("", "")?.run(["images", "build"], "").await?.success()?;
+    Ok(printed.trim().to_owned())
+}
+
 async fn build() -> Result<()> {
     let home = Home::new("", "")?;
     for stacks in [&[][..], &["rust"]] {

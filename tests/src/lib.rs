@@ -7,9 +7,11 @@
 
 pub mod engine;
 pub mod gateway;
+pub mod git_server;
 pub mod home;
 pub mod homeserver;
 pub mod images;
+pub mod lsp;
 pub mod model;
 pub mod person;
 pub mod process;

@@ -120,6 +120,12 @@ impl Person {
         self.request(Method::PUT, &path, &levels).await.map(drop)
     }
 
+    /// Lets somebody take back what others have said in a room of one's own.
+    pub async fn let_tidy(&self, room: &str, who: &str) -> Result<()> {
+        let path = format!("rooms/{}/state/m.room.power_levels", escaped(room));
+        self.request(Method::PUT, &path, &json!({ "users": { who: 50 } })).await.map(drop)
+    }
+
     /// Says `text`; gives the event's id.
     pub async fn say(&self, room: &str, text: &str) -> Result<String> {
         self.send(room, &json!({ "msgtype": "m.text", "body": text })).await
@@ -247,15 +253,14 @@ impl Person {
     /// Waits until this event has been redacted.
     pub async fn wait_redacted(&self, room: &str, event: &str) -> Result<()> {
         self.wait_seen(&format!("{event} is taken back"), wait::SHORT, |seen| {
-            let redactions =
-                seen.events.iter().filter(|(place, event)| place == room && event["type"] == "m.room.redaction");
-            // Where it stands depends on the room's version.
-            redactions
-                .flat_map(|(_, redaction)| [&redaction["redacts"], &redaction["content"]["redacts"]])
-                .any(|redacted| redacted == event)
-                .then_some(())
+            seen.is_redacted(room, event).then_some(())
         })
         .await
+    }
+
+    /// Whether this event has been redacted, so far as has been seen.
+    pub fn is_redacted(&self, room: &str, event: &str) -> bool {
+        self.seen().is_redacted(room, event)
     }
 
     /// Every reaction of `who` in the room that has been seen so far, in order, also those that were taken back.
@@ -334,6 +339,13 @@ impl Person {
 }
 
 impl Seen {
+    fn is_redacted(&self, room: &str, event: &str) -> bool {
+        let events = self.events.iter().filter(|(place, event)| place == room && event["type"] == "m.room.redaction");
+        // Where it stands depends on the room's version.
+        let mut redacted = events.flat_map(|(_, redaction)| [&redaction["redacts"], &redaction["content"]["redacts"]]);
+        redacted.any(|redacted| redacted == event)
+    }
+
     fn reactions(&self, room: &str, who: &str) -> impl Iterator<Item = Reaction> {
         let events = self.events.iter().filter(move |(place, event)| place == room && event["sender"] == who);
         events.filter_map(|(_, event)| {

@@ -17,7 +17,7 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::State,
-    http::{HeaderMap, Method, StatusCode, Uri},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri},
     response::{IntoResponse, Response},
     routing::post,
 };
@@ -94,6 +94,18 @@ impl Gate {
     }
 }
 
+/// What requests must carry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wants {
+    /// This key, as `x-api-key` or as a bearer token.
+    Key(String),
+    /// No credential at all, as a server of one's own may have it.
+    Nothing,
+    /// This token as the service wants that of a subscription: a bearer token, no key beside it, `oauth-2025-04-20` among
+    /// the betas, and a system prompt that names the agent.
+    Subscription(String),
+}
+
 /// The stand-in, serving until it is dropped.
 #[derive(Debug)]
 pub struct Model {
@@ -113,6 +125,7 @@ impl std::fmt::Debug for Record {
 #[derive(Debug)]
 struct Shared {
     key: String,
+    wants: Mutex<Wants>,
     record: Mutex<Record>,
 }
 
@@ -139,7 +152,7 @@ impl Model {
         let key = format!("sk-test-{}", uuid::Uuid::new_v4().simple());
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no free port on loopback")?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { key, record: Mutex::default() });
+        let shared = Arc::new(Shared { wants: Mutex::new(Wants::Key(key.clone())), key, record: Mutex::default() });
         let router = Router::new()
             .route("/v1/messages", post(messages))
             .route("/v1/messages/count_tokens", post(count_tokens))
@@ -158,9 +171,14 @@ impl Model {
         format!("http://{}", self.address)
     }
 
-    /// The key that every request must carry.
+    /// The key that every request must carry, unless something else is wanted.
     pub fn key(&self) -> &str {
         &self.shared.key
+    }
+
+    /// From now on requests must carry something else.
+    pub fn want(&self, wants: Wants) {
+        *self.shared.wants.lock().unwrap_or_else(PoisonError::into_inner) = wants;
     }
 
     /// When what was said contains `marker`, these steps follow. The first rule that fits counts.
@@ -210,11 +228,20 @@ impl Shared {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        let bearer = format!("Bearer {}", self.key);
-        let holds =
-            |name: &str, value: &str| headers.get_all(name).iter().any(|given| given.as_bytes() == value.as_bytes());
-        holds("x-api-key", &self.key) || holds("authorization", &bearer)
+    /// Whether a request may ask; one that has a body is looked into.
+    fn admits(&self, headers: &HeaderMap, body: Option<&Value>) -> bool {
+        let all = |name: &str| headers.get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
+        let (keys, tokens) = (all("x-api-key"), all("authorization"));
+        match &*self.wants.lock().unwrap_or_else(PoisonError::into_inner) {
+            Wants::Key(key) => keys.contains(&key.as_bytes()) || tokens.contains(&format!("Bearer {key}").as_bytes()),
+            Wants::Nothing => keys.is_empty() && tokens.is_empty(),
+            Wants::Subscription(token) => {
+                let betas = all("anthropic-beta").join(&b","[..]);
+                let oauth = betas.split(|byte| *byte == b',').any(|beta| beta.trim_ascii() == b"oauth-2025-04-20");
+                let named = body.is_none_or(|body| body["system"].to_string().contains("You are a Claude agent"));
+                keys.is_empty() && tokens == [format!("Bearer {token}").as_bytes()] && oauth && named
+            }
+        }
     }
 }
 
@@ -250,7 +277,7 @@ async fn messages(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMa
         record.requests.push(request.clone());
         record.answer(&request)
     };
-    if !shared.admits(&headers) {
+    if !shared.admits(&headers, Some(&request.body)) {
         return refusal(StatusCode::UNAUTHORIZED, "authentication_error", "invalid x-api-key");
     }
     if let [Step::Limit(limit), ..] = steps[..] {
@@ -265,7 +292,7 @@ async fn messages(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMa
 }
 
 async fn count_tokens(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    if shared.admits(&headers) {
+    if shared.admits(&headers, None) {
         Json(json!({ "input_tokens": 100 })).into_response()
     } else {
         refusal(StatusCode::UNAUTHORIZED, "authentication_error", "invalid x-api-key")

@@ -30,6 +30,35 @@ async fn the_key_is_wanted() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_subscriptions_token_is_wanted_in_its_own_form() -> Result<()> {
+    let model = Model::start().await?;
+    model.want(Wants::Subscription("token".into()));
+    let good = ("Bearer token", None, "a,oauth-2025-04-20", "You are a Claude agent, and so on");
+    for ((bearer, key, beta, system), status) in [
+        (good, 200),
+        (("Bearer other", good.1, good.2, good.3), 401),
+        ((good.0, Some("token"), good.2, good.3), 401),
+        ((good.0, good.1, "a,b", good.3), 401),
+        ((good.0, good.1, good.2, "You are somebody"), 401),
+    ] {
+        let mut request = reqwest::Client::builder()
+            .no_proxy()
+            .build()?
+            .post(format!("{}/v1/messages", model.base_url()))
+            .header("authorization", bearer)
+            .header("anthropic-beta", beta)
+            .json(&json!({ "system": [{ "type": "text", "text": system }], "messages": user("hello") }));
+        if let Some(key) = key {
+            request = request.header("x-api-key", key);
+        }
+        assert_eq!(request.send().await?.status(), status, "{bearer} {key:?} {beta} {system}");
+    }
+    model.want(Wants::Nothing);
+    assert_eq!(ask(&model, model.key(), user("hello"), false).await?.0, 401, "a key that nobody wants");
+    Ok(())
+}
+
+#[tokio::test]
 async fn says_what_the_first_fitting_rule_says() -> Result<()> {
     let model = Model::start().await?;
     model.on("blue", [Step::say("It is blue.")]);

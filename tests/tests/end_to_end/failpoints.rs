@@ -54,13 +54,15 @@ const PROJECT: [&str; 8] = [
 const AGENT: [&str; 5] =
     ["usage.counted", "stop_turn", "session.permission_decided", "answer_permission", "session.turn_resumed"];
 /// What has a test of its own.
-const OTHERS: [&str; 7] = [
+const OTHERS: [&str; 9] = [
     "message.edited",
     "message.removed",
     "position",
     "gateway.created",
     "project.abandoned",
     "project.port_moved",
+    "project.member_added",
+    "project.member_removed",
     "send.given_up",
 ];
 
@@ -140,6 +142,16 @@ async fn a_command_is_answered_once_wherever_the_gateway_ends_under_it() -> Resu
         for point in both(what) {
             scene.made_good(&point, &format!("!{command}")).await?;
         }
+    }
+    scene.sound().await
+}
+
+#[tokio::test]
+async fn a_member_is_named_and_removed_wherever_the_gateway_ends() -> Result<()> {
+    let scene = practice("points", 100).await?;
+    for (added, removed) in both("project.member_added").into_iter().zip(both("project.member_removed")) {
+        scene.made_good(&added, &format!("!members add {}", scene.bob.id)).await?;
+        scene.made_good(&removed, &format!("!members remove {}", scene.bob.id)).await?;
     }
     scene.sound().await
 }
