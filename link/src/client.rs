@@ -15,9 +15,9 @@ use tokio_util::io::StreamReader;
 use uuid::Uuid;
 
 use crate::requests::{
-    Accepted, BODY_LIMIT, COMMAND_TIME_LIMIT, CommandOutput, Decision, DiffAnswer, DiffRequest, EraseRequest, Erased, FETCH_TIME_LIMIT, GitRequest, LINE_LIMIT,
-    NodeStatus, Outcome, PERMISSION_ID_CHARS, PermissionAnswer, Refusal, RefusalKind, StopRequest, TurnEvent,
-    TurnRecord, TurnRequest, UNDO_TIME_LIMIT, UndoAnswer, paths,
+    Accepted, BODY_LIMIT, COMMAND_TIME_LIMIT, CommandOutput, Decision, DiffAnswer, DiffRequest, EraseRequest, Erased,
+    FETCH_TIME_LIMIT, GitRequest, LINE_LIMIT, NodeStatus, Outcome, PERMISSION_ID_CHARS, PermissionAnswer, Refusal,
+    RefusalKind, StopRequest, TurnEvent, TurnRecord, TurnRequest, UNDO_TIME_LIMIT, UndoAnswer, paths,
 };
 use crate::{Closed, Link, RequestError};
 

@@ -14,8 +14,9 @@ use axum::routing::{get, post, put};
 use futures_util::StreamExt;
 use http::header;
 use link::requests::{
-    Accepted, BODY_LIMIT, CommandOutput, Decision, DiffAnswer, DiffRequest, EraseRequest, Erased, EventsQuery, GitRequest, LogsQuery,
-    NodeStatus, Outcome, PermissionAnswer, Refusal, RefusalKind, StopRequest, TurnRequest, UndoAnswer, paths,
+    Accepted, BODY_LIMIT, CommandOutput, Decision, DiffAnswer, DiffRequest, EraseRequest, Erased, EventsQuery,
+    GitRequest, LogsQuery, NodeStatus, Outcome, PermissionAnswer, Refusal, RefusalKind, StopRequest, TurnRequest,
+    UndoAnswer, paths,
 };
 use tokio::time::Instant;
 use uuid::Uuid;

@@ -231,8 +231,13 @@ impl<'a> Attempt<'a> {
                 }
             }
         };
-        for line in talk.agent.last_words().await {
-            self.take(talk, line).await;
+        for sound in talk.agent.last_words().await {
+            match sound {
+                Sound::Output(line) => self.take(talk, line).await,
+                // Why it failed may stand there, whatever its result was.
+                Sound::Error(Line::Whole(line) | Line::Cut(line)) => self.tail.push(&line),
+                Sound::News(_) | Sound::Deaf | Sound::Silent => {}
+            }
         }
         Some(gone)
     }

@@ -17,7 +17,7 @@ use http::{Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Limited};
 use link::headers::strip_hop_by_hop;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +44,9 @@ pub struct Rules {
     /// The form of a refusal.
     pub refuse: fn(&Refusal) -> Response,
 }
+
+/// Requests pass while nobody holds it for writing.
+pub type Gate = Arc<RwLock<()>>;
 
 /// Why a request was not forwarded, or its answer is none.
 #[derive(Debug, thiserror::Error)]
@@ -90,11 +93,12 @@ struct Endpoint {
     links: Links,
     places: Arc<Semaphore>,
     rules: Rules,
+    gate: Gate,
 }
 
 impl Endpoint {
-    fn new(links: Links, rules: Rules) -> Self {
-        Self { links, places: Arc::new(Semaphore::new(rules.requests)), rules }
+    fn new(links: Links, rules: Rules, gate: Gate) -> Self {
+        Self { links, places: Arc::new(Semaphore::new(rules.requests)), rules, gate }
     }
 }
 
@@ -103,9 +107,10 @@ pub async fn serve(
     listener: TcpListener,
     links: Links,
     rules: Rules,
+    gate: Gate,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let router = Router::new().fallback(answer).with_state(Endpoint::new(links, rules));
+    let router = Router::new().fallback(answer).with_state(Endpoint::new(links, rules, gate));
     let served = axum::serve(Lingering(listener), router).into_future();
     tokio::select! {
         ended = served => ended,
@@ -127,6 +132,7 @@ async fn forward(endpoint: Endpoint, request: Request<Body>) -> Result<Response,
         return Err(Refusal::TooLarge(limit));
     }
     let place = endpoint.places.try_acquire_owned().map_err(|_| Refusal::TooMany(rules.of_what))?;
+    drop(endpoint.gate.read().await);
     let link = endpoint.links.newest(LINK_PATIENCE).await.ok_or(Refusal::NoGateway)?;
     let watched = Watched::new(rules);
     let outbound = outbound(request, &watched)?;
@@ -280,14 +286,15 @@ mod tests {
         let (link, driver) = link::open(io, Side::Gateway, Hello::current(), router, limits).await.unwrap();
         tokio::spawn(driver.run());
         links.newest(LINK_PATIENCE).await.unwrap();
-        (Endpoint::new(links, RULES), link)
+        (Endpoint::new(links, RULES, Gate::default()), link)
     }
 
     #[tokio::test(start_paused = true)]
     async fn without_a_gateway_the_wait_ends_with_a_word() {
         let began = Instant::now();
         let (status, said) =
-            text(answer(State(Endpoint::new(Links::new(), RULES)), request(Body::empty())).await).await;
+            text(answer(State(Endpoint::new(Links::new(), RULES, Gate::default())), request(Body::empty())).await)
+                .await;
         assert_eq!((status, began.elapsed()), (StatusCode::SERVICE_UNAVAILABLE, LINK_PATIENCE));
         assert_eq!(said, "no gateway is connected to this project: is musher running?");
     }

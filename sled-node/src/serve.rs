@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::agent::Surroundings;
 use crate::api::{self, Node};
 use crate::environment::Environment;
-use crate::forward;
+use crate::forward::{self, Gate};
 use crate::git;
 use crate::links::{self, Links};
 use crate::log::RecentLog;
@@ -129,10 +129,10 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
         let (links, shutdown) = (links.clone(), shutdown.clone());
         tasks.spawn(async move { links.serve(socket, router, shutdown).await });
     }
-    for (listener, rules) in [(model, model::RULES), (git, git::RULES)] {
+    for (listener, rules, gate) in [(model, model::RULES, turns.model_gate()), (git, git::RULES, Gate::default())] {
         let (links, shutdown) = (links.clone(), shutdown.clone());
         tasks.spawn(async move {
-            if let Err(error) = forward::serve(listener, links, rules, shutdown).await {
+            if let Err(error) = forward::serve(listener, links, rules, gate, shutdown).await {
                 tracing::error!(%error, "the endpoint of {} ended", rules.of_what);
             }
         });

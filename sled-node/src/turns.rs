@@ -11,8 +11,8 @@ use futures_util::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use journal::{Actor, Journal, Loaded, ReadError};
 use link::requests::{
-    Accepted, Decision, DiffAnswer, Erased, LINE_LIMIT, Outcome, Refusal, RefusalKind, RunningTurn, TurnEvent, TurnRecord,
-    TurnRequest, UndoAnswer,
+    Accepted, Agent, Decision, DiffAnswer, Erased, LINE_LIMIT, Outcome, Refusal, RefusalKind, RunningTurn, TurnEvent,
+    TurnRecord, TurnRequest, UndoAnswer,
 };
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -21,13 +21,14 @@ use uuid::Uuid;
 
 use crate::agent::Surroundings;
 use crate::attempt::{Answer, Stop, StopReason, Wishes};
+use crate::forgetting;
+use crate::forward::Gate;
 use crate::record::{self, Recorder, Turn};
+use crate::running::{self, Verdict};
 use crate::snapshots::{self, Snapshots};
 use crate::stored::{Apart, for_reader};
 use crate::supervised::Supervision;
 use crate::warm::Warm;
-use crate::running::{self, Verdict};
-use crate::forgetting;
 
 /// What a request must leave of the link's line for the rest of its record, in bytes.
 const LINE_ROOM: usize = 1024;
@@ -68,6 +69,8 @@ struct Shared {
     site: Site,
     /// The turn that runs. Held while a turn begins or its end is stored, so that nobody sees it half-way.
     now: Mutex<Now>,
+    /// Held for writing while the files are recorded before a turn whose agent can do nothing without the model.
+    model_gate: Gate,
     /// Told when a turn has ended.
     ended: Notify,
     tasks: TaskTracker,
@@ -101,7 +104,17 @@ impl Turns {
             Recorder::take_up(journal.clone(), actor.clone(), stream, turn.version).interrupt(&turn.state).await?;
         }
         let (now, ended) = (Mutex::new(Now::Idle), Notify::new());
-        Ok(Self { shared: Arc::new(Shared { journal, actor, site, now, ended, tasks: TaskTracker::new() }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                journal,
+                actor,
+                site,
+                now,
+                model_gate: Gate::default(),
+                ended,
+                tasks: TaskTracker::new(),
+            }),
+        })
     }
 
     /// Begins a turn, once: the same request again finds what is there. A further attempt follows one that was interrupted.
@@ -223,6 +236,11 @@ impl Turns {
             }
             Now::Idle | Now::ShuttingDown => None,
         }
+    }
+
+    /// What the model's endpoint waits for before it passes a request on.
+    pub fn model_gate(&self) -> Gate {
+        self.shared.model_gate.clone()
     }
 
     /// What the last turn that has ended and changed files changed (SLED-9).
@@ -391,15 +409,18 @@ impl Shared {
         ended: watch::Sender<Option<Outcome>>,
     ) {
         tracing::info!(turn = %id, attempt = request.attempt, "turn begins");
-        let verdict = match self.record_before(id, &mut wishes).await {
-            Some(outcome) => Verdict { outcome, usage: None },
-            None => running::run(&request, &self.site, &mut recorder, &mut wishes).await,
+        let verdict = match &request.agent {
+            // It changes no files.
+            Agent::Echo { .. } => running::run(&request, &self.site, &mut recorder, &mut wishes).await,
+            Agent::Claude { .. } => Box::pin(self.run_beside_record(id, &request, &mut recorder, &mut wishes)).await,
+            Agent::Command { .. } => match self.record_before(id, &mut wishes).await {
+                Some(outcome) => Verdict { outcome, usage: None },
+                None => running::run(&request, &self.site, &mut recorder, &mut wishes).await,
+            },
         };
-        let limit = match verdict.outcome {
-            Outcome::Interrupted => snapshots::SHUTDOWN_LIMIT,
-            _ => snapshots::TURN_LIMIT,
-        };
-        self.site.snapshots.hold().await.after(id, limit).await;
+        // From here on until the files are recorded nobody looks at what the turn changed, and no further turn's agent goes on;
+        // but people need not wait for it to have their answer.
+        let held = self.site.snapshots.hold().await;
         // Who still waits for an answer finds it in the journal.
         drop(wishes);
         let mut wait = FIRST_WAIT;
@@ -422,7 +443,36 @@ impl Shared {
         }
         tracing::info!(turn = %id, outcome = told(&verdict.outcome), "turn ended");
         self.ended.notify_one();
+        let limit = match verdict.outcome {
+            Outcome::Interrupted => snapshots::SHUTDOWN_LIMIT,
+            _ => snapshots::TURN_LIMIT,
+        };
         ended.send_replace(Some(verdict.outcome));
+        if !matches!(request.agent, Agent::Echo { .. }) {
+            held.after(id, limit).await;
+        }
+    }
+
+    /// Runs an attempt whose agent does nothing before the model has answered: its start and the recording of the files go on
+    /// side by side, and its first request waits for the record.
+    async fn run_beside_record(
+        &self,
+        id: Uuid,
+        request: &TurnRequest,
+        recorder: &mut Recorder,
+        wishes: &mut Wishes,
+    ) -> Verdict {
+        let closed = self.model_gate.clone().write_owned().await;
+        let recording = async {
+            self.site.snapshots.hold().await.before(id).await;
+            drop(closed);
+        };
+        let running = running::run(request, &self.site, recorder, wishes);
+        tokio::pin!(recording, running);
+        tokio::select! {
+            verdict = &mut running => verdict,
+            () = &mut recording => running.await,
+        }
     }
 }
 

@@ -19,7 +19,10 @@ use axum::{
 use futures_util::future::try_join_all;
 use reqwest::Client;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::Barrier,
+    time::{Instant, sleep, sleep_until},
+};
 
 /// The argument that makes this program the load.
 pub const ARGUMENT: &str = "load";
@@ -50,7 +53,7 @@ pub struct Order {
 pub enum Start {
     /// One after the other, over the length of one answer; then again and again.
     Spread,
-    /// All at once, and one answer each.
+    /// All at once, when connections are open; one answer each counts.
     Together,
 }
 
@@ -175,8 +178,9 @@ async fn measure(order: Order, sent: &Sent) -> Result<Report> {
     let client = Client::builder().no_proxy().http1_only().build()?;
     let body = Bytes::from(vec![b'x'; REQUEST]);
     let length = PAUSE * EVENTS;
+    let open = Barrier::new(STREAMS as usize);
     let whole = try_join_all((0..STREAMS).map(|number| {
-        let (client, body) = (&client, &body);
+        let (client, body, open) = (&client, &body, &open);
         async move {
             let mut found = Report::default();
             let turns = match order.start {
@@ -184,7 +188,11 @@ async fn measure(order: Order, sent: &Sent) -> Result<Report> {
                     sleep(length * number / STREAMS).await;
                     TURNS
                 }
-                Start::Together => 1,
+                Start::Together => {
+                    ask(client, order.port, body.clone(), sent).await?;
+                    open.wait().await;
+                    1
+                }
             };
             for turn in 0..turns {
                 let report = ask(client, order.port, body.clone(), sent).await?;

@@ -118,7 +118,8 @@ async fn compare(name: &str, start: Start) -> Result<Vec<String>> {
             let (floor, found) = (direct.percentile(percent)?, through.percentile(percent)?);
             let later = found.saturating_sub(floor);
             println!("  p{percent} later by {} ms", milliseconds(later));
-            if later > LATER && what != "last event" {
+            // Two hundred requests in one instant, and counts on their way into the journal, wait for processors and disk: told, not bounded.
+            if later > LATER && start == Start::Spread && what != "last event" {
                 missed.push(format!("{name}: {what} p{percent} comes {} ms later", milliseconds(later)));
             }
         }

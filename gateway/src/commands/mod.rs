@@ -6,8 +6,8 @@ pub mod git_audit;
 pub mod grammar;
 mod members;
 pub mod rights;
-mod undo;
 pub mod stacks;
+mod undo;
 
 use std::{
     collections::HashMap,
@@ -204,7 +204,9 @@ impl Commands {
     /// The project that the asker talks about here.
     fn chosen(&self, asked: &Asked) -> Result<(Uuid, Project), Refusal> {
         let chosen = asked.project.and_then(|id| Some((id, self.inner.registry.get(id)?)));
-        chosen.ok_or_else(|| Refusal::usage("you have not chosen a project here").hint(self.ways_to_choose(&asked.by, asked.role)))
+        chosen.ok_or_else(|| {
+            Refusal::usage("you have not chosen a project here").hint(self.ways_to_choose(&asked.by, asked.role))
+        })
     }
 
     /// What words for an agent are answered with when there is no project for them.
@@ -363,8 +365,7 @@ impl Commands {
 
     fn cost(&self, asked: &Asked) -> String {
         let name = |id| Some(self.inner.registry.get(id)?.spec?.name);
-        let shown =
-            |id| self.inner.registry.get(id).is_none_or(|project| project.admits(&asked.by, asked.role));
+        let shown = |id| self.inner.registry.get(id).is_none_or(|project| project.admits(&asked.by, asked.role));
         self.inner.usage.report(asked.project, shown, name)
     }
 

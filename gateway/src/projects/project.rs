@@ -369,7 +369,8 @@ mod tests {
         let mut happens = |event: ProjectEvent| {
             let to = project.may(&event).expect("it can follow");
             project.take(&event, to);
-            let rights = |person: &Person| (project.admits(person, Role::Member), project.is_run_by(person, Role::Member));
+            let rights =
+                |person: &Person| (project.admits(person, Role::Member), project.is_run_by(person, Role::Member));
             assert!(project.admits(&bob(), Role::Admin) && project.is_run_by(&bob(), Role::Admin), "an admin may all");
             assert_eq!(rights(&maker), (true, true), "its maker may all");
             (rights(&ann()), rights(&bob()))

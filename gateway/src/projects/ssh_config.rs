@@ -157,8 +157,7 @@ mod tests {
             let name = hostile.replace("CANARY", "canary").replace(['/', '\0'], "_");
             let folder = tempfile::tempdir().expect("a temporary folder can be made");
             let Ok(home) = Home::open(&folder.path().join(format!("x{name}"))) else { continue };
-            let door =
-                Door { id: Uuid::nil(), name: "app".into(), port: None, host_key: "ssh-ed25519 AAAA\n".into() };
+            let door = Door { id: Uuid::nil(), name: "app".into(), port: None, host_key: "ssh-ed25519 AAAA\n".into() };
             let musher = home.root().join("musher");
             if let Err(error) = write(&home, &musher, &[door]) {
                 assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name:?}: {error}");

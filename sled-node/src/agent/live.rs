@@ -140,20 +140,20 @@ impl LiveAgent {
     }
 
     /// What is still to be read when every process is gone.
-    pub async fn last_words(&mut self) -> Vec<Line> {
-        let mut lines = Vec::new();
+    pub async fn last_words(&mut self) -> Vec<Sound> {
+        let mut words = Vec::new();
         let rest = async {
             while self.output.is_some() || self.errors.is_some() {
                 tokio::select! {
-                    line = next_of(&mut self.output), if self.output.is_some() => lines.extend(line),
-                    line = next_of(&mut self.errors), if self.errors.is_some() => lines.extend(line),
+                    line = next_of(&mut self.output), if self.output.is_some() => words.extend(line.map(Sound::Output)),
+                    line = next_of(&mut self.errors), if self.errors.is_some() => words.extend(line.map(Sound::Error)),
                 }
             }
         };
         if tokio::time::timeout(LAST_WORDS, rest).await.is_err() {
             tracing::warn!("somebody outside the agent's tree holds its output open");
         }
-        lines
+        words
     }
 
     /// Ends an agent that nobody listens to any more. Returns when no process of it lives.

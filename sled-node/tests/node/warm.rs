@@ -104,7 +104,7 @@ async fn a_turn_leaves_the_agent_and_what_it_had_at_its_start() {
     // At its start a server with a helper of its own; in each later turn something that has left the agent's session and
     // group. Not in the first: what begins in the moment of the start may pass for a part of it.
     let server = "sh -c 'sleep 1000 & echo $! > helper.pid; echo $$ > server.pid; wait' & until test -s helper.pid && test -s server.pid; do sleep 0.01; done";
-    let runaway = r#"test $n -lt 2 || { (setsid sh -c 'trap "" TERM HUP; echo $$ > runaway.pid; while :; do sleep 0.1; done' > /dev/null 2>&1 &); until test -s runaway.pid; do sleep 0.01; done; }"#;
+    let runaway = r#"test $n -lt 2 || { rm -f runaway.pid; (setsid sh -c 'trap "" TERM HUP; echo $$ > runaway.pid; while :; do sleep 0.1; done' > /dev/null 2>&1 &); until test -s runaway.pid; do sleep 0.01; done; }"#;
     let request = counter(server, runaway);
     let pid_of = |name: &str| -> i32 {
         std::fs::read_to_string(node.path("workspace").join(name)).unwrap().trim().parse().unwrap()
