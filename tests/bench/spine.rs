@@ -3,6 +3,8 @@
 //! Run by `scripts/bench` on release builds. It prints commit, machine, every raw sample and the floor of the same
 //! run, and fails when a bound of the issue is not kept. `docs/performance.md` keeps what it printed.
 
+mod report;
+
 use std::{
     fs,
     time::{Duration, Instant},
@@ -15,12 +17,11 @@ use tests::{
     gateway::Gateway,
     home::Home,
     homeserver::free_port,
-    process,
-    product::repository,
     ssh::{self, Door},
     wait,
 };
-use tokio::process::Command;
+
+use crate::report::{machine, report};
 
 /// Samples of each kind; they alternate, so that a change of the machine's load meets both.
 const SAMPLES: usize = 7;
@@ -56,32 +57,6 @@ async fn main() -> Result<()> {
     gateway.finish().await?;
     ensure!(ratio <= RATIO, "a warm new project takes {ratio:.2} times the floor");
     Ok(())
-}
-
-async fn machine() -> Result<()> {
-    let mut git = Command::new("git");
-    git.arg("-C").arg(repository()?).args(["describe", "--always", "--dirty", "--abbrev=12"]);
-    let commit = process::run(&mut git, b"", wait::SHORT).await?.success()?;
-    let cpus = fs::read_to_string("/proc/cpuinfo")?;
-    let model = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("unknown", |found| found.1);
-    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let engine = docker(&["version", "--format", "{{.Server.Version}}"]).await?;
-    println!("commit {}; {count} × {model}; kernel {}; engine {}", commit.trim(), kernel.trim(), engine.trim());
-    Ok(())
-}
-
-/// Prints the samples in the order in which they were taken, and gives their median.
-fn report(what: &str, samples: Vec<Duration>) -> Duration {
-    let shown: Vec<_> = samples.iter().map(|sample| format!("{:.3}", sample.as_secs_f64())).collect();
-    let mut sorted = samples;
-    sorted.sort_unstable();
-    let median = sorted[sorted.len() / 2];
-    println!("{what}, s: {} (median {:.3})", shown.join(" "), median.as_secs_f64());
-    median
 }
 
 /// `ssh … true` through the port door: the same command on both sides.

@@ -50,6 +50,26 @@ pub async fn inspect(container: &str) -> Result<Value> {
     all.pop().with_context(|| format!("there is no container {container}"))
 }
 
+/// The engine's own description of all containers of the gateway with this id, and of their images. A container that goes
+/// while it is asked for is not among them.
+pub async fn described(gateway: &str) -> Result<String> {
+    let label = format!("label={GATEWAY_LABEL}={gateway}");
+    let ids = docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &label]).await?;
+    if ids.is_empty() {
+        return Ok(ids);
+    }
+    let mut inspect = Command::new("docker");
+    inspect.args(["container", "inspect"]).args(ids.lines());
+    let containers = process::run(&mut inspect, b"", wait::SHORT).await?.stdout;
+    let all: Vec<Value> = serde_json::from_str(&containers).context("docker inspect prints JSON")?;
+    let images: BTreeSet<&str> = all.iter().filter_map(|container| container["Image"].as_str()).collect();
+    if images.is_empty() {
+        return Ok(containers);
+    }
+    let images = docker(&[&["image", "inspect"][..], &images.into_iter().collect::<Vec<_>>()].concat()).await?;
+    Ok(containers + &images)
+}
+
 /// The id of the gateway whose state directory this is, once it has made a container: its containers
 /// mount parts of that directory.
 pub async fn gateway_of(state: &Path) -> Result<Option<String>> {

@@ -15,9 +15,14 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{home::Home, process, wait};
+use crate::{
+    home::Home,
+    process,
+    secrets::{self, Area},
+    wait,
+};
 
-/// A running gateway. It is killed by its id when it is dropped.
+/// A running gateway. It is killed by its id when it is dropped; a test fails then to which it has shown a secret.
 #[derive(Debug)]
 pub struct Gateway {
     child: Child,
@@ -183,6 +188,12 @@ impl Gateway {
     /// All that it has said, for messages.
     pub fn all(&self) -> String {
         format!("\n--- stdout\n{}\n--- stderr\n{}", *self.stdout.text.borrow(), *self.stderr.text.borrow())
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        secrets::judge(secrets::in_bytes(Area::Elsewhere, "what the gateway printed", self.all().as_bytes()));
     }
 }
 

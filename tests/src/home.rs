@@ -1,7 +1,7 @@
 //! A person's fresh home with a state directory in it, and `musher` run there with a clean environment.
 //!
 //! It outlives the gateways that run on it, so that a test can restart one. When it is dropped, what
-//! those gateways made on the engine is removed by their label.
+//! those gateways made on the engine is removed by their label, and a test fails that has left a secret where it does not belong.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +23,9 @@ use crate::{
     model::Model,
     process,
     process::Output,
-    product, wait,
+    product,
+    secrets::{self, Area, Find},
+    wait,
 };
 
 /// What of our own environment a gateway needs to reach the engine and the package mirrors.
@@ -135,7 +137,9 @@ impl Home {
 
     /// Runs `musher` with these arguments and this standard input to its end.
     pub async fn run(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>, input: &str) -> Result<Output> {
-        process::run(self.musher()?.args(args), input.as_bytes(), wait::LONG).await
+        let output = process::run(self.musher()?.args(args), input.as_bytes(), wait::LONG).await?;
+        secrets::none(&secrets::in_bytes(Area::Elsewhere, "what `musher` printed", output.text().as_bytes())?)?;
+        Ok(output)
     }
 
     /// Status and body of `GET /healthz`; nothing while nobody listens.
@@ -221,21 +225,22 @@ impl Drop for Home {
     fn drop(&mut self) {
         std::thread::scope(|scope| {
             // The test's own runtime cannot be waited on from here.
-            let cleaning = scope.spawn(|| -> Result<()> {
+            let cleaning = scope.spawn(|| -> Result<Result<Vec<Find>>> {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
-                    if let Some(gateway) = self.gateway().await? {
-                        engine::remove(&gateway).await?;
-                    }
-                    Ok(())
+                    let Some(gateway) = self.gateway().await? else { return Ok(Ok(Vec::new())) };
+                    let described = engine::described(&gateway).await;
+                    engine::remove(&gateway).await?;
+                    Ok(described.and_then(|text| secrets::in_bytes(Area::Elsewhere, "docker inspect", text.as_bytes())))
                 })
             });
             match cleaning.join() {
-                Ok(Ok(())) => {}
+                Ok(Ok(finds)) => secrets::judge(finds),
                 Ok(Err(error)) => eprintln!("containers of {} may be left: {error:#}", self.path().display()),
                 Err(_) => eprintln!("containers of {} may be left", self.path().display()),
             }
         });
+        secrets::judge(secrets::in_folder(self.path(), &self.state()));
     }
 }
 
@@ -249,4 +254,19 @@ fn collect(directory: &Path, into: &mut BTreeSet<PathBuf>) -> Result<()> {
         into.insert(entry.path());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secrets::{Kind, mint};
+
+    #[test]
+    fn a_home_that_is_left_with_a_secret_in_a_projects_folder_fails_its_test() -> Result<()> {
+        let home = Home::new("", "")?;
+        fs::create_dir_all(home.project("app"))?;
+        fs::write(home.project("app").join("key"), mint(Kind::ModelKey))?;
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(home))).is_err());
+        Ok(())
+    }
 }

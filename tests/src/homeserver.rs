@@ -74,6 +74,11 @@ impl Homeserver {
         &self.url
     }
 
+    /// Where it keeps everything.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Makes the account `name` and gives its user id.
     pub async fn register(&self, name: &str, password: &str) -> Result<String> {
         let body = json!({ "username": name, "password": password, "inhibit_login": true, "auth": { "type": "m.login.dummy" } });

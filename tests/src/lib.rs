@@ -16,6 +16,7 @@ pub mod model;
 pub mod person;
 pub mod process;
 pub mod product;
+pub mod secrets;
 pub mod ssh;
 pub mod transcript;
 pub mod wait;

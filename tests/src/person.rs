@@ -6,7 +6,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::{homeserver::Homeserver, wait};
+use crate::{
+    homeserver::Homeserver,
+    secrets::{self, Area, Kind},
+    wait,
+};
 
 /// How long one `sync` may wait for news.
 const POLL: Duration = Duration::from_secs(2);
@@ -73,7 +77,7 @@ impl Person {
     /// Makes an account whose name begins with `name`, and logs in. Its name is never used twice.
     pub async fn join(homeserver: &Homeserver, name: &str) -> Result<Self> {
         let name = format!("{name}-{}", uuid::Uuid::new_v4().simple());
-        let password = uuid::Uuid::new_v4().to_string();
+        let password = secrets::mint(Kind::MatrixPassword);
         let id = homeserver.register(&name, &password).await?;
         let http = reqwest::Client::builder().no_proxy().build()?;
         let login = json!({
@@ -85,6 +89,7 @@ impl Person {
         let answer: Value = http.post(format!("{url}/login")).json(&login).send().await?.json().await?;
         let token =
             answer["access_token"].as_str().with_context(|| format!("{id} could not log in: {answer}"))?.to_owned();
+        secrets::register(Kind::MatrixToken, &token);
         Ok(Self { id, password, url, token, http, seen: Mutex::default() })
     }
 
@@ -190,6 +195,30 @@ impl Person {
         let seen = self.seen();
         let events = seen.events.iter().filter(|(place, event)| place == room && event["sender"] == sender);
         events.filter_map(|(_, event)| Message::read(event)).collect()
+    }
+
+    /// What the homeserver has of the room: its events from the newest back, and its state.
+    pub async fn history(&self, room: &str) -> Result<Vec<Value>> {
+        let (mut all, mut from) = (Vec::new(), String::new());
+        loop {
+            let path = format!("rooms/{}/messages?dir=b&limit=1000{from}", escaped(room));
+            let mut answer = self.request(Method::GET, &path, &Value::Null).await?;
+            all.append(answer["chunk"].as_array_mut().context("a page of events is a list")?);
+            let Some(end) = answer["end"].as_str() else { break };
+            from = format!("&from={end}");
+        }
+        let state = self.request(Method::GET, &format!("rooms/{}/state", escaped(room)), &Value::Null).await?;
+        all.extend(state.as_array().context("a room's state is a list")?.iter().cloned());
+        Ok(all)
+    }
+
+    /// What must not be in any event that has been seen so far.
+    fn search(&self) -> Result<Vec<secrets::Find>> {
+        let mut finds = Vec::new();
+        for (_, event) in &self.seen().events {
+            finds.extend(in_event(event)?);
+        }
+        Ok(finds)
     }
 
     /// Waits for a message of `sender` that comes after the event `after` and that `wanted` likes.
@@ -338,6 +367,20 @@ impl Person {
     }
 }
 
+impl Drop for Person {
+    fn drop(&mut self) {
+        secrets::judge(self.search());
+    }
+}
+
+/// What must not be in an event. What people say themselves is theirs; every message of a gateway's has a mark.
+pub fn in_event(event: &Value) -> Result<Vec<secrets::Find>> {
+    let said = event["type"] == "m.room.message" && event["content"]["dev.musher"].is_null();
+    let area = if said { Area::Said } else { Area::Elsewhere };
+    let place = format!("an event ({}) of {}", event["type"], event["sender"]);
+    secrets::in_bytes(area, &place, event.to_string().as_bytes())
+}
+
 impl Seen {
     fn is_redacted(&self, room: &str, event: &str) -> bool {
         let events = self.events.iter().filter(|(place, event)| place == room && event["type"] == "m.room.redaction");
@@ -414,6 +457,22 @@ fn escaped(id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_people_type_is_theirs_and_nothing_of_a_gateways() -> Result<()> {
+        let typed = secrets::mint(Kind::Typed);
+        let mut event =
+            json!({ "type": "m.room.message", "sender": "@x:y", "content": { "body": format!("ann:{typed}@") } });
+        assert_eq!(in_event(&event)?, []);
+        event["content"]["dev.musher"] = json!({ "outbox": "1" });
+        assert_eq!(in_event(&event)?.len(), 1);
+        event["content"]["dev.musher"] = Value::Null;
+        event["type"] = "m.room.name".into();
+        assert_eq!(in_event(&event)?.len(), 1);
+        event["content"]["body"] = "nothing".into();
+        assert_eq!(in_event(&event)?, []);
+        Ok(())
+    }
 
     #[tokio::test]
     async fn two_people_talk() -> Result<()> {

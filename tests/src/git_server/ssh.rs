@@ -8,7 +8,13 @@ use tempfile::TempDir;
 use tokio::{net::TcpStream, process::Command};
 
 use super::Repositories;
-use crate::{engine, home::Home, images, process, product, wait};
+use crate::{
+    engine,
+    home::Home,
+    images, process, product,
+    secrets::{self, Kind},
+    wait,
+};
 
 /// Who logs in.
 pub const USER: &str = "dev";
@@ -34,6 +40,7 @@ impl SshServer {
         for name in ["host", "client"] {
             keygen(&keys.path().join(name)).await?;
         }
+        secrets::register_key(Kind::GitKey, &fs::read_to_string(keys.path().join("client"))?)?;
         fs::copy(keys.path().join("client.pub"), keys.path().join("authorized_keys"))?;
         fs::write(
             keys.path().join("sshd_config"),

@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use super::repositories::{Repositories, git};
+use crate::secrets::{self, Kind};
 
 /// How much is read from git's program at once.
 const CHUNK: usize = 32 * 1024;
@@ -73,6 +74,7 @@ struct Inner {
 impl WebServer {
     /// A server on loopback that lets nobody in but `user` with `token`.
     pub async fn private(user: &str, token: &str) -> Result<Self> {
+        secrets::register(Kind::GitToken, token);
         Self::start(Ipv4Addr::LOCALHOST.into(), Some(basic(user, token))).await
     }
 
@@ -112,6 +114,7 @@ impl WebServer {
 
     /// From now on it lets nobody in but `user` with `token`.
     pub fn rotate(&self, user: &str, token: &str) {
+        secrets::register(Kind::GitToken, token);
         self.shared.state().authorization = Some(basic(user, token));
     }
 
@@ -295,7 +298,8 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_has_the_password_clones_and_pushes_and_nobody_else() -> Result<()> {
-        let server = WebServer::private("ann", "s3cret").await?;
+        let token = secrets::mint(Kind::GitToken);
+        let server = WebServer::private("ann", &token).await?;
         let big = vec![b'x'; 3_000_000];
         server.repositories().add("team/app.git", "trunk", &[Content::File("big", &big)]).await?;
         let folder = crate::product::scratch()?;
@@ -306,7 +310,7 @@ mod tests {
         };
         let refused = run(&["clone", &server.url("team/app.git"), "no"]).await?;
         assert_ne!(refused.code, Some(0));
-        let with = server.url("team/app.git").replace("http://", "http://ann:s3cret@");
+        let with = server.url("team/app.git").replace("http://", &format!("http://ann:{token}@"));
         run(&["clone", "-q", &with, "yes"]).await?.success()?;
         let identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"];
         let commit = [&["-C", "yes"][..], &identity, &["commit", "-q", "--allow-empty", "-m", "mine"]].concat();

@@ -26,7 +26,10 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 pub use request::Request;
 
-use crate::wait;
+use crate::{
+    secrets::{self, Kind},
+    wait,
+};
 
 /// What the model does when the agent asks it.
 #[derive(Debug, Clone)]
@@ -149,7 +152,7 @@ struct Rule {
 impl Model {
     /// Serves on a free port of loopback and wants a key of its own in every request.
     pub async fn start() -> Result<Self> {
-        let key = format!("sk-test-{}", uuid::Uuid::new_v4().simple());
+        let key = secrets::mint(Kind::ModelKey);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no free port on loopback")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared { wants: Mutex::new(Wants::Key(key.clone())), key, record: Mutex::default() });
@@ -178,6 +181,9 @@ impl Model {
 
     /// From now on requests must carry something else.
     pub fn want(&self, wants: Wants) {
+        if let Wants::Key(secret) | Wants::Subscription(secret) = &wants {
+            secrets::register(Kind::ModelKey, secret);
+        }
         *self.shared.wants.lock().unwrap_or_else(PoisonError::into_inner) = wants;
     }
 

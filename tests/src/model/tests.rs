@@ -32,12 +32,14 @@ async fn the_key_is_wanted() -> Result<()> {
 #[tokio::test]
 async fn a_subscriptions_token_is_wanted_in_its_own_form() -> Result<()> {
     let model = Model::start().await?;
-    model.want(Wants::Subscription("token".into()));
-    let good = ("Bearer token", None, "a,oauth-2025-04-20", "You are a Claude agent, and so on");
+    let token = secrets::mint(Kind::ModelKey);
+    model.want(Wants::Subscription(token.clone()));
+    let bearer = format!("Bearer {token}");
+    let good = (bearer.as_str(), None, "a,oauth-2025-04-20", "You are a Claude agent, and so on");
     for ((bearer, key, beta, system), status) in [
         (good, 200),
         (("Bearer other", good.1, good.2, good.3), 401),
-        ((good.0, Some("token"), good.2, good.3), 401),
+        ((good.0, Some(&token), good.2, good.3), 401),
         ((good.0, good.1, "a,b", good.3), 401),
         ((good.0, good.1, good.2, "You are somebody"), 401),
     ] {

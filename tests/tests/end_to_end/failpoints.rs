@@ -11,13 +11,19 @@ use serde_json::json;
 use tests::{
     engine,
     gateway::Gateway,
+    git_server::{Content, WebServer},
     home::Home,
+    images,
     model::{Model, Step},
     person::Message,
-    product, wait,
+    product,
+    secrets::{self, Kind},
+    ssh::{self, Door},
+    wait,
 };
 use tokio::net::TcpListener;
 
+use crate::git_clone::store;
 use crate::scene::{Cast, Scene, TOOL, is_answer, names};
 
 /// What a message to the practice agent passes, from its acceptance to its delivery.
@@ -53,6 +59,8 @@ const PROJECT: [&str; 8] = [
 /// What only a real agent's turns pass.
 const AGENT: [&str; 5] =
     ["usage.counted", "stop_turn", "session.permission_decided", "answer_permission", "session.turn_resumed"];
+/// What every use of a git credential passes.
+const GIT: [&str; 2] = ["git.use_begun", "git.use_ended"];
 /// What has a test of its own.
 const OTHERS: [&str; 9] = [
     "message.edited",
@@ -339,6 +347,33 @@ async fn wait_end(point: &str, mut doomed: Gateway) -> Result<()> {
 }
 
 #[tokio::test]
+async fn git_goes_on_and_its_uses_are_told_wherever_the_gateway_ends_under_them() -> Result<()> {
+    images::ready().await?;
+    let home = Home::practice().await?;
+    let token = secrets::mint(Kind::GitToken);
+    let server = WebServer::private("ann", &token).await?;
+    server.repositories().add("team/app.git", "main", &[Content::File("README.md", b"app")]).await?;
+    store(&home, &server.secret(), &format!("ann:{token}")).await?;
+    let mut gateway = Gateway::console(&home).await?;
+    gateway.make("app", &format!("--git {}", server.url("team/app.git"))).await?;
+    gateway.finish().await?;
+    let fetch =
+        async || ssh::run(&home, "ssh", [&Door::Port.host("app"), "git -C /workspace fetch"], "", wait::LONG).await;
+    for point in GIT.into_iter().flat_map(both) {
+        let doomed = Gateway::start_with(&home, &[], &[("FAILPOINTS", &format!("{point}=return"))])?;
+        // Whatever comes of this one.
+        fetch().await?;
+        wait_end(&point, doomed).await?;
+        let gateway = Gateway::console(&home).await?;
+        fetch().await?.success().with_context(|| format!("{point}{}", gateway.all()))?;
+        gateway.finish().await?;
+    }
+    let told = home.run(["git", "audit", "app"], "").await?.success()?;
+    ensure!(told.matches("fetch").count() > GIT.len() * 2, "{told}");
+    home.run(["journal", "verify"], "").await?.success().map(drop)
+}
+
+#[tokio::test]
 async fn a_state_directory_is_begun_wherever_its_first_gateway_ends() -> Result<()> {
     for point in both("gateway.created") {
         let home = Home::practice().await?;
@@ -352,7 +387,7 @@ async fn a_state_directory_is_begun_wherever_its_first_gateway_ends() -> Result<
 #[test]
 fn no_point_is_missing() -> Result<()> {
     let mut known: BTreeSet<String> =
-        [&TURN[..], &PROJECT, &AGENT, &OTHERS].concat().into_iter().map(str::to_owned).collect();
+        [&TURN[..], &PROJECT, &AGENT, &GIT, &OTHERS].concat().into_iter().map(str::to_owned).collect();
     known.extend(COMMANDS.map(|(what, _)| what.to_owned()));
     let mut found = BTreeSet::new();
     let mut folders = vec![product::repository()?.join("gateway/src")];

@@ -13,6 +13,7 @@ use tests::{
     images,
     model::{Model, Step},
     process::Output,
+    secrets::{self, Kind},
     ssh::{self, Door},
     wait,
 };
@@ -63,12 +64,13 @@ async fn over_the_web_editor_and_agent_fetch_and_push_and_reach_nothing_else() -
     let script = "cd /workspace && git pull -q && echo by-agent > by-agent && git add by-agent && git commit -qm by-agent && git push 2>&1 && git log -1 --format='%an <%ae>'";
     model.on("push it", [Step::call("Bash", json!({ "command": script })), Step::say("Pushed.")]);
     let home = Home::real(&model).await?;
-    let server = WebServer::private("ann", "hunter2-first").await?;
+    let [first, second] = [(); 2].map(|()| secrets::mint(Kind::GitToken));
+    let server = WebServer::private("ann", &first).await?;
     let (repositories, url) = (server.repositories(), server.url("team/app.git"));
     for name in ["team/app.git", "team/app.git-other", "team/other.git"] {
         repositories.add(name, "main", &[Content::File("README.md", name.as_bytes())]).await?;
     }
-    store(&home, &server.secret(), "ann:hunter2-first").await?;
+    store(&home, &server.secret(), &format!("ann:{first}")).await?;
     let mut gateway = Gateway::console(&home).await?;
     gateway.make("app", &format!("--git {url}")).await?;
 
@@ -115,11 +117,11 @@ async fn over_the_web_editor_and_agent_fetch_and_push_and_reach_nothing_else() -
 
     // A new token counts at once, in the container that is there.
     let container = engine::inspect(&home.container("app").await?).await?["Id"].clone();
-    server.rotate("ann", "hunter2-second");
+    server.rotate("ann", &second);
     let refused = attempt(&home, "app", "git -C /workspace fetch").await?;
     assert!(refused.code != Some(0) && refused.stderr.contains("does not take the credential"), "{refused}");
     assert!(refused.stderr.contains(&server.secret()), "the secret's name is told: {refused}");
-    store(&home, &server.secret(), "ann:hunter2-second").await?;
+    store(&home, &server.secret(), &format!("ann:{second}")).await?;
     ssh::command(&home, Door::Proxy, "app", "git -C /workspace fetch").await?;
     home.run(["secrets", "remove", &server.secret()], "").await?.success()?;
     let refused = attempt(&home, "app", "git -C /workspace fetch").await?;
@@ -127,8 +129,7 @@ async fn over_the_web_editor_and_agent_fetch_and_push_and_reach_nothing_else() -
     assert_eq!(engine::inspect(&home.container("app").await?).await?["Id"], container);
 
     let header = |token: &str| tests::git_server::web::basic("ann", token).replace("Basic ", "");
-    let (first, second) = (header("hunter2-first"), header("hunter2-second"));
-    assert_nowhere(&home, "app", &["hunter2", first.as_str(), second.as_str()]).await?;
+    assert_nowhere(&home, "app", &[&first, &second, &header(&first), &header(&second)]).await?;
     audited(&home, &mut gateway, "app", &url).await?;
     gateway.finish().await?;
 
@@ -137,7 +138,7 @@ async fn over_the_web_editor_and_agent_fetch_and_push_and_reach_nothing_else() -
     let settings = project.join("ssh/door/gitconfig");
     let there = fs::read_to_string(&settings)?;
     fs::remove_file(&settings)?;
-    store(&home, &server.secret(), "ann:hunter2-second").await?;
+    store(&home, &server.secret(), &format!("ann:{second}")).await?;
     let gateway = Gateway::console(&home).await?;
     assert_eq!(fs::read_to_string(&settings)?, there);
     ssh::command(&home, Door::Proxy, "app", "git -C /workspace fetch").await?;

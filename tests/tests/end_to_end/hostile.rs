@@ -58,12 +58,10 @@ fn hostile(canary: &Path) -> Result<Vec<String>> {
 
 /// Whether a terminal or a client acts on the character, or does not show it.
 fn acts(c: char) -> bool {
-    match c {
-        '\n' | '\t' | '\u{200c}' | '\u{200d}' => false,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}' => true,
-        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{e0000}'..='\u{e0fff}' => true,
-        c => c.is_control(),
-    }
+    let joins_or_ends = matches!(c, '\n' | '\t' | '\u{200c}' | '\u{200d}');
+    let hides = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}' | '\u{200b}'..='\u{200f}' | '\u{e0000}'..='\u{e0fff}');
+    let turns = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+    !joins_or_ends && (hides || turns || c.is_control())
 }
 
 /// What is wrong with a text that is shown.
@@ -100,7 +98,9 @@ fn lines(hostile: &[String], source: &Path) -> Vec<String> {
             "new project evil --cpus",
         ] {
             lines.push(format!("!{before} {word}"));
-            lines.push(format!("!{before} -- {word}"));
+            if one.starts_with('-') {
+                lines.push(format!("!{before} -- {word}"));
+            }
         }
         lines.push(format!("!new project evil --git {} --branch={word}", source.display()));
         // What could be an address is asked for nowhere.
@@ -248,6 +248,10 @@ async fn what_is_hostile_is_shown_on_the_console_and_does_nothing() -> Result<()
         harmless(&args.join(" "), &output.stdout)?;
         harmless(&args.join(" "), &output.stderr)?;
     }
+    for log in fs::read_dir(home.state().join("logs"))? {
+        let log = fs::read_to_string(log?.path())?;
+        ensure!(!log.contains('\u{1b}'), "a terminal would act on the log");
+    }
     let evil = home.run(["git", "audit", "\u{1b}[31m\u{202e}"], "").await?;
     harmless("a refusal", &evil.stderr)?;
     unharmed(&home, &canary)?;
@@ -263,12 +267,11 @@ async fn what_is_hostile_is_shown_in_a_room_and_does_nothing() -> Result<()> {
     let (scene, gateway) = Scene::set(Cast::of(&model, "app")).await?;
     name_files(&scene.home.project("app"), &hostile)?;
     // A homeserver takes no NUL.
-    for one in hostile.iter().filter(|one| !one.contains('\0')) {
+    let verbs = ["switch", "help", "members add", "new project"];
+    for (one, verb) in hostile.iter().filter(|one| !one.contains('\0')).zip(verbs.into_iter().cycle()) {
         let word = format!("'{}'", one.replace('\'', "'\\''"));
-        for line in [format!("!switch {word}"), format!("!help -- {word}"), format!("!members add {word}")] {
-            let asked = scene.say(&line).await?;
-            scene.hear(&asked, "").await.with_context(|| gateway.all())?;
-        }
+        let asked = scene.say(&format!("!{verb} {word}")).await?;
+        scene.hear(&asked, "").await.with_context(|| gateway.all())?;
     }
     scene.ask("say it all", "<script>").await.with_context(|| gateway.all())?;
     scene.ask("write it", "onerror").await.with_context(|| gateway.all())?;
@@ -322,7 +325,7 @@ fn allowed(html: &str) -> Result<()> {
         }
         let (name, attribute) = tag.split_once(' ').unwrap_or((tag, ""));
         ensure!(TAGS.contains(&name), "<{tag}>");
-        let value = |key: &str| Some(attribute.strip_prefix(key)?.strip_prefix("=\"")?.strip_suffix('"')?);
+        let value = |key: &str| attribute.strip_prefix(key)?.strip_prefix("=\"")?.strip_suffix('"');
         let schemes = ["http://", "https://", "mailto:"];
         let fits = attribute.is_empty()
             || value("href")

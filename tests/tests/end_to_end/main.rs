@@ -25,6 +25,7 @@ mod queue;
 mod refusals;
 mod restart;
 mod scene;
+mod secrets;
 mod stacks;
 mod stacks_languages;
 mod turns;
