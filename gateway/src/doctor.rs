@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use musher_docker::{ContainerState, Inspection, LABEL_PROJECT};
+use musher_docker::{ContainerFacts, ContainerState, Inspection, LABEL_PROJECT};
 use serde::Serialize;
 use stacks::Stack;
+use uuid::Uuid;
 
 use crate::{
+    chat::Person,
     commands::stacks::lacks,
     containers::SharedContainers,
     home::Home,
-    projects::{Owner, Registry},
+    people::Role,
+    projects::{Owner, Project, Registry},
     refusal::Refusal,
     text,
 };
@@ -31,6 +34,39 @@ pub struct Doctor {
     pub known: Arc<[Check]>,
     /// Projects that bot.toml names, each of which should be there.
     pub model_projects: Arc<[String]>,
+}
+
+/// The projects, as somebody may see them (SEC-4): of those that they may not use nothing is said.
+#[derive(Clone, Copy)]
+pub struct Seen<'p> {
+    /// All of them.
+    pub registry: &'p Registry,
+    /// Who looks.
+    pub by: &'p Person,
+    /// With which rights.
+    pub role: Role,
+}
+
+impl Seen<'_> {
+    fn shows(self, project: &Project) -> bool {
+        project.admits(self.by, self.role)
+    }
+
+    /// What no project has is nobody's secret.
+    fn shows_name(self, name: &str) -> bool {
+        self.registry.by_name(name).is_none_or(|(_, project)| self.shows(&project))
+    }
+
+    /// A container that is left of a deleted project is still that project's.
+    fn shows_container(self, name: Option<&str>, id: Option<&str>) -> bool {
+        let project = id.and_then(|id| self.registry.get(id.parse::<Uuid>().ok()?));
+        project.is_none_or(|project| self.shows(&project)) && name.is_none_or(|name| self.shows_name(name))
+    }
+}
+
+/// What [`Doctor::known`] calls the check of a project's own model.
+pub(crate) fn own_model(project: &str) -> String {
+    format!("model of {project}")
 }
 
 /// One thing that was looked at.
@@ -91,28 +127,22 @@ impl Report {
 }
 
 impl Doctor {
-    /// Looks at everything; with `registry`, at the projects' containers too.
-    pub async fn run(&self, registry: Option<&Registry>) -> Report {
+    /// Looks at everything; with `seen`, at the projects' containers too.
+    pub async fn run(&self, seen: Option<Seen<'_>>) -> Report {
         let mut checks = vec![Check::good("version", format!("musher {}", env!("CARGO_PKG_VERSION")))];
         checks.push(self.state_directory());
-        checks.extend(self.known.iter().cloned());
-        checks.extend(registry.into_iter().flat_map(|registry| self.strangers(registry)));
+        checks.extend(known(&self.known, &self.model_projects, seen));
+        checks.extend(seen.into_iter().flat_map(|seen| strangers(&self.model_projects, seen)));
         let engine = self.engine().await;
         let reachable = engine.ok;
         checks.push(engine);
         if reachable {
             checks.extend(self.images().await);
-            if let Some(registry) = registry {
-                checks.extend(self.projects(registry).await);
+            if let Some(seen) = seen {
+                checks.extend(self.projects(seen).await);
             }
         }
         Report { ok: checks.iter().all(|check| check.ok), checks }
-    }
-
-    /// What bot.toml says of projects that are not there. Meanwhile it counts for nobody, and who meant another name should hear of it.
-    fn strangers(&self, registry: &Registry) -> Vec<Check> {
-        let absent = self.model_projects.iter().filter_map(|name| Some((name, registry.registered(name, |_| true).err()?)));
-        absent.map(|(name, refusal)| Check::bad(format!("[model.projects.{name}]"), refusal.what, refusal.hint)).collect()
     }
 
     fn state_directory(&self) -> Check {
@@ -184,20 +214,41 @@ impl Doctor {
         Ok((plan.tag().to_owned(), exists))
     }
 
-    async fn projects(&self, registry: &Registry) -> Vec<Check> {
+    async fn projects(&self, seen: Seen<'_>) -> Vec<Check> {
+        let shown =
+            |facts: &ContainerFacts| seen.shows_container(facts.project.as_deref(), facts.project_id.as_deref());
         let list = async {
             let engine = self.containers.engine()?;
             let mut found = Vec::new();
-            for facts in self.containers.list().await? {
+            for facts in self.containers.list().await?.into_iter().filter(shown) {
                 found.push((facts.state, engine.inspect(&facts.id).await.map_err(crate::containers::refused)?));
             }
             Ok::<_, Refusal>(found)
         };
         match list.await {
-            Ok(found) => found.into_iter().map(|(state, inspection)| container(registry, state, &inspection)).collect(),
+            Ok(found) => {
+                found.into_iter().map(|(state, inspection)| container(seen.registry, state, &inspection)).collect()
+            }
             Err(refusal) => vec![Check::bad("containers", refusal.sentence(), refusal.hint)],
         }
     }
+}
+
+/// What is known beforehand, without what is said of projects that are not to be seen.
+fn known<'k>(known: &'k [Check], own: &'k [String], seen: Option<Seen<'k>>) -> impl Iterator<Item = Check> {
+    let hidden = move |check: &Check| {
+        own.iter().any(|name| check.name == own_model(name) && seen.is_some_and(|seen| !seen.shows_name(name)))
+    };
+    known.iter().filter(move |check| !hidden(check)).cloned()
+}
+
+/// What bot.toml says of projects that are not there. Meanwhile it counts for nobody, and who meant another name should
+/// hear of it.
+fn strangers(own: &[String], seen: Seen<'_>) -> Vec<Check> {
+    let shown = own.iter().filter(|name| seen.shows_name(name));
+    let absent =
+        shown.filter_map(|name| Some((name, seen.registry.registered(name, |project| seen.shows(project)).err()?)));
+    absent.map(|(name, refusal)| Check::bad(format!("[model.projects.{name}]"), refusal.what, refusal.hint)).collect()
 }
 
 /// An image that is not there yet is nothing to mend.
@@ -272,9 +323,69 @@ fn faults(inspection: &Inspection) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use journal::{Actor, Cause, SystemClock};
     use stacks::{StackName, Stacks};
 
     use super::*;
+    use crate::{
+        chat::SurfaceKind,
+        projects::{ProjectEvent, Spec},
+        store::Journal,
+    };
+
+    #[tokio::test]
+    async fn of_a_project_that_somebody_may_not_use_they_see_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it opens");
+        let registry = Registry::open(journal).await.expect("it opens");
+        let person = |name: &str| Person { surface: SurfaceKind::Matrix, id: format!("@{name}:example.org") };
+        let (ann, bob) = (person("ann"), person("bob"));
+        let (open, secret, going, gone) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+        let deletion = [ProjectEvent::DeletionBegun, ProjectEvent::Removed];
+        for (id, name, closed, ends) in [
+            (open, "open", false, &deletion[..0]),
+            (secret, "secret", true, &deletion[..0]),
+            (going, "going", true, &deletion[..1]),
+            (gone, "gone", true, &deletion[..]),
+        ] {
+            let spec = Spec { name: name.into(), ..Spec::example(format!("/srv/{name}")) };
+            let mut events = vec![ProjectEvent::Reserved(spec), ProjectEvent::Registered];
+            events.extend(closed.then(|| ProjectEvent::MemberAdded { person: ann.clone() }));
+            events.extend_from_slice(ends);
+            registry.append(id, &events, Actor::Gateway, Cause::None).await.expect("they follow");
+        }
+        let own = ["open", "secret", "going", "secrets"].map(str::to_owned);
+        let checks: Vec<_> = own.iter().map(|name| Check::good(own_model(name), "local")).collect();
+        let checks = [vec![Check::good("agent", "echo")], checks].concat();
+        let names = |checks: Vec<Check>| checks.into_iter().map(|check| check.name).collect::<Vec<_>>();
+
+        for (by, role, all) in [(&ann, Role::Member, true), (&bob, Role::Admin, true), (&bob, Role::Member, false)] {
+            let seen = Seen { registry: &registry, by, role };
+            let told = names(known(&checks, &own, Some(seen)).collect());
+            let lines = strangers(&own, seen);
+            if all {
+                assert_eq!(told.len(), checks.len());
+                assert_eq!(names(lines), ["[model.projects.going]", "[model.projects.secrets]"]);
+            } else {
+                assert_eq!(told, ["agent", "model of open", "model of secrets"]);
+                let said = serde_json::to_string(&lines).expect("they can be told");
+                assert!(!said.contains("`secret`") && !said.contains("going"), "{said}");
+                assert_eq!(names(lines), ["[model.projects.secrets]"]);
+            }
+            for (name, id, shown) in [
+                ("open", open, true),
+                ("secret", secret, all),
+                ("going", going, all),
+                ("gone", gone, all),
+                ("secret", Uuid::now_v7(), all),
+                ("unknown", Uuid::now_v7(), true),
+            ] {
+                let id = id.to_string();
+                assert_eq!(seen.shows_container(Some(name), Some(&id)), shown, "{name}, {by:?}");
+            }
+        }
+        assert_eq!(known(&checks, &own, None).count(), checks.len(), "on the command line it is the host's account");
+    }
 
     #[test]
     fn an_image_that_is_not_built_yet_is_no_fault() {

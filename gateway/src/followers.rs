@@ -200,7 +200,7 @@ async fn erasable_before(
     rooms: &Rooms,
     outbox: &Outbox,
 ) -> Result<Timestamp, Refusal> {
-    let needed = [sessions.oldest().await, rooms.oldest(), outbox.oldest().await?];
+    let needed = [sessions.oldest().await?, rooms.oldest(), outbox.oldest().await?];
     Ok(needed.into_iter().flatten().fold(before, Timestamp::min))
 }
 

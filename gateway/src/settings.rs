@@ -22,7 +22,7 @@ use crate::{
     chat::matrix::{Login, MatrixSettings},
     containers::ContainerSettings,
     dispatch::core::Limits,
-    doctor::Check,
+    doctor::{self, Check},
     git,
     home::Home,
     model::{Auth, Endpoint, Key, Models},
@@ -402,7 +402,7 @@ fn key_check(config: &Config, general: &Endpoint, environment: &Environment<'_>)
 
 /// A project's own model.
 fn own_check(project: &str, endpoint: &Endpoint) -> Check {
-    let (name, base) = (format!("model of {project}"), &endpoint.base);
+    let (name, base) = (doctor::own_model(project), &endpoint.base);
     match &endpoint.key {
         Key::File(path) => stored_check(&name, path, &format!("{base}, key ")),
         Key::Given(_) => Check::good(name, format!("{base}, key in the gateway's environment")),

@@ -1,5 +1,5 @@
 //! `sled git-ssh`: what git runs in place of ssh. The project's remote is reached through the gateway, which opens the session itself and has the
-//! credential (SEC-2); every other one by the real ssh with the very same arguments.
+//! credential (SEC-2); every other one, and whatever is neither a fetch nor a push, by the real ssh with the very same arguments.
 //!
 //! It holds no credential and makes no judgement: the gateway knows which remote is the project's. Nothing of standard input is read before the gateway
 //! has taken the session, so that it is all there for ssh.
@@ -45,7 +45,7 @@ const REFUSAL_CHARS: usize = 500;
 /// Why there was no session, or no end to it.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    /// git does not call ssh like this.
+    /// Neither git nor anybody else calls ssh like this.
     #[error("git asked for ssh in a way that is not known here: {0}")]
     Unfit(#[from] Unfit),
     /// The project's main process does not answer.
@@ -86,7 +86,12 @@ pub fn run(port: u16, args: &[OsString], environment: &Environment) -> ExitCode 
 }
 
 fn through_gateway(port: u16, args: &[OsString], environment: &Environment) -> Result<Outcome, Failure> {
-    let call = arguments::parse(args, environment.get("GIT_PROTOCOL"))?;
+    let call = match arguments::parse(args, environment.get("GIT_PROTOCOL")) {
+        Ok(call) => call,
+        // Neither a fetch nor a push, so nothing that a credential of the gateway's is for: ssh may know what it is.
+        Err(unfit) if unfit.is_for_ssh() => return Ok(Outcome::AnotherRemote),
+        Err(unfit) => return Err(unfit.into()),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -2,6 +2,8 @@
 //!
 //! A turn outlives the gateway that asked for it. What a turn is lies in the journal alone; memory holds only the one that runs.
 
+mod recorded;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +13,11 @@ use futures_util::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use journal::{Actor, Journal, Loaded, ReadError};
 use link::requests::{
-    Accepted, Agent, Decision, DiffAnswer, Erased, LINE_LIMIT, Outcome, Refusal, RefusalKind, RunningTurn, TurnEvent,
-    TurnRecord, TurnRequest, UndoAnswer,
+    Accepted, Agent, Decision, Erased, LINE_LIMIT, Outcome, Refusal, RefusalKind, RunningTurn, TurnEvent, TurnRecord,
+    TurnRequest,
 };
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -24,7 +26,6 @@ use crate::attempt::{Answer, Stop, StopReason, Wishes};
 use crate::forgetting;
 use crate::forward::Gate;
 use crate::record::{self, Recorder, Turn};
-use crate::running::{self, Verdict};
 use crate::snapshots::{self, Snapshots};
 use crate::stored::{Apart, for_reader};
 use crate::supervised::Supervision;
@@ -36,6 +37,9 @@ const LINE_ROOM: usize = 1024;
 /// Waits between tries to store a turn's end: it is tried until it goes in, because until then the turn has not ended.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a turn's end waits for who works on the records of the files, before it is stored.
+const HOLD_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long after a turn's end its people's words are erased, together with those of others that ended meanwhile.
 const PROMPTS_STAY: Duration = Duration::from_secs(10);
@@ -243,36 +247,6 @@ impl Turns {
         self.shared.model_gate.clone()
     }
 
-    /// What the last turn that has ended and changed files changed (SLED-9).
-    pub async fn diff(&self, paths: Vec<String>) -> Result<DiffAnswer, Refusal> {
-        let shared = self.shared.clone();
-        let held = shared.site.snapshots.hold().await;
-        let runs = self.running().await.is_some();
-        held.diff(paths, runs).await.map_err(internal)
-    }
-
-    /// Puts back what the last turn changed, or takes that back; refused while one runs.
-    pub async fn undo(&self) -> Result<UndoAnswer, Refusal> {
-        let this = self.clone();
-        // A task of its own: who asked may go away at any moment, and what was begun is brought to its end.
-        let undone = self.shared.tasks.spawn(async move {
-            this.shared.idle().await?;
-            // A turn that begins from here on waits for this, before its agent starts.
-            let held = this.shared.site.snapshots.hold().await;
-            this.shared.idle().await?;
-            held.undo().await.map_err(internal)
-        });
-        undone.await.map_err(internal)?
-    }
-
-    /// Completes what is on record of a turn that an earlier sled did not see the end of.
-    pub async fn settle_snapshots(&self) {
-        let held = self.shared.site.snapshots.hold().await;
-        if self.running().await.is_none() {
-            held.settle().await;
-        }
-    }
-
     /// Sees to it that agents that wait do not take the memory that others need, for as long as it is polled.
     pub async fn watch_memory(&self) {
         self.shared.site.warm.watch_memory().await;
@@ -391,15 +365,6 @@ impl Shared {
         }
     }
 
-    /// Records the files before a turn, unless it is to end meanwhile: then how it ended.
-    async fn record_before(&self, id: Uuid, wishes: &mut Wishes) -> Option<Outcome> {
-        let recording = async { self.site.snapshots.hold().await.before(id).await };
-        tokio::select! {
-            () = recording => None,
-            Some(stop) = wishes.stops.recv() => Some(stop.reason.without_agent()),
-        }
-    }
-
     async fn run(
         self: Arc<Self>,
         id: Uuid,
@@ -409,18 +374,11 @@ impl Shared {
         ended: watch::Sender<Option<Outcome>>,
     ) {
         tracing::info!(turn = %id, attempt = request.attempt, "turn begins");
-        let verdict = match &request.agent {
-            // It changes no files.
-            Agent::Echo { .. } => running::run(&request, &self.site, &mut recorder, &mut wishes).await,
-            Agent::Claude { .. } => Box::pin(self.run_beside_record(id, &request, &mut recorder, &mut wishes)).await,
-            Agent::Command { .. } => match self.record_before(id, &mut wishes).await {
-                Some(outcome) => Verdict { outcome, usage: None },
-                None => running::run(&request, &self.site, &mut recorder, &mut wishes).await,
-            },
-        };
+        let verdict = recorded::survived(Box::pin(self.run_recorded(id, &request, &mut recorder, &mut wishes))).await;
+        let recorded = !matches!(request.agent, Agent::Echo { .. });
         // From here on until the files are recorded nobody looks at what the turn changed, and no further turn's agent goes on;
-        // but people need not wait for it to have their answer.
-        let held = self.site.snapshots.hold().await;
+        // but people need not wait for it to have their answer, nor for somebody who works on the records.
+        let held = if recorded { timeout(HOLD_LIMIT, self.site.snapshots.hold()).await.ok() } else { None };
         // Who still waits for an answer finds it in the journal.
         drop(wishes);
         let mut wait = FIRST_WAIT;
@@ -448,30 +406,13 @@ impl Shared {
             _ => snapshots::TURN_LIMIT,
         };
         ended.send_replace(Some(verdict.outcome));
-        if !matches!(request.agent, Agent::Echo { .. }) {
+        if recorded {
+            let held = match held {
+                Some(held) => held,
+                // Whoever works on the records next, be it for another turn, completes this one's, if we do not come first.
+                None => self.site.snapshots.hold().await,
+            };
             held.after(id, limit).await;
-        }
-    }
-
-    /// Runs an attempt whose agent does nothing before the model has answered: its start and the recording of the files go on
-    /// side by side, and its first request waits for the record.
-    async fn run_beside_record(
-        &self,
-        id: Uuid,
-        request: &TurnRequest,
-        recorder: &mut Recorder,
-        wishes: &mut Wishes,
-    ) -> Verdict {
-        let closed = self.model_gate.clone().write_owned().await;
-        let recording = async {
-            self.site.snapshots.hold().await.before(id).await;
-            drop(closed);
-        };
-        let running = running::run(request, &self.site, recorder, wishes);
-        tokio::pin!(recording, running);
-        tokio::select! {
-            verdict = &mut running => verdict,
-            () = &mut recording => running.await,
         }
     }
 }
@@ -499,134 +440,4 @@ fn internal(error: impl std::fmt::Display) -> Refusal {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-    use std::task::Poll;
-
-    use link::requests::{Agent, AgentSession, Permissions};
-
-    use super::*;
-    use crate::memory::Memory;
-    use crate::workspace::Workspace;
-
-    /// Turns of a sled that finds no program to supervise by, so that each fails at its start.
-    async fn turns(folder: &std::path::Path) -> Turns {
-        let journal = Journal::open(&folder.join("journal.db"), Arc::new(journal::SystemClock)).unwrap();
-        let sled = folder.join("no-such-sled");
-        let surroundings = Surroundings {
-            sled: sled.clone(),
-            home: folder.to_owned(),
-            environment: std::iter::empty::<(&str, &str)>().collect(),
-            model_port: 1,
-        };
-        let supervision = Supervision { sled, run_dir: folder.to_owned() };
-        let warm = Warm::new(Memory { cgroups: folder.join("cgroup"), proc: folder.join("proc") });
-        let (workspace, limit_backoff) = (folder.to_owned(), Duration::ZERO);
-        let environment = surroundings.environment.clone();
-        let files = Workspace { directory: workspace.clone(), environment, supervision: supervision.clone() };
-        let snapshots = Snapshots::new(files);
-        let site = Site { workspace, surroundings, supervision, warm, limit_backoff, snapshots };
-        Turns::open(journal, "p".to_owned(), site).await.unwrap()
-    }
-
-    fn request() -> TurnRequest {
-        let session = AgentSession { id: Uuid::nil(), resumed: false };
-        let agent = Agent::Echo { notice: None };
-        TurnRequest {
-            session,
-            agent,
-            prompt: "hi".to_owned(),
-            identity: None,
-            attempt: 1,
-            permissions: Permissions::Bypass,
-            keep_warm_secs: 60,
-            afresh: None,
-        }
-    }
-
-    /// How a turn ended, by its events.
-    async fn end(turns: &Turns, id: Uuid) -> Outcome {
-        let events = turns.events(id, 0).await.unwrap().map(Result::unwrap).collect::<Vec<_>>();
-        let events = tokio::time::timeout(Duration::from_secs(20), events).await.expect("a turn's events do not end");
-        match &events.last().unwrap().event {
-            TurnEvent::Finished { outcome, .. } => outcome.clone(),
-            other => panic!("{other:?} is no end"),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_turn_runs_though_who_asked_for_it_goes_away() {
-        let folder = tempfile::tempdir().unwrap();
-        let turns = turns(folder.path()).await;
-        for polls in 1..10 {
-            let id = Uuid::from_u128(polls);
-            {
-                let mut left = polls;
-                let mut put = std::pin::pin!(turns.put(id, request()));
-                // It is dropped at whatever it awaits then.
-                poll_fn(|context| {
-                    left -= 1;
-                    let ended = put.as_mut().poll(context).is_ready();
-                    if ended || left == 0 { Poll::Ready(()) } else { Poll::Pending }
-                })
-                .await;
-            }
-            assert!(turns.put(id, request()).await.unwrap().already);
-            let end = end(&turns, id).await;
-            assert!(matches!(end, Outcome::Failed { .. }), "dropped after {polls}: {end:?}");
-            assert_eq!(turns.stop(id, Duration::ZERO).await.unwrap(), end);
-            assert_eq!(turns.running().await, None);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_turn_that_was_accepted_and_does_not_run_is_interrupted_whoever_asks() {
-        let folder = tempfile::tempdir().unwrap();
-        let turns = turns(folder.path()).await;
-        let accepted = async |id: u128| {
-            let (journal, actor) = (turns.shared.journal.clone(), turns.shared.actor.clone());
-            Recorder::accept(journal, actor, Uuid::from_u128(id), 0, request()).await.unwrap();
-            Uuid::from_u128(id)
-        };
-        assert_eq!(end(&turns, accepted(1).await).await, Outcome::Interrupted);
-
-        assert_eq!(turns.stop(accepted(2).await, Duration::ZERO).await.unwrap(), Outcome::Interrupted);
-
-        let id = accepted(3).await;
-        assert!(turns.put(id, request()).await.unwrap().already);
-        assert_eq!(end(&turns, id).await, Outcome::Interrupted);
-
-        let id = accepted(4).await;
-        let again = TurnRequest { attempt: 2, ..request() };
-        assert!(!turns.put(id, again).await.unwrap().already);
-        assert_eq!(end(&turns, id).await, Outcome::Interrupted);
-        // Of the second attempt, to its end.
-        assert!(turns.events(id, 2).await.unwrap().all(async |record| record.is_ok()).await);
-        assert!(matches!(turns.stop(id, Duration::ZERO).await.unwrap(), Outcome::Failed { .. }));
-    }
-
-    #[tokio::test]
-    async fn what_people_said_is_forgotten_soon_after() {
-        let folder = tempfile::tempdir().unwrap();
-        let turns = turns(folder.path()).await;
-        let prompt = async |id: Uuid| {
-            let accepted = turns.events(id, 0).await.unwrap().boxed().next().await.unwrap().unwrap().event;
-            let TurnEvent::Accepted(request) = accepted else { panic!("{accepted:?}") };
-            request.prompt
-        };
-        let forgetting = turns.clone();
-        let forgetting = tokio::spawn(async move { forgetting.forget_prompts().await });
-        for id in [1, 2].map(Uuid::from_u128) {
-            turns.put(id, request()).await.unwrap();
-            assert!(matches!(end(&turns, id).await, Outcome::Failed { .. }));
-            assert_eq!(prompt(id).await, "hi");
-            tokio::time::pause();
-            while prompt(id).await != crate::stored::FORGOTTEN {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            tokio::time::resume();
-            assert!(turns.put(id, request()).await.unwrap().already);
-        }
-        forgetting.abort();
-    }
-}
+mod tests;

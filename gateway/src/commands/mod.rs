@@ -31,7 +31,7 @@ use crate::{
     chat::{InboxError, Mark, Person, Room},
     containers::SharedContainers,
     dispatch::{SessionKey, actor::Dispatcher, core::Event},
-    doctor::Doctor,
+    doctor::{Doctor, Seen},
     git::Git,
     home::Home,
     nodes::Nodes,
@@ -196,7 +196,10 @@ impl Commands {
             Command::Deny { question } => self.decide(&question, Verdict::Deny, asked).await,
             Command::Cost => Ok(self.cost(asked)),
             Command::Stacks(verb) => self.stacks(&verb),
-            Command::Doctor => Ok(self.inner.doctor.run(Some(&self.inner.registry)).await.to_markdown()),
+            Command::Doctor => {
+                let seen = Seen { registry: &self.inner.registry, by: &asked.by, role: asked.role };
+                Ok(self.inner.doctor.run(Some(seen)).await.to_markdown())
+            }
             Command::Version => Ok(format!("musher {}", env!("CARGO_PKG_VERSION"))),
         }
     }
@@ -373,7 +376,7 @@ impl Commands {
         let Inner { outbox, sagas, home, ssh_host, .. } = &*self.inner;
         let quiet = Address { reply_to: None, mention: None, ..asked.to.clone() };
         let progress = Progress::new(outbox, quiet, format!("answer-{}", asked.event_id));
-        let made = sagas.create(new, &asked.by, asked.cause(), &progress).await;
+        let made = sagas.create(new, &asked.by, asked.role, asked.cause(), &progress).await;
         progress.close().await;
         Ok(welcome::welcome(&made?, home, ssh_host.as_deref(), sagas.doors.ports))
     }

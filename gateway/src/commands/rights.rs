@@ -8,10 +8,12 @@ use super::{
     grammar::{Command, Confirm, Delete, Membership},
 };
 use crate::{
-    chat::Person,
+    chat::{Person, Room},
     people::Role,
     projects::{Project, Registry, Stage},
     refusal::Refusal,
+    rooms::Rooms,
+    sessions::Sessions,
 };
 use uuid::Uuid;
 
@@ -74,6 +76,28 @@ pub fn admit(project: &Project, by: &Person, role: Role) -> Result<(), Refusal> 
         .hint(format!("Whoever made it can let you in, and the `admins` in bot.toml: `{add}`.")))
 }
 
+/// Refused unless this person, who may speak, may use every project that is talked about in the room: what they ask for
+/// counts for all of them. That is where something waits or runs, and what somebody has chosen who may use it.
+fn admit_to_all(
+    registry: &Registry,
+    rooms: &Rooms,
+    sessions: &Sessions,
+    room: &Room,
+    by: &Person,
+    role: Role,
+) -> Result<(), Refusal> {
+    let foreign = registry.all().into_iter().filter(|(_, project)| !project.admits(by, role)).any(|(id, project)| {
+        let maker = project.spec.as_ref().map(|spec| &spec.asked_by);
+        let mut people = project.members.iter().flatten().chain(maker);
+        sessions.is_in(id, room) || people.any(|person| rooms.project_of(room, person) == Some(id))
+    });
+    if !foreign {
+        return Ok(());
+    }
+    Err(Refusal::usage("people here talk about a project that is for its members alone")
+        .hint("Who may use all projects of this room can set that for it, and the `admins` in bot.toml."))
+}
+
 impl Commands {
     /// Refused unless its asker may give the command. Says which project it is about from here on.
     pub(super) fn permit(&self, command: &Command, asked: &mut Asked) -> Result<(), Refusal> {
@@ -86,8 +110,12 @@ impl Commands {
             Concern::Delete(name) => (Some(name), true),
         };
         let going = matches!(command.concern(), Concern::Delete(_));
-        let Some((id, project)) = meant(registry, name, going, asked)? else { return Ok(()) };
-        admit(&project, by, role)?;
+        let meant = meant(registry, name, going, asked)?;
+        meant.as_ref().map_or(Ok(()), |(_, project)| admit(project, by, role))?;
+        if let Command::Mode { mode: Some(_) } = command {
+            admit_to_all(registry, &self.inner.rooms, &self.inner.sessions, &asked.to.room, by, role)?;
+        }
+        let Some((id, project)) = meant else { return Ok(()) };
         if rules && !project.is_run_by(by, role) {
             let name = project.spec.map(|spec| spec.name).unwrap_or_default();
             return Err(Refusal::usage(format!("project `{name}` is somebody else's"))
@@ -113,5 +141,84 @@ fn meant(
             Ok(Some((id, project)))
         }
         _ => registry.registered(name, |project| project.admits(&asked.by, asked.role)).map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use journal::{Actor, Cause, SystemClock};
+
+    use super::*;
+    use crate::{
+        chat::{Inbound, SurfaceKind},
+        dispatch::SessionKey,
+        outbox::Outbox,
+        projects::{ProjectEvent, Spec},
+        rooms::Mode,
+        store::Journal,
+        tasks::Tasks,
+    };
+
+    #[tokio::test]
+    async fn what_counts_for_a_room_is_set_by_who_may_use_all_that_is_talked_about_there() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it opens");
+        let outbox = Outbox::open(journal.clone(), Tasks::new()).await.expect("it opens");
+        let rooms = Rooms::open(journal.clone(), outbox.clone(), Mode::Queue).await.expect("it opens");
+        let sessions = Sessions::new(journal.clone(), outbox);
+        let registry = Registry::open(journal).await.expect("it opens");
+        let person = |name: &str| Person { surface: SurfaceKind::Matrix, id: format!("@{name}:example.org") };
+        let room = |name: &str| Room { surface: SurfaceKind::Matrix, id: format!("!{name}:example.org") };
+        let (maker, ann, bob, boss) = (person("maker"), person("ann"), person("bob"), person("boss"));
+        let append = async |id, events: &[ProjectEvent]| {
+            registry.append(id, events, Actor::Gateway, Cause::None).await.expect("they follow");
+        };
+        let spec =
+            |name: &str| Spec { name: name.into(), asked_by: maker.clone(), ..Spec::example(format!("/{name}")) };
+        let (open, closed) = (Uuid::now_v7(), Uuid::now_v7());
+        append(open, &[ProjectEvent::Reserved(spec("open")), ProjectEvent::Registered]).await;
+        append(closed, &[ProjectEvent::Reserved(spec("closed")), ProjectEvent::Registered]).await;
+        append(closed, &[ProjectEvent::MemberAdded { person: ann.clone() }]).await;
+        for (name, who, project) in [
+            ("open", &ann, open),
+            ("of-ann", &ann, closed),
+            ("of-maker", &maker, closed),
+            ("once-of-bob", &bob, closed),
+        ] {
+            rooms.switch(&room(name), who, project, Cause::None).await.expect("it is chosen");
+        }
+        let key = SessionKey { project: closed, room: room("waits"), thread: None };
+        let said = Inbound {
+            room: key.room.clone(),
+            event_id: "$1".into(),
+            sender: boss.clone(),
+            at: jiff::Timestamp::UNIX_EPOCH,
+            text: "hello".into(),
+            quoted: None,
+            thread: None,
+            addressed: true,
+            pending: None,
+        };
+        sessions.accept(&key, &said, "hello", Role::Admin).await.expect("it is accepted");
+
+        for (name, bob_may) in [
+            ("empty", true),
+            ("open", true),
+            ("once-of-bob", true),
+            ("of-ann", false),
+            ("of-maker", false),
+            ("waits", false),
+        ] {
+            let may = |by, role| admit_to_all(&registry, &rooms, &sessions, &room(name), by, role);
+            assert_eq!(may(&bob, Role::Member).is_ok(), bob_may, "{name}");
+            for (by, role) in [(&ann, Role::Member), (&maker, Role::Member), (&boss, Role::Admin)] {
+                may(by, role).expect("they may use everything");
+            }
+        }
+        let refusal = admit_to_all(&registry, &rooms, &sessions, &room("of-ann"), &bob, Role::Member);
+        let refusal = refusal.expect_err("it is not for bob");
+        assert!(refusal.hint.is_some() && !refusal.to_markdown().contains("closed"), "{refusal}");
     }
 }

@@ -10,7 +10,7 @@ use http::HeaderValue;
 use russh::keys::PrivateKey;
 use zeroize::Zeroizing;
 
-use super::remote::{Remote, Scheme, SshRemote, WebRemote};
+use super::remote::{Remote, Scheme, SshRemote, WebRemote, climbs};
 use crate::{refusal::Refusal, secrets::Secrets, text};
 
 /// What the name of a secret for git begins with.
@@ -72,7 +72,10 @@ impl Scope {
     /// Whether it counts for a repository there.
     fn covers(&self, kind: Kind, authority: &str, path: &str) -> bool {
         let below = path.strip_prefix(self.path.as_str());
+        // What an earlier version stored may lead out of the place that it seems to be in.
+        let stays = kind == Kind::Ssh || !climbs(path);
         self.kind == kind
+            && stays
             && self.authority == authority
             && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
@@ -333,6 +336,10 @@ mod tests {
             let shown = format!("{found:?}");
             assert!(found.is_none() || shown == "Some(WebCredential(…))", "{shown}");
         }
+        let climbing: Remote =
+            serde_json::from_value("https://example.org/team/%252e%252e/b".into()).expect("an earlier version took it");
+        let Remote::Web(climbing) = climbing else { panic!("it is a web address") };
+        assert!(credentials.web(&climbing).expect("it can be read").is_none());
         let Remote::Web(app) = remote("https://example.org/team/app.git") else { panic!("it is a web address") };
         let found = credentials.web(&app).expect("it can be read").expect("there is one");
         assert_eq!(found.expose_token(), "3:with:colons");

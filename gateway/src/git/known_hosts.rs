@@ -27,6 +27,8 @@ pub enum Verdict {
         fingerprint: String,
         /// The line that makes it known.
         line: String,
+        /// Of what kinds the keys are that they have for that host.
+        others: Vec<String>,
     },
     /// They have another key for that host, or this one is revoked.
     Changed {
@@ -55,25 +57,36 @@ impl KnownHosts {
         let shown = PublicKey::from_bytes(key)
             .map_err(|error| Refusal::internal("the server's host key cannot be read", error))?;
         let fingerprint = shown.fingerprint(HashAlg::Sha256).to_string();
-        let (mut known, mut other) = (false, false);
-        for entry in self.entries(host, port)? {
-            let same = entry.public_key().key_data() == shown.key_data();
-            match entry.marker() {
-                Some(Marker::Revoked) if same => return Ok(Verdict::Changed { fingerprint }),
-                Some(_) => {}
-                None if same => known = true,
-                None => other |= entry.public_key().algorithm() == shown.algorithm(),
+        let judge = |entries: &[Entry]| {
+            let (mut known, mut other) = (false, false);
+            for entry in entries {
+                let same = entry.public_key().key_data() == shown.key_data();
+                match entry.marker() {
+                    Some(_) => {}
+                    None if same => known = true,
+                    None => other |= entry.public_key().algorithm() == shown.algorithm(),
+                }
             }
-        }
-        if known {
-            return Ok(Verdict::Known);
-        }
-        if other {
+            if known { Some(true) } else { other.then_some(false) }
+        };
+        let (entries, of_host) = (self.entries(host, port)?, self.of_host(host, port)?);
+        let is_revoked = |entry: &Entry| {
+            entry.marker() == Some(&Marker::Revoked) && entry.public_key().key_data() == shown.key_data()
+        };
+        if entries.iter().chain(&of_host).any(is_revoked) {
             return Ok(Verdict::Changed { fingerprint });
         }
+        match judge(&entries) {
+            Some(true) => return Ok(Verdict::Known),
+            Some(false) => return Ok(Verdict::Changed { fingerprint }),
+            // Another key on another port is no change.
+            None if judge(&of_host) == Some(true) => return Ok(Verdict::Known),
+            None => {}
+        }
+        let others = kinds(entries.iter().chain(&of_host));
         let key =
             shown.to_openssh().map_err(|error| Refusal::internal("the server's host key cannot be written", error))?;
-        Ok(Verdict::Unknown { fingerprint, line: format!("{} {}", address(host, port), key.trim()) })
+        Ok(Verdict::Unknown { fingerprint, line: format!("{} {}", address(host, port), key.trim()), others })
     }
 
     /// As [`KnownHosts::check`], and everything but a known key is a refusal that tells people what to do.
@@ -84,10 +97,14 @@ impl KnownHosts {
         let shown = text::code(&address(host, port));
         match self.check(host, port, key)? {
             Verdict::Known => Ok(()),
-            Verdict::Unknown { fingerprint, line } => {
+            Verdict::Unknown { fingerprint, line, others } => {
+                let others = match others.as_slice() {
+                    [] => String::new(),
+                    others => format!(" (known for it are keys of another kind or port: {})", others.join(", ")),
+                };
                 let file =
                     self.files.first().map_or_else(|| "~/.ssh/known_hosts".into(), |file| file.display().to_string());
-                Err(Refusal::config(format!("the SSH server {shown} is not known; its key is {fingerprint}"))
+                Err(Refusal::config(format!("the SSH server {shown} is not known; its key is {fingerprint}{others}"))
                     .hint(format!("If its operator names the same fingerprint, add this line to {file}: {line}")))
             }
             Verdict::Changed { fingerprint } => Err(Refusal::config(format!(
@@ -104,17 +121,16 @@ impl KnownHosts {
     /// # Errors
     /// When a file cannot be read.
     pub fn algorithms(&self, host: &str, port: u16) -> Result<Vec<String>, Refusal> {
-        let mut names: Vec<String> = Vec::new();
-        for entry in self.entries(host, port)?.iter().filter(|entry| entry.marker().is_none()) {
-            let name = entry.public_key().algorithm().as_str().to_owned();
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        Ok(names)
+        Ok(kinds(self.entries(host, port)?.iter().chain(&self.of_host(host, port)?)))
     }
 
-    /// The entries that are about this host.
+    /// The entries that are about a host and say nothing of a port, where another port is meant: as OpenSSH does, a key that is known for the
+    /// host is taken there too.
+    fn of_host(&self, host: &str, port: u16) -> Result<Vec<Entry>, Refusal> {
+        if port == SSH_PORT { Ok(Vec::new()) } else { self.entries(host, SSH_PORT) }
+    }
+
+    /// The entries that are about this host and port.
     fn entries(&self, host: &str, port: u16) -> Result<Vec<Entry>, Refusal> {
         let address = address(host, port);
         let mut found = Vec::new();
@@ -136,6 +152,18 @@ impl KnownHosts {
         }
         Ok(found)
     }
+}
+
+/// Of what kinds the keys are, each once.
+fn kinds<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for entry in entries.filter(|entry| entry.marker().is_none()) {
+        let name = entry.public_key().algorithm().as_str().to_owned();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 fn entry(line: &str) -> Option<Entry> {
@@ -220,7 +248,10 @@ mod tests {
             (format!("example.org\t{}  # x", ED25519.replace(' ', "\t")), "example.org", 22, "known"),
             (format!("[example.org]:2222 {ED25519}"), "example.org", 2222, "known"),
             (format!("[example.org]:2222 {ED25519}"), "example.org", 22, "unknown"),
-            (format!("example.org {ED25519}"), "example.org", 2222, "unknown"),
+            (format!("example.org {ED25519}"), "example.org", 2222, "known"),
+            (format!("example.org {OTHER}"), "example.org", 2222, "unknown"),
+            (format!("[example.org]:2222 {OTHER}\nexample.org {ED25519}"), "example.org", 2222, "changed"),
+            (format!("[example.org]:2222 {ED25519}\n@revoked example.org {ED25519}"), "example.org", 2222, "changed"),
             (format!("[::1]:2222 {ED25519}"), "::1", 2222, "known"),
             (format!("::1 {ED25519}"), "::1", 22, "known"),
             (format!("*.example.org {ED25519}"), "git.example.org", 22, "known"),
@@ -241,7 +272,7 @@ mod tests {
             let found = match hosts.check(host, port, &wire(ED25519)).expect("it can be checked") {
                 Verdict::Known => "known",
                 Verdict::Changed { .. } => "changed",
-                Verdict::Unknown { fingerprint, line } => {
+                Verdict::Unknown { fingerprint, line, .. } => {
                     assert!(fingerprint.starts_with("SHA256:"), "{fingerprint}");
                     let (_folder, hosts) = known(&line);
                     assert_eq!(hosts.check(host, port, &wire(ED25519)).ok(), Some(Verdict::Known), "{line}");
@@ -250,6 +281,14 @@ mod tests {
             };
             assert_eq!(found, expected, "{lines}");
         }
+    }
+
+    #[test]
+    fn a_key_of_another_kind_is_told_of() {
+        let (_folder, hosts) = known(&format!("example.org {ECDSA}"));
+        let refusal = hosts.demand("example.org", 22, &wire(ED25519)).expect_err("it is not known");
+        assert!(refusal.what.contains("another kind or port: ecdsa-sha2-nistp256)"), "{refusal}");
+        assert_eq!(hosts.algorithms("example.org", 2222).expect("they can be read"), ["ecdsa-sha2-nistp256"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod audit;
 pub mod credentials;
 pub mod known_hosts;
 mod moved;
+mod pace;
 mod proxy;
 pub mod reach;
 pub mod remote;
@@ -40,8 +41,11 @@ use uuid::Uuid;
 pub use audit::Audit;
 pub use credentials::Credentials;
 pub use known_hosts::KnownHosts;
+use pace::Pace;
 pub use reach::Reach;
 pub use remote::Remote;
+
+use remote::{WebRemote, is_loopback_name};
 
 use crate::{
     refusal::{Kind, Refusal},
@@ -53,6 +57,8 @@ use crate::{
 const AT_ONCE: usize = 32;
 /// The most that is taken from a container for one use, in bytes.
 const BODY_MAX: usize = 8 * 1024 * 1024 * 1024;
+/// Clones that the gateway may have under way; one whose thread hangs counts until that ends.
+const CLONES_AT_ONCE: usize = 4;
 /// How long connecting to a remote may take.
 const CONNECT: Duration = Duration::from_secs(30);
 
@@ -84,6 +90,9 @@ pub struct Git {
     pub audit: Audit,
     remotes: Remotes,
     client: Client,
+    /// For this host's loopback: a proxy would have another, and would read along.
+    loopback_client: Client,
+    clones: Arc<Semaphore>,
     tasks: Tasks,
 }
 
@@ -92,6 +101,7 @@ struct Door {
     git: Arc<Git>,
     project: Uuid,
     places: Arc<Semaphore>,
+    pace: Pace,
 }
 
 impl Git {
@@ -121,26 +131,47 @@ impl Git {
         let extra = settings.extra_pem.as_deref().map(Certificate::from_pem_bundle).transpose().map_err(|error| {
             Refusal::internal("the certificates in `[images] extra_ca_certificates` cannot be read", error)
         })?;
-        let client = Client::builder()
-            .tls_certs_merge(extra.unwrap_or_default())
-            .redirect(redirect::Policy::none())
-            .dns_resolver(reach.clone())
-            .referer(false)
-            // Answers pass as they are, whatever else in this program wants its client to unpack.
-            .no_gzip()
-            .no_brotli()
-            .no_zstd()
-            .no_deflate()
-            .connect_timeout(CONNECT)
-            .build()
-            .map_err(|error| Refusal::internal("the client for git remotes cannot be made", error))?;
+        let builder = || {
+            Client::builder()
+                .tls_certs_merge(extra.clone().unwrap_or_default())
+                .redirect(redirect::Policy::none())
+                .dns_resolver(reach.clone())
+                .referer(false)
+                // Answers pass as they are, whatever else in this program wants its client to unpack.
+                .no_gzip()
+                .no_brotli()
+                .no_zstd()
+                .no_deflate()
+                .connect_timeout(CONNECT)
+        };
+        let not_made = |error| Refusal::internal("the client for git remotes cannot be made", error);
+        let client = builder().build().map_err(not_made)?;
+        let loopback_client = builder().no_proxy().build().map_err(not_made)?;
+        let clones = Arc::new(Semaphore::new(CLONES_AT_ONCE));
         let known_hosts = KnownHosts::new(settings.known_hosts);
-        Ok(Arc::new(Self { credentials, known_hosts, reach, audit, remotes, client, tasks }))
+        Ok(Arc::new(Self { credentials, known_hosts, reach, audit, remotes, client, loopback_client, clones, tasks }))
+    }
+
+    /// A place for one clone, to be given back by the thread that makes it.
+    ///
+    /// # Errors
+    /// When too many are under way.
+    pub fn clone_place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        Arc::clone(&self.clones).try_acquire_owned().map_err(|_| {
+            Refusal::unavailable(format!("{CLONES_AT_ONCE} clones are under way, and no more are made at once"))
+                .hint("Give the same command again when one of them has ended.")
+        })
+    }
+
+    /// The client that reaches this remote.
+    fn client(&self, remote: &WebRemote) -> &Client {
+        if is_loopback_name(remote.bare_host()) { &self.loopback_client } else { &self.client }
     }
 
     /// What this project's sled may ask; anything else is not found.
     pub fn router(self: &Arc<Self>, project: Uuid) -> Router {
-        let door = Door { git: Arc::clone(self), project, places: Arc::new(Semaphore::new(AT_ONCE)) };
+        let door =
+            Door { git: Arc::clone(self), project, places: Arc::new(Semaphore::new(AT_ONCE)), pace: Pace::new() };
         Router::new()
             .route(&format!("{}{{*rest}}", paths::WEB), any(proxy::web))
             .route(paths::SSH_UPLOAD_PACK, post(ssh::upload_pack))
@@ -154,9 +185,16 @@ impl Door {
         (self.git.remotes)(self.project)
     }
 
+    /// A place for one use, unless there are too many at once or in a short time: each is two lines in the journal.
     fn place(&self) -> Result<OwnedSemaphorePermit, Said> {
         let place = Arc::clone(&self.places).try_acquire_owned();
-        place.map_err(|_| said(StatusCode::TOO_MANY_REQUESTS, "too many git requests of this project are under way"))
+        let place = place
+            .map_err(|_| said(StatusCode::TOO_MANY_REQUESTS, "too many git requests of this project are under way"))?;
+        if self.pace.take() {
+            Ok(place)
+        } else {
+            Err(said(StatusCode::TOO_MANY_REQUESTS, "this project asks its git remote too often; wait a little"))
+        }
     }
 }
 

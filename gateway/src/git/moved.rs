@@ -16,7 +16,7 @@ impl Git {
     /// answer.
     pub async fn moved(&self, remote: &WebRemote, credential: Option<&WebCredential>) -> Option<String> {
         self.reach.literal(remote.bare_host()).ok()?;
-        let mut request = self.client.get(format!("{remote}{REFERENCES}")).timeout(PATIENCE);
+        let mut request = self.client(remote).get(format!("{remote}{REFERENCES}")).timeout(PATIENCE);
         if let Some(credential) = credential {
             request = request.header(header::AUTHORIZATION, credential.basic());
         }

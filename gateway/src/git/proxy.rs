@@ -28,6 +28,7 @@ use tracing::warn;
 use super::{
     BODY_MAX, Door, Said,
     audit::{By, Outcome, Part, Service, Use},
+    credentials::WebCredential,
     reach::Denied,
     refused,
     remote::{Remote, WebRemote},
@@ -43,15 +44,10 @@ const ASKED: [HeaderName; 4] =
     [header::ACCEPT, header::ACCEPT_ENCODING, header::USER_AGENT, HeaderName::from_static("git-protocol")];
 /// What of them is about a body.
 const ASKED_OF_BODY: [HeaderName; 3] = [header::CONTENT_ENCODING, header::CONTENT_LENGTH, header::CONTENT_TYPE];
-/// What of an answer's headers smart HTTP needs.
-const ANSWERED: [HeaderName; 6] = [
-    header::CACHE_CONTROL,
-    header::CONTENT_ENCODING,
-    header::CONTENT_LENGTH,
-    header::CONTENT_TYPE,
-    header::EXPIRES,
-    header::PRAGMA,
-];
+/// What of an answer's headers smart HTTP needs. Not its length: whoever knows that stops at the last byte, and does not wait for the end
+/// that is journaled.
+const ANSWERED: [HeaderName; 5] =
+    [header::CACHE_CONTROL, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::EXPIRES, header::PRAGMA];
 
 /// What a request is.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,6 +56,8 @@ enum Asked {
     Service(Service, Part),
     /// Something of a neighbour, which is at this address.
     Neighbour(String),
+    /// A service of the project's own repository, which is spelt otherwise: with or without `.git`.
+    OtherSpelling,
     /// Nothing that passes here.
     Nothing(StatusCode, &'static str),
 }
@@ -69,6 +67,10 @@ enum Asked {
 fn asked(remote: &WebRemote, method: &Method, rest: &str, query: Option<&str>) -> Asked {
     let nothing = |what| Asked::Nothing(StatusCode::FORBIDDEN, what);
     let own = format!("{}{}", remote.authority(), remote.path);
+    let twin = own.strip_suffix(".git").map_or_else(|| format!("{own}.git"), str::to_owned);
+    if let Some("/info/refs" | "/git-upload-pack" | "/git-receive-pack") = rest.strip_prefix(&twin) {
+        return Asked::OtherSpelling;
+    }
     let Some(below) = rest.strip_prefix(&own) else { return nothing("that is not this project's repository") };
     let neighbour = || {
         if *method != Method::GET {
@@ -107,6 +109,10 @@ pub async fn web(State(door): State<Arc<Door>>, request: Request) -> Response {
     match asked(&remote, request.method(), rest, request.uri().query()) {
         Asked::Service(service, part) => forward(&door, &remote, service, part, request).await,
         Asked::Neighbour(address) => (StatusCode::FOUND, [(header::LOCATION, address)]).into_response(),
+        Asked::OtherSpelling => {
+            let sentence = format!("this project's remote is {}; use that spelling", text::code(&remote.to_string()));
+            said(StatusCode::FORBIDDEN, &sentence).into_response()
+        }
         Asked::Nothing(status, sentence) => said(status, sentence).into_response(),
     }
 }
@@ -116,11 +122,19 @@ async fn forward(door: &Door, remote: &WebRemote, service: Service, part: Part, 
         Ok(place) => place,
         Err(busy) => return busy.into_response(),
     };
+    // What may not be reached is no use of anything.
+    if let Err(refusal) = door.git.reach.check(&Remote::Web(remote.clone())).await {
+        return refused(&refusal).into_response();
+    }
+    let credential = match door.git.credentials.web(remote) {
+        Ok(credential) => credential,
+        Err(refusal) => return refused(&refusal).into_response(),
+    };
     let used = match door.git.audit.begin(door.project, (service, part), remote.to_string(), By::Container).await {
         Ok(used) => used,
         Err(refusal) => return unjournaled(&refusal).into_response(),
     };
-    let answer = match send(door, remote, service, part, request, &used).await {
+    let answer = match send(door, remote, (service, part), credential, request, &used).await {
         Ok(answer) => answer,
         Err((outcome, refusal)) => return end(used, outcome, refusal).await.into_response(),
     };
@@ -167,14 +181,11 @@ async fn end(used: Use, outcome: Outcome, answer: Said) -> Said {
 async fn send(
     door: &Door,
     remote: &WebRemote,
-    service: Service,
-    part: Part,
+    (service, part): (Service, Part),
+    credential: Option<WebCredential>,
     request: Request,
     used: &Use,
 ) -> Result<reqwest::Response, (Outcome, Said)> {
-    let unreachable = |denied: Denied| (Outcome::Unreachable, refused(&denied.into()));
-    door.git.reach.literal(remote.bare_host()).map_err(unreachable)?;
-    let credential = door.git.credentials.web(remote).map_err(|refusal| (Outcome::Denied, refused(&refusal)))?;
     let url = address(remote, service, part)
         .ok_or_else(|| (Outcome::Failed, said(StatusCode::BAD_GATEWAY, "the repository's address cannot be used")))?;
     let (parts, body) = request.into_parts();
@@ -190,7 +201,7 @@ async fn send(
     if let Some(credential) = credential {
         headers.insert(header::AUTHORIZATION, credential.basic());
     }
-    let mut request = door.git.client.request(parts.method.clone(), url).headers(headers);
+    let mut request = door.git.client(remote).request(parts.method.clone(), url).headers(headers);
     let (sent, too_large) = (used.sent(), Arc::new(AtomicBool::new(false)));
     if with_body {
         let (sent, too_large) = (Arc::clone(&sent), Arc::clone(&too_large));
@@ -305,6 +316,7 @@ mod tests {
         let check = |method: Method, rest: &str, query: Option<&str>| match asked(&own, &method, rest, query) {
             Asked::Service(service, part) => format!("{service:?} {part:?}"),
             Asked::Neighbour(address) => address,
+            Asked::OtherSpelling => "other spelling".to_owned(),
             Asked::Nothing(..) => nothing.clone(),
         };
         let base = "example.org:8443/team/app.git";
@@ -358,6 +370,10 @@ mod tests {
         ] {
             assert_eq!(check(method.clone(), &format!("{base}{below}"), query), expected, "{method} {below}");
         }
+        let twin = |own: &str, rest: &str| asked(&remote(own), &Method::GET, rest, fetch) == Asked::OtherSpelling;
+        assert!(twin("https://h/app.git", "h/app/info/refs") && twin("https://h/app", "h/app.git/info/refs"));
+        assert!(twin("https://h/app", "h/app.git/git-upload-pack"));
+        assert!(!twin("https://h/app", "h/app.git-other/info/refs") && !twin("https://h/app", "h/app.git/x/info/refs"));
         for rest in [
             "example.org/team/app.git/info/refs",
             "EXAMPLE.org:8443/team/app.git/info/refs",

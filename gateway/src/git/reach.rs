@@ -98,13 +98,20 @@ impl Reach {
     /// When it may not, or cannot be found.
     pub async fn check(&self, remote: &Remote) -> Result<(), Refusal> {
         let (host, by_proxy) = match remote {
-            Remote::Web(web) => (web.bare_host(), !self.proxies.is_empty()),
+            Remote::Web(web) => (web.bare_host(), !self.proxies.is_empty() && !is_loopback_name(web.bare_host())),
             Remote::Ssh(ssh) => (ssh.bare_host(), false),
             Remote::Local(_) => return Ok(()),
         };
         match self.addresses(host, 0).await {
-            // Behind a proxy only the proxy may know names.
-            Err(Denied::NotFound { .. }) if by_proxy => Ok(()),
+            // Behind a proxy only the proxy may know names; what it would reach under this one nobody can judge here.
+            Err(Denied::NotFound { .. }) if by_proxy && self.allows(host) => Ok(()),
+            Err(Denied::NotFound { .. }) if by_proxy => Err(Refusal::config(format!(
+                "the host {} cannot be found here, so it is not known whether it is in a private network",
+                text::code(host)
+            ))
+            .hint(format!(
+                "Check the address. If only the web proxy knows that host, add {host:?} to `[git] allow_hosts` in bot.toml."
+            ))),
             checked => checked.map(drop).map_err(Refusal::from),
         }
     }
@@ -143,7 +150,12 @@ impl Reach {
             // This host, named as such, and never anything else under that name.
             return address.to_canonical().is_loopback();
         }
-        is_public(address) || self.allowed.iter().any(|allowed| allowed == host)
+        is_public(address) || self.allows(host)
+    }
+
+    /// Whether bot.toml names this host.
+    fn allows(&self, host: &str) -> bool {
+        self.allowed.iter().any(|allowed| allowed == host)
     }
 }
 
@@ -254,16 +266,18 @@ mod tests {
 
     #[tokio::test]
     async fn private_addresses_need_a_name_that_bot_toml_has() {
-        let reach = Reach::new(vec!["git.lan".into(), "10.0.0.7".into()], vec!["proxy.lan".into()]).with_lookup(&[
-            ("git.lan", "10.0.0.7"),
-            ("evil.example", "127.0.0.1"),
-            ("mixed.example", "10.0.0.7"),
-            ("mixed.example", "93.184.216.34"),
-            ("good.example", "93.184.216.34"),
-            ("localhost", "127.0.0.1"),
-            ("localhost", "10.0.0.7"),
-            ("proxy.lan", "10.0.0.1"),
-        ]);
+        let reach =
+            Reach::new(vec!["git.lan".into(), "10.0.0.7".into(), "listed.example".into()], vec!["proxy.lan".into()])
+                .with_lookup(&[
+                    ("git.lan", "10.0.0.7"),
+                    ("evil.example", "127.0.0.1"),
+                    ("mixed.example", "10.0.0.7"),
+                    ("mixed.example", "93.184.216.34"),
+                    ("good.example", "93.184.216.34"),
+                    ("localhost", "127.0.0.1"),
+                    ("localhost", "10.0.0.7"),
+                    ("proxy.lan", "10.0.0.1"),
+                ]);
         let found = async |host: &str| match reach.addresses(host, 7).await {
             Ok(found) => found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
             Err(denied) => denied.to_string(),
@@ -293,7 +307,10 @@ mod tests {
             reach.check(&remote).await.map_err(|refusal| refusal.to_string())
         };
         assert_eq!(check("https://good.example/a").await, Ok(()));
-        assert_eq!(check("https://unknown.example/a").await, Ok(()), "the proxy may know it");
+        assert_eq!(check("https://listed.example/a").await, Ok(()), "the proxy may know it");
+        let refusal = check("https://unknown.example/a").await.expect_err("nobody knows where that is");
+        assert!(refusal.contains("add \"unknown.example\" to `[git] allow_hosts`"), "{refusal}");
+        assert_eq!(check("http://localhost/a").await, Ok(()), "no proxy is asked for this host");
         check("git@unknown.example:a").await.expect_err("no proxy is asked for ssh");
         let refusal = check("git@evil.example:a").await.expect_err("it is private");
         assert!(refusal.contains("add \"evil.example\" to `[git] allow_hosts`"), "{refusal}");

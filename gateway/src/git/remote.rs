@@ -17,6 +17,9 @@ use crate::{projects::place, refusal::Refusal};
 
 /// The longest address, in bytes.
 const ADDRESS_MAX: usize = 1024;
+/// Servers in hints, where the one that is meant is not known.
+const EXAMPLE: &str = "https://example.org";
+const EXAMPLE_SSH: &str = "ssh://example.org";
 /// What a path has encoded in an `ssh://` address, because git decodes it.
 const IN_SSH_PATH: &AsciiSet =
     &CONTROLS.add(b' ').add(b'%').add(b'"').add(b'<').add(b'>').add(b'`').add(b'?').add(b'#');
@@ -93,7 +96,7 @@ const SSH_USER: &str = "git";
 impl WebRemote {
     /// `host[:port]`.
     pub fn authority(&self) -> String {
-        authority(&self.host, self.port)
+        authority_of(&self.host, self.port)
     }
 
     /// The port, the scheme's own included.
@@ -115,7 +118,7 @@ impl SshRemote {
 
     /// `host[:port]`.
     pub fn authority(&self) -> String {
-        authority(&self.host, self.port)
+        authority_of(&self.host, self.port)
     }
 
     /// The port, 22 included.
@@ -129,7 +132,7 @@ impl SshRemote {
     }
 }
 
-fn authority(host: &str, port: Option<u16>) -> String {
+fn authority_of(host: &str, port: Option<u16>) -> String {
     port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
@@ -158,6 +161,9 @@ impl Remote {
             if web.path.is_empty() {
                 return Err(refused("the address names a server and no repository on it"));
             }
+            if climbs(&web.path) {
+                return Err(not_an_address());
+            }
             if web.scheme == Scheme::Http && !is_loopback_name(web.bare_host()) {
                 return Err(refused("http is not encrypted, so it is taken on this host's loopback alone"));
             }
@@ -176,7 +182,7 @@ impl Remote {
             "https" => web(Scheme::Https, rest).map(Self::Web),
             "http" => web(Scheme::Http, rest).map(Self::Web),
             "ssh" => ssh_url(rest).map(Self::Ssh),
-            _ if rest.contains('@') => Err(carries_a_credential()),
+            _ if rest.contains('@') => Err(carries_a_credential(EXAMPLE)),
             _ => Err(refused("only https and ssh addresses and local paths can be cloned")),
         }
     }
@@ -241,11 +247,31 @@ fn not_an_address() -> Refusal {
     refused("that is not the address of a git repository")
 }
 
-fn carries_a_credential() -> Refusal {
-    Refusal::usage("the address carries a user name, a password or a token").hint(
+fn carries_a_credential(place: &str) -> Refusal {
+    Refusal::usage("the address carries a user name, a password or a token").hint(format!(
         "It was not used and not stored. Delete your message, change that credential, give the address without it, and store the new one \
-         with `musher secrets set git:https://example.org`.",
-    )
+         with `musher secrets set git:{place}`."
+    ))
+}
+
+/// A user's name before the host, as some servers show their addresses; it may be a token all the same.
+fn names_a_user(place: &str) -> Refusal {
+    Refusal::usage("the address carries a user name or a token before `@`").hint(format!(
+        "It was not used and not stored. Leave out what stands before `@`; if it was a token, change it. For a private repository store a \
+         credential with `musher secrets set git:{place}`."
+    ))
+}
+
+/// The server of a web address, for the name of a secret; a stand-in where that could be part of a credential.
+fn place_of(scheme: Scheme, rest: &str) -> String {
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    // More than one `@`, or one behind the authority: nobody knows where the credential ends.
+    let is_plain = !user.contains('@') && rest.matches('@').count() == authority.matches('@').count();
+    let url = Url::parse(&format!("{}://{host}", scheme.as_str())).ok().filter(|_| is_plain);
+    let name = url.as_ref().and_then(Url::host_str).filter(|name| is_host_name(name));
+    let port = url.as_ref().and_then(Url::port);
+    format!("{}://{}", scheme.as_str(), name.map_or_else(|| "example.org".into(), |name| authority_of(name, port)))
 }
 
 /// Whether git would start a program for it: `<name>::<address>`.
@@ -262,14 +288,17 @@ fn web(scheme: Scheme, rest: &str) -> Result<WebRemote, Refusal> {
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     // A password that was not encoded may hold any of these.
     if authority.contains('@') || rest.split('/').next().is_some_and(|part| part.contains('@')) {
-        return Err(carries_a_credential());
+        let place = place_of(scheme, rest);
+        let is_user =
+            authority.matches('@').count() == 1 && !authority.split('@').next().unwrap_or_default().contains(':');
+        return Err(if is_user { names_a_user(&place) } else { carries_a_credential(&place) });
     }
     if authority.is_empty() {
         return Err(not_an_address());
     }
     let url = Url::parse(&format!("{}://{rest}", scheme.as_str())).map_err(|_| not_an_address())?;
     if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
-        return Err(carries_a_credential());
+        return Err(carries_a_credential(&place_of(scheme, rest)));
     }
     let written = rest.get(authority.len()..).unwrap_or_default();
     check_path(written)?;
@@ -324,7 +353,7 @@ fn scp_like(text: &str) -> Result<SshRemote, Refusal> {
     let after_user = text.find(['/', '[']).map_or(text, |end| &text[..end]);
     let (user, place) = match after_user.split_once('@') {
         Some((user, _)) if !user.contains(':') => (Some(user), &text[user.len() + 1..]),
-        Some(_) => return Err(carries_a_credential()),
+        Some(_) => return Err(carries_a_credential(EXAMPLE_SSH)),
         None => (None, text),
     };
     let (host, path) = if place.starts_with('[') {
@@ -344,7 +373,7 @@ fn scp_like(text: &str) -> Result<SshRemote, Refusal> {
 
 fn split_user(authority: &str) -> Result<(Option<String>, &str), Refusal> {
     match authority.rsplit_once('@') {
-        Some((user, _)) if user.contains([':', '@']) => Err(carries_a_credential()),
+        Some((user, _)) if user.contains([':', '@']) => Err(carries_a_credential(EXAMPLE_SSH)),
         Some((user, place)) => Ok((Some(user.to_owned()), place)),
         None => Ok((None, authority)),
     }
@@ -390,8 +419,18 @@ fn is_host_name(host: &str) -> bool {
         && host.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
+/// Servers that give parts of a path parameters (`..;x`) take these off before they look at the dots.
 fn has_dots(path: &str) -> bool {
-    path.split('/').any(|part| part == ".." || part == ".")
+    path.split('/').any(|part| matches!(part.split(';').next(), Some("." | "..")))
+}
+
+/// Whether some server may take an encoded path of the web for one that leads elsewhere, however often it decodes it.
+pub(super) fn climbs(path: &str) -> bool {
+    let mut path = path.to_ascii_lowercase();
+    while path.contains("%25") {
+        path = path.replace("%25", "%");
+    }
+    has_dots(&path) || ["%2f", "%5c", "%2e", "%3b"].iter().any(|encoded| path.contains(encoded))
 }
 
 /// What no path may hold, encoded or not: control characters, `..`, and what is no encoding.
@@ -510,6 +549,11 @@ mod tests {
             ("https://example.org/a/%2e%2e/b", no_address),
             ("https://example.org/a/%2E./b", no_address),
             ("https://example.org/a%2fb", no_address),
+            ("https://example.org/a/..;/b", no_address),
+            ("https://example.org/a/..;x=1/b", no_address),
+            ("https://example.org/a/..%3b/b", no_address),
+            ("https://example.org/a/%252e%252E/b", no_address),
+            ("https://example.org/a%25252fb", no_address),
             ("https://example.org\\a", no_address),
             ("https:/example.org/a", no_address),
             ("https:///a", no_address),
@@ -526,6 +570,28 @@ mod tests {
             let answer = shown(text).expect_err(text);
             assert!(answer.starts_with(words), "{text:?}: {answer}");
             assert!(!answer.contains("s3c") && !answer.contains("r3t"), "{answer}");
+        }
+    }
+
+    #[test]
+    fn whoever_names_a_user_hears_what_to_leave_out_and_the_host_that_is_meant() {
+        for (text, what, place) in [
+            (
+                "https://org@dev.example.com/org/p/_git/a",
+                "a user name or a token before `@`",
+                "git:https://dev.example.com`",
+            ),
+            ("https://s3cret@example.com:8443/a", "a user name or a token before `@`", "git:https://example.com:8443`"),
+            ("https://ann:s3cret@example.com/a", "a user name, a password or a token", "git:https://example.com`"),
+            ("https://example.com/a?token=s3cret", "a user name, a password or a token", "git:https://example.com`"),
+            ("https://ann:s3@s3cret@example.com/a", "a user name, a password or a token", "git:https://example.org`"),
+            ("https://ann:s3@s3cret/x@example.com/a", "a user name, a password or a token", "git:https://example.org`"),
+            ("git:s3cret@example.com:a", "a user name, a password or a token", "git:ssh://example.org`"),
+        ] {
+            let refusal = Remote::parse(text, Path::new(HOME)).expect_err(text);
+            let hint = refusal.hint.as_deref().unwrap_or_default();
+            assert!(refusal.what.ends_with(what) && hint.contains(place), "{text}: {refusal}");
+            assert!(!refusal.to_string().contains("s3"), "{text}: {refusal}");
         }
     }
 

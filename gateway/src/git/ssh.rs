@@ -83,6 +83,15 @@ async fn session(door: &Door, service: Service, request: Request) -> Response {
         Ok(place) => place,
         Err(busy) => return busy.into_response(),
     };
+    // What may not be reached, or without any key, is no use of anything.
+    if let Err(refusal) = door.git.reach.check(&Remote::Ssh(remote.clone())).await {
+        return refused(&refusal).into_response();
+    }
+    match door.git.credentials.ssh(&remote) {
+        Ok(Some(_)) => {}
+        Ok(None) => return refused(&no_key(&remote)).into_response(),
+        Err(refusal) => return refused(&refusal).into_response(),
+    }
     let begun = door.git.audit.begin(door.project, (service, Part::Whole), remote.to_string(), By::Container).await;
     let used = match begun {
         Ok(used) => used,
@@ -269,16 +278,9 @@ async fn start(
         distrust.map_or_else(|| failed(error), |refusal| (Outcome::Untrusted, refusal))
     })?;
 
-    let name = credentials::example_ssh(remote);
-    let denied = |what: String| {
-        (
-            Outcome::Denied,
-            Refusal::config(what).hint(format!("Whoever runs musher can store a key: musher secrets set {name} < key")),
-        )
-    };
     // The key is looked at when the server is known to be the right one, not before.
     let key = git.credentials.ssh(remote).map_err(|refusal| (Outcome::Denied, refusal))?;
-    let key = key.ok_or_else(|| denied(format!("there is no key for the git server {server}")))?.into_key();
+    let key = key.ok_or_else(|| (Outcome::Denied, no_key(remote)))?.into_key();
     let hash = if key.algorithm().is_rsa() {
         // Never SHA-1; a server that does not say what it takes has known SHA-256 for long.
         let best = connection.best_supported_rsa_hash().await.map_err(failed)?.flatten();
@@ -289,7 +291,8 @@ async fn start(
     let key = PrivateKeyWithHashAlg::new(Arc::new(key), hash);
     let authenticated = connection.authenticate_publickey(remote.login(), key).await.map_err(failed)?;
     if !authenticated.success() {
-        return Err(denied(format!("the git server {server} does not take the key")));
+        let what = format!("the git server {server} does not take the key");
+        return Err((Outcome::Denied, another_key(remote, what)));
     }
     let mut channel = connection.channel_open_session().await.map_err(failed)?;
     if let Some(protocol) = protocol {
@@ -306,6 +309,15 @@ async fn start(
             }
         }
     }
+}
+
+fn no_key(remote: &SshRemote) -> Refusal {
+    another_key(remote, format!("there is no key for the git server {}", text::code(&remote.authority())))
+}
+
+fn another_key(remote: &SshRemote, what: String) -> Refusal {
+    let name = credentials::example_ssh(remote);
+    Refusal::config(what).hint(format!("Whoever runs musher can store a key: musher secrets set {name} < key"))
 }
 
 fn config(known: &[String]) -> client::Config {

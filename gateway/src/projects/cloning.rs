@@ -4,6 +4,7 @@
 use std::{path::Path, sync::atomic::Ordering, time::Duration};
 
 use link::{SledClient, requests::CommandOutput};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
 use uuid::Uuid;
 
@@ -24,6 +25,8 @@ use crate::{
 
 /// How long a clone may bring nothing.
 const CLONE_SILENCE: Duration = Duration::from_mins(2);
+/// How long a clone may take in all.
+const CLONE_LONGEST: Duration = Duration::from_hours(2);
 /// How long a clone that is given up may take to notice.
 const CLONE_END: Duration = Duration::from_secs(10);
 
@@ -45,8 +48,9 @@ impl Sagas {
             branch: ask.branch.clone(),
             depth: ask.depth,
         };
+        let place = self.git.clone_place()?;
         if let Remote::Local(_) = remote {
-            return watched(what, path, &Watch::default(), steps).await.map_err(|(_, refusal)| refusal);
+            return watched(what, path, &Watch::default(), place, steps).await.map_err(|(_, refusal)| refusal);
         }
         let used = self.git.audit.begin(id, (Service::Fetch, Part::Whole), remote.shown(), By::Clone).await?;
         if let Err(refusal) = self.stays(remote, &what.login).await {
@@ -54,7 +58,7 @@ impl Sagas {
             return Err(refusal);
         }
         let watch = Watch { received: used.received(), ..Watch::default() };
-        let cloned = watched(what, path, &watch, steps).await;
+        let cloned = watched(what, path, &watch, place, steps).await;
         used.end(cloned.as_ref().map_or_else(|(outcome, _)| *outcome, |_| Outcome::Done)).await?;
         cloned.map_err(|(_, refusal)| refusal)
     }
@@ -100,6 +104,7 @@ async fn watched(
     what: repository::Clone,
     path: &Path,
     watch: &Watch,
+    place: OwnedSemaphorePermit,
     steps: &mut Steps<'_>,
 ) -> Result<Cloned, NotCloned> {
     struct CancelOnDrop(Watch);
@@ -112,30 +117,41 @@ async fn watched(
     let (watch, path) = (watch.clone(), path.to_owned());
     let (sender, mut progress) = tokio::sync::watch::channel(Doing::Waiting);
     let mut cloning = tokio::task::spawn_blocking(move || {
+        // Given back when this thread ends, whoever still waits for it.
+        let _place = place;
         repository::clone(&what, &path, &watch, |doing| {
             sender.send_replace(doing);
         })
     });
+    let mut longest = std::pin::pin!(tokio::time::sleep(CLONE_LONGEST));
     loop {
-        tokio::select! {
+        let refusal = tokio::select! {
             cloned = &mut cloning => return cloned.unwrap_or_else(|error| {
                 Err((Outcome::Failed, Refusal::internal("the clone broke off", error)))
             }),
-            Ok(()) = progress.changed() => match *progress.borrow_and_update() {
-                Doing::Objects(have, all) if is_told(have, all) => steps.detail(format!("{have} of {all} objects")),
-                Doing::Files(have, all) if is_told(have, all) => steps.detail(format!("{have} of {all} files")),
-                Doing::Waiting | Doing::Objects(..) | Doing::Files(..) => {}
-            },
+            Ok(()) = progress.changed() => {
+                match *progress.borrow_and_update() {
+                    Doing::Objects(have, all) if is_told(have, all) => steps.detail(format!("{have} of {all} objects")),
+                    Doing::Files(have, all) if is_told(have, all) => steps.detail(format!("{have} of {all} files")),
+                    Doing::Waiting | Doing::Objects(..) | Doing::Files(..) => {}
+                }
+                continue;
+            }
+            () = &mut longest => {
+                let mins = CLONE_LONGEST.as_secs() / 60;
+                Refusal::unavailable(format!("the clone is given up: it took more than {mins} minutes"))
+                    .hint("Fewer commits may do: `--depth 1`.")
+            }
             () = tokio::time::sleep(CLONE_SILENCE) => {
                 let secs = CLONE_SILENCE.as_secs();
-                drop(cancelled);
-                // What it does when it notices must not meet the undo; a thread that hangs longer does nothing more.
-                let ended = tokio::time::timeout(CLONE_END, &mut cloning).await;
-                warn!(ended = ended.is_ok(), "a clone is given up");
-                let refusal = Refusal::unavailable(format!("the clone is given up: nothing came for {secs} s"))
-                    .hint("Check the address, and that this host reaches it.");
-                return Err((Outcome::CutOff, refusal));
+                Refusal::unavailable(format!("the clone is given up: nothing came for {secs} s"))
+                    .hint("Check the address, and that this host reaches it.")
             }
-        }
+        };
+        drop(cancelled);
+        // What it does when it notices must not meet the undo; a thread that hangs longer does nothing more.
+        let ended = tokio::time::timeout(CLONE_END, &mut cloning).await;
+        warn!(ended = ended.is_ok(), "a clone is given up");
+        return Err((Outcome::CutOff, refusal));
     }
 }

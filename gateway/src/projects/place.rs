@@ -10,8 +10,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::project::{Identity, Owner};
-use crate::{refusal::Refusal, text};
+use super::project::{Identity, Owner, Project, Stage};
+use crate::{chat::Person, people::Role, refusal::Refusal, text};
 
 /// Write permission for the group or for others.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -27,12 +27,36 @@ pub struct Rules {
     pub home: PathBuf,
     /// The state directory.
     pub state: PathBuf,
-    /// Folders of other projects.
-    pub taken: Vec<(String, PathBuf)>,
+    /// Folders that are not for whoever asks.
+    pub taken: Vec<Taken>,
     /// The gateway's own effective user.
     pub own: Owner,
     /// Who gets folders that belong to root.
     pub fallback: Owner,
+}
+
+/// A folder that is not for whoever asks, and all that lies in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Canonical.
+    pub path: PathBuf,
+    /// Whose it is, as far as whoever asks may know.
+    pub whose: String,
+}
+
+impl Taken {
+    /// What a project takes from somebody who asks for another. The files of a deleted one stay, and who may use them
+    /// does, too (SEC-4).
+    pub fn by(project: &Project, asker: &Person, role: Role) -> Option<Self> {
+        let spec = project.spec.as_ref()?;
+        let whose = match (project.admits(asker, role), project.stage) {
+            (true, Stage::Removed) => return None,
+            (false, Stage::Removed) => "a deleted project that was for its members alone".to_owned(),
+            (true, _) => format!("project `{}`", spec.name),
+            (false, _) => "another project".to_owned(),
+        };
+        Some(Self { path: spec.path.clone(), whose })
+    }
 }
 
 /// What stands at the chosen place.
@@ -53,6 +77,13 @@ pub struct Place {
     pub path: PathBuf,
     /// What is there.
     pub found: Found,
+}
+
+impl Rules {
+    /// What takes this canonical path: lies in it, or around it.
+    pub fn taking(&self, path: &Path) -> Option<&Taken> {
+        self.taken.iter().find(|taken| taken.path.starts_with(path) || path.starts_with(&taken.path))
+    }
 }
 
 /// Finds the place for a project called `name`: `requested`, or a folder of that name under the first root.
@@ -92,9 +123,8 @@ pub fn choose(rules: &Rules, name: &str, requested: Option<&str>, adopt: bool) -
         ))
         .hint("Choose a folder there, or add its parent to `[projects] roots` in bot.toml."));
     }
-    if let Some((other, _)) = rules.taken.iter().find(|(_, taken)| taken.starts_with(&path) || path.starts_with(taken))
-    {
-        return Err(Refusal::usage(format!("{shown} overlaps the folder of project `{other}`"))
+    if let Some(Taken { whose, .. }) = rules.taking(&path) {
+        return Err(Refusal::usage(format!("{shown} overlaps the folder of {whose}"))
             .hint("Choose another folder with `--path`."));
     }
     let found = look(&path, adopt)?;
@@ -244,7 +274,8 @@ fn unreadable(path: &Path, error: std::io::Error) -> Refusal {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::*;
+    use super::{super::project::Spec, *};
+    use crate::chat::SurfaceKind;
 
     struct Host {
         _folder: tempfile::TempDir,
@@ -281,7 +312,8 @@ mod tests {
     #[test]
     fn places_that_are_refused() {
         let mut host = host();
-        host.rules.taken.push(("other".into(), host.rules.home.join("src/taken")));
+        let taken = Taken { path: host.rules.home.join("src/taken"), whose: "project `other`".into() };
+        host.rules.taken.push(taken);
         std::os::unix::fs::symlink("/etc", host.rules.home.join("src/link")).expect("a link can be made");
         for (path, adopt, words) in [
             ("relative", false, "not absolute"),
@@ -302,6 +334,51 @@ mod tests {
             let refusal = choose(&host.rules, "app", Some(path), adopt).expect_err(path);
             assert!(refusal.what.contains(words), "{path}: {refusal}");
             assert!(refusal.hint.is_some() || words == "cannot be read", "{path}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn what_a_members_only_project_leaves_stays_its_members() {
+        let host = host();
+        let person = |name: &str| Person { surface: SurfaceKind::Matrix, id: format!("@{name}:example.org") };
+        let project = |stage, members: Option<&[&str]>| Project {
+            stage,
+            members: members.map(|members| members.iter().map(|name| person(name)).collect()),
+            spec: Some(Spec { asked_by: person("maker"), ..Spec::example(host.rules.home.join("src/repo")) }),
+            ..Project::default()
+        };
+        let (open, closed, nobody) = (None, Some(["ann"].as_slice()), Some([].as_slice()));
+        let (app, another) = (Some("project `app`"), Some("another project"));
+        let deleted = Some("a deleted project that was for its members alone");
+        for (stage, members, asker, role, whose) in [
+            (Stage::Registered, open, "bob", Role::Member, app),
+            (Stage::Registered, closed, "ann", Role::Member, app),
+            (Stage::Registered, closed, "bob", Role::Member, another),
+            (Stage::Deleting, closed, "bob", Role::Member, another),
+            (Stage::Removed, open, "bob", Role::Member, None),
+            (Stage::Removed, closed, "ann", Role::Member, None),
+            (Stage::Removed, closed, "maker", Role::Member, None),
+            (Stage::Removed, closed, "bob", Role::Admin, None),
+            (Stage::Removed, closed, "bob", Role::Member, deleted),
+            (Stage::Removed, nobody, "ann", Role::Member, deleted),
+        ] {
+            let taken = Taken::by(&project(stage, members), &person(asker), role);
+            assert_eq!(
+                taken.as_ref().map(|taken| taken.whose.as_str()),
+                whose,
+                "{stage:?} {members:?} {asker} {role:?}"
+            );
+            let rules = Rules { taken: taken.into_iter().collect(), ..host.rules.clone() };
+            for (path, adopt) in [("~/src/repo", true), ("~/src/repo/inner", false)] {
+                match (whose, choose(&rules, "app", Some(path), adopt)) {
+                    (Some(whose), chosen) => {
+                        let refusal = chosen.expect_err("it is taken");
+                        assert!(refusal.what.ends_with(&format!("overlaps the folder of {whose}")), "{refusal}");
+                    }
+                    (None, Err(refusal)) => assert!(refusal.what.contains("belongs to root"), "{refusal}"),
+                    (None, Ok(_)) => {}
+                }
+            }
         }
     }
 

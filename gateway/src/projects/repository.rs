@@ -28,6 +28,7 @@ use crate::{
         KnownHosts, Remote,
         audit::Outcome,
         credentials::{self, Credentials, SshKey, WebCredential},
+        remote::is_loopback_name,
     },
     refusal::Refusal,
     text,
@@ -40,8 +41,8 @@ const ATTRIBUTES: usize = 1000;
 const ATTRIBUTES_BYTES: usize = 256 * 1024;
 
 /// Checks where a project is to come from. A local repository lies under an allowed root, belongs to the same user, is
-/// whole, and is no project's (PROJ-3): what lies in a project's folder is its container's word. Gives it with every link
-/// resolved.
+/// whole, and is no project's (PROJ-3): what lies in a project's folder is its container's word. Nor was it a deleted one's
+/// that the asker might not use (SEC-4). Gives it with every link resolved.
 pub fn check(remote: Remote, rules: &place::Rules) -> Result<Remote, Refusal> {
     let Remote::Local(path) = &remote else { return Ok(remote) };
     let shown = text::code(&path.to_string_lossy());
@@ -55,10 +56,8 @@ pub fn check(remote: Remote, rules: &place::Rules) -> Result<Remote, Refusal> {
         return Err(Refusal::usage(format!("{shown} is not below a folder where projects may lie"))
             .hint("Add its parent to `[projects] roots` in bot.toml."));
     }
-    if let Some((name, _)) = rules.taken.iter().find(|(_, taken)| real.starts_with(taken) || taken.starts_with(&real)) {
-        return Err(
-            Refusal::usage(format!("{shown} belongs to project `{name}`")).hint("Clone it from its address instead.")
-        );
+    if let Some(place::Taken { whose, .. }) = rules.taking(&real) {
+        return Err(Refusal::usage(format!("{shown} belongs to {whose}")).hint("Clone it from its address instead."));
     }
     if real.metadata().map_err(unreadable)?.uid() != rules.own.uid {
         return Err(
@@ -131,6 +130,23 @@ pub enum Doing {
     Files(usize, usize),
 }
 
+/// How much a clone may bring.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes from the server.
+    pub bytes: usize,
+    /// Objects.
+    pub objects: usize,
+    /// Files of the branch that is checked out.
+    pub files: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes: 20 * 1024 * 1024 * 1024, objects: 20_000_000, files: 5_000_000 }
+    }
+}
+
 /// How a clone is watched, and broken off.
 #[derive(Debug, Clone, Default)]
 pub struct Watch {
@@ -138,6 +154,8 @@ pub struct Watch {
     pub cancelled: Arc<AtomicBool>,
     /// How many bytes have come.
     pub received: Arc<AtomicU64>,
+    /// How much may come.
+    pub limits: Limits,
 }
 
 /// What of a clone people should know.
@@ -170,17 +188,34 @@ pub fn clone(what: &Clone, path: &Path, watch: &Watch, mut progress: impl FnMut(
     let told = RefCell::new(&mut progress);
     let wanted = || !watch.cancelled.load(Ordering::Relaxed);
     let (asked, stranger) = (Cell::new(Asked::Never), RefCell::new(None));
+    let (address, limits) = (what.remote.shown(), watch.limits);
+    let (rewritten, too_large, files) = (Cell::new(false), Cell::new(None), Cell::new(0));
+    let within = |count: usize, limit: usize, of: &'static str| {
+        if count > limit {
+            too_large.set(Some((limit, of)));
+        }
+        count <= limit
+    };
     let mut callbacks = RemoteCallbacks::new();
     callbacks.transfer_progress(|transfer| {
         watch.received.store(u64::try_from(transfer.received_bytes()).unwrap_or(u64::MAX), Ordering::Relaxed);
         told.borrow_mut()(Doing::Objects(transfer.received_objects(), transfer.total_objects()));
         wanted()
+            && within(transfer.received_bytes(), limits.bytes, "bytes")
+            && within(transfer.total_objects(), limits.objects, "objects")
     });
     callbacks.sideband_progress(|_| {
         told.borrow_mut()(Doing::Waiting);
         wanted()
     });
-    callbacks.credentials(|_, _, allowed| give_login(&what.login, allowed, &asked));
+    callbacks.credentials(|url, _, allowed| {
+        // It is for this address, whatever else libgit2 may come to speak to.
+        if url != address {
+            rewritten.set(true);
+            return Err(given_up());
+        }
+        give_login(&what.login, allowed, &asked)
+    });
     if let Remote::Ssh(ssh) = &what.remote {
         callbacks.certificate_check(|certificate, _| {
             let key = certificate.as_hostkey().and_then(git2::cert::CertHostkey::hostkey);
@@ -196,7 +231,10 @@ pub fn clone(what: &Clone, path: &Path, watch: &Watch, mut progress: impl FnMut(
     }
     let mut fetch = FetchOptions::new();
     let mut proxy = ProxyOptions::new();
-    proxy.auto();
+    // A proxy has another loopback, and would read along.
+    if !matches!(&what.remote, Remote::Web(web) if is_loopback_name(web.bare_host())) {
+        proxy.auto();
+    }
     // On the same server libgit2 follows all the same: whoever asks for a clone looks for that beforehand.
     fetch.remote_callbacks(callbacks).follow_redirects(RemoteRedirect::None).proxy_options(proxy);
     if let Some(depth) = what.depth {
@@ -205,17 +243,29 @@ pub fn clone(what: &Clone, path: &Path, watch: &Watch, mut progress: impl FnMut(
     let mut builder = RepoBuilder::new();
     let mut checkout = CheckoutBuilder::new();
     checkout.progress(|_, done, all| told.borrow_mut()(Doing::Files(done, all)));
-    checkout.notify_on(CheckoutNotificationType::all()).notify(|_, _, _, _, _| wanted());
+    checkout.notify_on(CheckoutNotificationType::all()).notify(|_, _, _, _, _| {
+        files.set(files.get() + 1);
+        wanted() && within(files.get(), limits.files, "files")
+    });
     builder.fetch_options(fetch).clone_local(CloneLocal::NoLinks).with_checkout(checkout);
     if let Some(branch) = &what.branch {
         builder.branch(branch);
     }
+    builder.remote_create(|repository, name, url| at_address(repository, name, url, &rewritten));
     let stage = path.join(format!(".musher-clone-{}", what.id));
-    let cloned = builder.clone(&what.remote.shown(), &stage).and_then(|repository| look(&repository));
+    let cloned = builder.clone(&address, &stage).and_then(|repository| look(&repository));
     drop(builder);
     let cloned = cloned.map_err(|error| {
         if !wanted() {
             return unwanted();
+        }
+        if let Some((limit, of)) = too_large.get() {
+            let refusal = Refusal::usage(format!("{} has more than {limit} {of}", text::code(&address)))
+                .hint("It is not cloned. Fewer commits may do: `--depth 1`.");
+            return (Outcome::Failed, refusal);
+        }
+        if rewritten.get() {
+            return (Outcome::Failed, elsewhere(&address));
         }
         let distrust = stranger.take().map(|refusal| (Outcome::Untrusted, refusal));
         distrust.unwrap_or_else(|| refused(what, asked.get(), &error))
@@ -231,6 +281,18 @@ pub fn clone(what: &Clone, path: &Path, watch: &Watch, mut progress: impl FnMut(
 /// What libgit2 is told where there is nothing to give it. It is not shown.
 fn given_up() -> git2::Error {
     git2::Error::new(ErrorCode::Auth, ErrorClass::Callback, "given up")
+}
+
+/// Makes the remote, unless git's own settings on this host say that another address is meant (`insteadOf`), which nobody has judged.
+fn at_address<'a>(
+    repository: &'a Repository,
+    name: &str,
+    url: &str,
+    rewritten: &Cell<bool>,
+) -> Result<git2::Remote<'a>, git2::Error> {
+    let remote = repository.remote(name, url)?;
+    rewritten.set(remote.url_bytes() != url.as_bytes());
+    if rewritten.get() { Err(given_up()) } else { Ok(remote) }
 }
 
 fn give_login(login: &Login, allowed: CredentialType, asked: &Cell<Asked>) -> Result<Cred, git2::Error> {
@@ -255,6 +317,13 @@ fn give_login(login: &Login, allowed: CredentialType, asked: &Cell<Asked>) -> Re
             Err(given_up())
         }
     }
+}
+
+/// What people are told where another address would be spoken to.
+fn elsewhere(address: &str) -> Refusal {
+    Refusal::config(format!("your git configuration rewrites the address {}", text::code(address))).hint(
+        "Give the address that is meant, or take the `url.….insteadOf` that fits it out of the git configuration of the user who runs musher.",
+    )
 }
 
 fn unwanted() -> NotCloned {
@@ -382,6 +451,20 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_gits_settings_rewrite_is_not_spoken_to() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let repository = Repository::init(folder.path()).expect("a repository can be begun");
+        let mut config = repository.config().expect("it has settings");
+        config.set_str("url.https://evil.example/.insteadOf", "https://example.org/").expect("it can be set");
+        let rewritten = Cell::new(false);
+        let other = at_address(&repository, "other", "https://example.com/a", &rewritten).expect("it can be made");
+        assert_eq!((other.url().ok(), rewritten.get()), (Some("https://example.com/a"), false));
+        let made = at_address(&repository, "origin", "https://example.org/a", &rewritten);
+        assert!(made.is_err() && rewritten.get());
+        assert!(elsewhere("https://example.org/a").what.contains("your git configuration rewrites"));
+    }
+
+    #[test]
     fn a_local_clone_shares_nothing_with_its_source() {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let source = folder.path().join("source");
@@ -398,7 +481,10 @@ mod tests {
             roots: vec![folder.path().join(root)],
             home: folder.path().to_owned(),
             state: folder.path().join("state"),
-            taken: vec![("other".into(), folder.path().join(taken))],
+            taken: vec![place::Taken {
+                path: folder.path().canonicalize().expect("it is there").join(taken),
+                whose: "a deleted project that was for its members alone".into(),
+            }],
             own: Owner { uid, ..own },
             fallback: own,
         };
@@ -406,7 +492,7 @@ mod tests {
         let source = Remote::Local(source);
         for (refused, why) in [
             (rules("elsewhere", "x", own.uid), "not below"),
-            (rules("", "source", own.uid), "project `other`"),
+            (rules("", "source", own.uid), "belongs to a deleted project that was for its members alone"),
             (rules("", "x", 4_000_000), "another user"),
         ] {
             let refusal = check(source.clone(), &refused).expect_err(why);
@@ -446,6 +532,12 @@ mod tests {
             .expect("it can be written");
         let refusal = check(Remote::Local(bent), &rules("", "x", own.uid)).expect_err("it leads out");
         assert!(refusal.what.contains("lies elsewhere"), "{refusal}");
+
+        let large = folder.path().join("large");
+        fs::create_dir(&large).expect("it can be made");
+        let watch = Watch { limits: Limits { files: 0, ..Limits::default() }, ..Watch::default() };
+        let (outcome, refusal) = clone(&what, &large, &watch, |_| ()).expect_err("it has a file");
+        assert!(outcome == Outcome::Failed && refusal.what.ends_with("has more than 0 files"), "{refusal}");
 
         let empty = folder.path().join("empty");
         fs::create_dir(&empty).expect("it can be made");

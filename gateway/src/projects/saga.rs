@@ -31,6 +31,7 @@ use crate::{
     home::Home,
     nodes::Nodes,
     outbox::Progress,
+    people::Role,
     refusal::Refusal,
     text,
 };
@@ -96,17 +97,18 @@ pub struct Created {
 }
 
 impl Sagas {
-    /// Makes a project. On failure everything that this run made is removed again, in reverse.
+    /// Makes a project for somebody of this role. On failure everything that this run made is removed again, in reverse.
     pub async fn create(
         &self,
         ask: &NewProject,
         by: &Person,
+        role: Role,
         cause: Cause,
         progress: &Progress,
     ) -> Result<Created, Refusal> {
         let began = Instant::now();
         let mut steps = Steps::new(progress);
-        let (id, place, remote) = self.reserve(ask, by, cause).await?;
+        let (id, place, remote) = self.reserve(ask, by, role, cause).await?;
         match self.make(id, ask, place, remote, &mut steps).await {
             Ok((project, remarks)) => {
                 steps.finish();
@@ -178,6 +180,7 @@ impl Sagas {
         &self,
         ask: &NewProject,
         by: &Person,
+        role: Role,
         cause: Cause,
     ) -> Result<(Uuid, Place, Option<Remote>), Refusal> {
         name::check(&ask.name)?;
@@ -203,12 +206,7 @@ impl Sagas {
         }
         let cpus = ask.cpus.map(check_cpus).transpose()?;
         let memory = ask.memory.as_deref().map(check_memory).transpose()?;
-        let all = self.registry.all();
-        let taken = all
-            .iter()
-            .filter_map(|(_, project)| project.spec.as_ref())
-            .map(|spec| (spec.name.clone(), spec.path.clone()));
-        let rules = place::Rules { taken: taken.collect(), ..self.places.clone() };
+        let rules = place::Rules { taken: taken(&self.registry, by, role), ..self.places.clone() };
         let place = place::choose(&rules, &ask.name, ask.path.as_deref(), ask.adopt)?;
         let remote = remote.map(|remote| repository::check(remote, &rules)).transpose()?;
         // Nothing is begun that cannot end: without an engine there is no project.
@@ -439,6 +437,11 @@ impl Sagas {
     }
 }
 
+/// The folders that are not for this person: of all projects that are there, and of those that were.
+fn taken(registry: &Registry, by: &Person, role: Role) -> Vec<place::Taken> {
+    registry.read(|projects| projects.values().filter_map(|loaded| place::Taken::by(&loaded.state, by, role)).collect())
+}
+
 /// The next free port after `last`, by our own register and by a look at the host.
 pub fn free_port(registry: &Registry, last: u16) -> Result<u16, Refusal> {
     let all = registry.all();
@@ -475,4 +478,36 @@ fn check_memory(memory: &str) -> Result<u64, Refusal> {
 /// Runs work on the disk, which may take long, where it holds nobody up.
 async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
     tokio::task::spawn_blocking(work).await.map_err(|error| Refusal::internal("work on the disk broke off", error))?
+}
+
+#[cfg(test)]
+mod tests {
+    use journal::SystemClock;
+
+    use super::*;
+    use crate::{chat::SurfaceKind, store::Journal};
+
+    /// The register forgets no project's folder with the project itself.
+    #[tokio::test]
+    async fn a_deleted_project_keeps_its_folder_from_who_might_not_use_it() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it opens");
+        let registry = Registry::open(journal.clone()).await.expect("it opens");
+        let person = |name: &str| Person { surface: SurfaceKind::Matrix, id: format!("@{name}:example.org") };
+        let (ann, bob) = (person("ann"), person("bob"));
+        for (path, closed) in [("/srv/open", false), ("/srv/closed", true)] {
+            let mut events = vec![ProjectEvent::Reserved(Spec::example(path)), ProjectEvent::Registered];
+            events.extend(closed.then(|| ProjectEvent::MemberAdded { person: ann.clone() }));
+            events.extend([ProjectEvent::DeletionBegun, ProjectEvent::Removed]);
+            registry.append(Uuid::now_v7(), &events, Actor::Gateway, Cause::None).await.expect("they follow");
+        }
+        assert_eq!(registry.all(), []);
+        let reopened = Registry::open(journal).await.expect("it opens again");
+        for registry in [&registry, &reopened] {
+            assert_eq!(taken(registry, &ann, Role::Member), []);
+            assert_eq!(taken(registry, &bob, Role::Admin), []);
+            let of_bob: Vec<_> = taken(registry, &bob, Role::Member).into_iter().map(|taken| taken.path).collect();
+            assert_eq!(of_bob, [Path::new("/srv/closed")]);
+        }
+    }
 }

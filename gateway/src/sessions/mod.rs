@@ -355,29 +355,43 @@ impl Sessions {
         self.change(key, Actor::Person(by.to_string()), cause, decide).await.map(drop)
     }
 
-    /// What waits and runs now, of the sessions that `wanted` names.
+    /// What waits and runs now, of the sessions that `wanted` names, as far as they can be read.
     pub async fn busy(&self, wanted: impl Fn(&SessionKey) -> bool) -> Vec<(SessionKey, Session)> {
         let keys: Vec<_> = self.live().into_iter().filter(|(key, _)| wanted(key)).collect();
         let mut busy = Vec::new();
         for (key, slot) in keys {
-            let mut kept = slot.lock().await;
-            if kept.is_none() {
-                // A change of it failed, and what it is now is not known.
-                match self.inner.journal.load_snapshot::<Session>(&stream(&key)).await {
-                    Ok(session) => *kept = Some(session),
-                    Err(error) => tracing::warn!(session = %stream(&key), %error, "a session cannot be read"),
-                }
-            }
-            let Some(session) = &*kept else { continue };
-            if session.state.is_idle() {
-                drop(kept);
-                self.forget(&key, &slot);
-            } else {
-                busy.push((key, session.state.clone()));
+            match self.as_it_is(&key, &slot).await {
+                Ok(session) => busy.extend(session.map(|session| (key, session))),
+                Err(refusal) => tracing::warn!(session = %stream(&key), %refusal, "a session is left out"),
             }
         }
         busy.sort_by(|(one, _), (other, _)| one.cmp(other));
         busy
+    }
+
+    /// What a session in memory is now; `None` when it is idle, and then it is in memory no longer.
+    async fn as_it_is(&self, key: &SessionKey, slot: &Slot) -> Result<Option<Session>, Refusal> {
+        let mut kept = slot.lock().await;
+        let session = match &*kept {
+            Some(session) => session,
+            // A change of it failed, and what it is now is not known.
+            None => kept.insert(self.load(key).await?),
+        };
+        if !session.state.is_idle() {
+            return Ok(Some(session.state.clone()));
+        }
+        drop(kept);
+        self.forget(key, slot);
+        Ok(None)
+    }
+
+    async fn load(&self, key: &SessionKey) -> Result<Loaded<Session>, Refusal> {
+        self.inner.journal.load_snapshot::<Session>(&stream(key)).await.map_err(|error| unreadable(&error))
+    }
+
+    /// Whether something of this project waits or runs in this room, or may: one that cannot be read counts.
+    pub fn is_in(&self, project: Uuid, room: &Room) -> bool {
+        self.live_in(room).iter().any(|key| key.project == project)
     }
 
     /// What messages say, for the agent or for people. A text that was erased reads so.
@@ -394,11 +408,17 @@ impl Sessions {
     }
 
     /// When the oldest message was accepted that waits or is being answered.
-    pub async fn oldest(&self) -> Option<Timestamp> {
-        let busy = self.busy(|_| true).await;
-        let running = |session: &Session| session.running.clone().map(|running| running.messages).unwrap_or_default();
-        let messages = busy.into_iter().flat_map(|(_, session)| [running(&session), session.waiting]).flatten();
-        messages.filter_map(|message| message.accepted).min()
+    ///
+    /// # Errors
+    /// When one of the sessions cannot be read: what waits in it might be older.
+    pub async fn oldest(&self) -> Result<Option<Timestamp>, Refusal> {
+        let mut oldest: Option<Timestamp> = None;
+        for (key, slot) in self.live() {
+            let Some(Session { waiting, running, .. }) = self.as_it_is(&key, &slot).await? else { continue };
+            let messages = running.into_iter().flat_map(|running| running.messages).chain(waiting);
+            oldest = messages.filter_map(|message| message.accepted).chain(oldest).min();
+        }
+        Ok(oldest)
     }
 
     /// When the newest message of a surface was said, of those that earlier gateways accepted.
@@ -483,11 +503,7 @@ impl Sessions {
     ) -> Result<(bool, T), Refusal> {
         let Inner { journal, outbox, .. } = &*self.inner;
         let stream = stream(key);
-        let now = if let Some(now) = kept {
-            now
-        } else {
-            kept.insert(journal.load_snapshot::<Session>(&stream).await.map_err(|error| unreadable(&error))?)
-        };
+        let now = if let Some(now) = kept { now } else { kept.insert(self.load(key).await?) };
         let (Change { events, posts, with, key }, decided) = decide(&now.state)?;
         if events.is_empty() {
             return Ok((false, decided));

@@ -296,3 +296,31 @@ async fn a_snapshot_is_what_the_events_make() {
     assert!(reader.verify_snapshots::<Session>(STREAM).expect("it is readable").is_empty());
     assert_eq!(setting.left().await.unfinished.len(), 1);
 }
+
+#[tokio::test]
+async fn what_a_session_that_cannot_be_read_still_needs_is_not_guessed() {
+    let setting = setting().await;
+    setting.say("$1").await;
+    let oldest = setting.sessions.oldest().await.expect("it is readable");
+    assert_eq!(oldest, setting.left().await.waiting[0].1.accepted);
+    assert!(oldest.is_some());
+
+    let foreign = crate::rooms::RoomEvent::CommandAnswered { event_id: "$1".into() };
+    let append = Append {
+        stream: stream(&setting.key),
+        expected: Expected::Any,
+        events: vec![NewEvent::encode(&foreign).expect("it can be encoded")],
+        key: None,
+        actor: Actor::Gateway,
+        cause: Cause::None,
+    };
+    setting.sessions.inner.journal.append(append).await.expect("the journal takes it");
+    let said = said(&setting.key, "$2");
+    let accepted = setting.sessions.accept(&setting.key, &said, "$2", Role::Member).await;
+    accepted.expect_err("it is not what it was thought to be");
+
+    setting.sessions.oldest().await.expect_err("something waits in it, nobody knows since when");
+    assert_eq!(setting.sessions.busy(|_| true).await, [], "it is left out where that does no harm");
+    let Setting { sessions, key, .. } = &setting;
+    assert!(sessions.is_in(key.project, &key.room), "it counts for its room");
+}

@@ -58,6 +58,21 @@ pub enum Unfit {
     Surplus,
 }
 
+impl Unfit {
+    /// Whether ssh itself may know what to do with such arguments.
+    pub fn is_for_ssh(&self) -> bool {
+        match self {
+            Self::NotText
+            | Self::Option(_)
+            | Self::Missing("the command")
+            | Self::Twice(_)
+            | Self::Command
+            | Self::Surplus => true,
+            Self::Missing(_) | Self::Port(_) | Self::Destination(_) => false,
+        }
+    }
+}
+
 /// Reads `args`; `protocol` is the environment's `GIT_PROTOCOL`, which counts where an option asks to send it.
 pub fn parse(args: &[OsString], protocol: Option<&str>) -> Result<Call, Unfit> {
     let mut args = args.iter().map(|arg| arg.to_str().ok_or(Unfit::NotText));
@@ -224,6 +239,9 @@ mod tests {
             (&["h", "/bin/sh -c 'x'"], Unfit::Command),
         ];
         for (args, unfit) in table {
+            let is_for_ssh = !matches!(args, [] | ["-p" | "" | "@h" | "u@" | "h\nost" | "u@-oProxyCommand=x", ..])
+                || matches!(args, ["-p", "1", ..]);
+            assert_eq!(unfit.is_for_ssh(), is_for_ssh, "{args:?}");
             assert_eq!(parsed(args), Err(unfit), "{args:?}");
         }
         let long = format!("git-upload-pack '{}'", "x".repeat(MAX_PATH + 1));

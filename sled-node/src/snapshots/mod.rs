@@ -22,6 +22,7 @@ use uuid::Uuid;
 use self::plumbing::{Call, Deadline, Fault, Repository};
 use self::restore::Plan;
 use self::submodules::Submodules;
+use self::tree::Id;
 use self::turns::{Changes, Snapshot, Turn};
 use crate::text::{error_line, one_line};
 use crate::workspace::Workspace;
@@ -134,8 +135,12 @@ impl Held<'_> {
             if began && last.open().is_some() {
                 return Ok(());
             }
-            if began && last.after.is_some() {
-                // A further attempt of it.
+            // A further attempt of it. What somebody has changed since the one before, or put back, is none of the turn's: then it is
+            // recorded like a turn of its own.
+            if began
+                && let (Some(before), Some(after)) = (&last.before, &last.after)
+                && repository.tree_after(last, before).await? == after.tree
+            {
                 let mut changes = Changes::default();
                 changes.unset(last, "after");
                 if last.undone {
@@ -221,9 +226,8 @@ impl Held<'_> {
             Err(none) => return Ok(UndoAnswer::None(none)),
         };
         let (from, to) = if turn.undone { (before, after) } else { (after, before) };
-        let now = repository.record_again(&from.tree).await?;
-        let mut plan = repository.plan(&from.tree, &to.tree, &now).await?;
-        let submodules = Submodules { workspace: self.workspace, deadline: repository.deadline() };
+        let mut plan = repository.plan(&from.tree, &to.tree).await?;
+        let submodules = Submodules { workspace: self.workspace, repository: &repository };
         for pointer in &plan.pointers {
             if !submodules.can_move(pointer).await? {
                 plan.conflicts.insert(pointer.path.clone());
@@ -237,7 +241,11 @@ impl Held<'_> {
         let (paths, more) = names(plan.paths.iter());
         let Plan { pointers, left, .. } = &plan;
         let (pointers, (left, _)) = (pointers.clone(), names(left.iter()));
-        repository.carry_out(plan).await?;
+        let changed = repository.carry_out(plan).await?;
+        if !changed.is_empty() {
+            let (paths, more) = names(changed.iter());
+            return Ok(UndoAnswer::ChangedSince { paths, more });
+        }
         let mut missing = Vec::new();
         for pointer in &pointers {
             if !submodules.move_to(pointer).await? {
@@ -276,17 +284,7 @@ impl Repository {
     /// Records the tree after an open turn. One that changed nothing goes from the record, so that `undo` is about the one before it.
     async fn close(&self, turn: &Turn) -> Result<(), Fault> {
         let Some(before) = turn.open() else { return Ok(()) };
-        let mut tree = self.record_again(&before.tree).await?;
-        if tree != before.tree {
-            let added = ["-r", "-z", "--name-only", "--diff-filter=A", "--no-renames", &before.tree, &tree];
-            let added = self.git(Call::new("diff-tree").args(added)).await?;
-            let uncovered = self.uncovered_before(turn).await?;
-            let was_there = plumbing::entries(&added).filter(|file| uncovered.covers(file));
-            let was_there: Vec<_> = was_there.map(<[u8]>::to_vec).collect();
-            if !was_there.is_empty() {
-                tree = self.without(&was_there).await?;
-            }
-        }
+        let tree = self.tree_after(turn, before).await?;
         let mut changes = Changes::default();
         if tree == before.tree {
             changes.drop(turn);
@@ -297,6 +295,20 @@ impl Repository {
             changes.latest(&commit);
         }
         self.change(changes).await
+    }
+
+    /// Records the tree as it is after a turn: without what was there before it and was not recorded.
+    async fn tree_after(&self, turn: &Turn, before: &Snapshot) -> Result<Id, Fault> {
+        let tree = self.record_again(&before.tree).await?;
+        if tree == before.tree {
+            return Ok(tree);
+        }
+        let added = ["-r", "-z", "--name-only", "--diff-filter=A", "--no-renames", &before.tree, &tree];
+        let added = self.git(Call::new("diff-tree").args(added)).await?;
+        let uncovered = self.uncovered_before(turn).await?;
+        let was_there = plumbing::entries(&added).filter(|file| uncovered.covers(file));
+        let was_there: Vec<_> = was_there.map(<[u8]>::to_vec).collect();
+        if was_there.is_empty() { Ok(tree) } else { self.without(&was_there).await }
     }
 
     /// The last turn, with the trees before and after it; or why there is none.

@@ -26,14 +26,18 @@ const COMPLAINT_LIMIT: usize = 4 * 1024;
 const EMPTY_TREE_SHA1: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
 const EMPTY_TREE_SHA256: &str = "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321";
 
-/// What holds whatever the repository's configuration says: names are stored as they are, nothing else is run, no log is kept.
-const SETTINGS: [&str; 17] = [
+/// What holds whatever the repository's configuration says: names are stored as they are, changed files are known by all that the system
+/// tells of them, nothing else is run, no log is kept.
+const SETTINGS: [&str; 20] = [
     "safe.directory=*",
     "core.fsmonitor=false",
     "core.hooksPath=/dev/null",
     "core.fileMode=true",
     "core.symlinks=true",
     "core.ignoreCase=false",
+    "core.ignoreStat=false",
+    "core.checkStat=default",
+    "core.trustctime=true",
     "core.protectHFS=false",
     "core.protectNTFS=false",
     "core.splitIndex=false",
@@ -77,6 +81,14 @@ pub enum Fault {
         path: String,
         /// Why.
         source: std::io::Error,
+    },
+    /// A file is not any more what it was when it was looked at.
+    #[error(
+        "{path} was changed meanwhile and is left as it is; what comes after it is not put back yet, undo again goes on with it"
+    )]
+    ChangedMeanwhile {
+        /// Which.
+        path: String,
     },
     /// Git could not be run.
     #[error("cannot run git: {0}")]
@@ -129,13 +141,14 @@ pub struct Call<'a> {
     input: &'a [u8],
     first: usize,
     conversions: bool,
+    inside: Option<&'a Path>,
 }
 
 impl<'a> Call<'a> {
     /// `git <command>` on our index.
     pub fn new(command: &'static str) -> Self {
         let args = Vec::new();
-        Self { command, args, index: Index::Ours, input: &[], first: OUTPUT_LIMIT, conversions: false }
+        Self { command, args, index: Index::Ours, input: &[], first: OUTPUT_LIMIT, conversions: false, inside: None }
     }
 
     /// With further arguments.
@@ -147,6 +160,11 @@ impl<'a> Call<'a> {
     /// On another index.
     pub fn index(self, index: Index) -> Self {
         Self { index, ..self }
+    }
+
+    /// On the repository of a submodule and its index.
+    pub fn inside(self, submodule: &'a Path) -> Self {
+        Self { inside: Some(submodule), index: Index::Theirs, ..self }
     }
 
     /// With this on standard input.
@@ -204,14 +222,14 @@ impl Repository {
         ]);
         let (work_tree, folder) = (work_tree.to_owned(), PathBuf::new());
         let mut found = Self { work_tree, folder, environment, empty_tree: EMPTY_TREE_SHA1, deadline };
-        if !found.work_tree.is_dir() {
+        if !tokio::fs::metadata(&found.work_tree).await.is_ok_and(|found| found.is_dir()) {
             return Ok(None);
         }
         let args = ["--absolute-git-dir", "--show-object-format", "--show-cdup"];
         let said = found.run(Call::new("rev-parse").args(args).index(Index::Theirs)).await?;
         if said.code != Some(0) {
             // Of a repository that is there, but broken, it is said.
-            return match found.work_tree.join(".git").symlink_metadata() {
+            return match tokio::fs::symlink_metadata(found.work_tree.join(".git")).await {
                 Ok(_) => Err(Fault::Git { command: "rev-parse", said: said.complaint }),
                 Err(_) => Ok(None),
             };
@@ -227,12 +245,13 @@ impl Repository {
             found.empty_tree = EMPTY_TREE_SHA256;
         }
         found.folder = Path::new(std::ffi::OsStr::from_bytes(git_dir)).join("musher");
-        let folder = &found.folder;
-        std::fs::create_dir_all(folder).map_err(|error| Fault::of(folder, error))?;
-        // Whoever held them was killed: there is one sled, and it does one thing at a time here.
-        for left in ["index.lock", "goal", "goal.lock"] {
-            remove(&folder.join(left))?;
-        }
+        let folder = found.folder.clone();
+        blocking(move || {
+            std::fs::create_dir_all(&folder).map_err(|error| Fault::of(&folder, error))?;
+            // Whoever held them was killed: there is one sled, and it does one thing at a time here.
+            ["index.lock", "goal", "goal.lock"].iter().try_for_each(|left| remove(&folder.join(left)))
+        })
+        .await?;
         Ok(Some(found))
     }
 
@@ -279,6 +298,9 @@ impl Repository {
         command.env_clear().envs(&self.environment).current_dir(&self.work_tree).kill_on_drop(true);
         if let Some(index) = self.index(call.index) {
             command.env("GIT_INDEX_FILE", index);
+        }
+        if let Some(submodule) = call.inside {
+            command.arg("-C").arg(submodule);
         }
         command.arg("--no-pager");
         command.args(SETTINGS.iter().flat_map(|setting| ["-c", setting]));
@@ -350,6 +372,11 @@ async fn complaint(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<
     // What is over the bound is read all the same, for git to go on.
     tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
     Ok(kept)
+}
+
+/// Works on files, where nothing else waits for it.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
 }
 
 /// Removes a file that may be there.

@@ -1,14 +1,17 @@
 //! Putting back what a turn changed, and nothing else: first it is found out whether anybody changed the same since, then files are
-//! made ready beside the tree, and then each is moved to its place at once. Whoever is killed in between can do it again.
+//! made ready beside the tree, and then each is moved to its place at once, if what stands there is still what was looked at. Whoever is
+//! stopped in between can do it again.
 //!
 //! A repository inside the tree is never deleted; a submodule is moved to its commit, unless it has changes of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::plumbing::{Call, Fault, Index, Repository, path, remove};
+use super::plumbing::{Call, Deadline, Fault, Index, Repository, blocking, path, remove};
+use crate::text::one_line;
 
 /// The mode of a submodule's pointer.
 const POINTER: &[u8] = b"160000";
@@ -28,13 +31,60 @@ impl Entry {
 
 /// What a path was and is; nothing where it is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Step {
+pub struct Step {
     from: Option<Entry>,
     to: Option<Entry>,
 }
 
 /// Steps by path.
-type Steps = BTreeMap<Vec<u8>, Step>;
+pub type Steps = BTreeMap<Vec<u8>, Step>;
+
+/// What tells a file from another, and from itself after a change; of a folder it says nothing.
+#[derive(Debug, Clone, Copy)]
+struct Stamp {
+    same: [u64; 4],
+    times: [i64; 2],
+    /// When it was changed in any way, also by another of its names being removed.
+    changed: [i64; 2],
+    names: u64,
+}
+
+impl Stamp {
+    fn of(place: &Path) -> Option<Self> {
+        let found = place.symlink_metadata().ok().filter(|found| !found.is_dir())?;
+        Some(Self {
+            same: [found.dev(), found.ino(), found.size(), found.mode().into()],
+            times: [found.mtime(), found.mtime_nsec()],
+            changed: [found.ctime(), found.ctime_nsec()],
+            names: found.nlink(),
+        })
+    }
+}
+
+impl PartialEq for Stamp {
+    fn eq(&self, other: &Self) -> bool {
+        // Where a file has several names, putting one of them back changes the others' time.
+        let unchanged = self.changed == other.changed || self.names.max(other.names) > 1;
+        self.same == other.same && self.times == other.times && unchanged
+    }
+}
+
+/// What stood at some paths, before it was found out whether that is what is recorded.
+#[derive(Debug, Default)]
+pub struct Seen {
+    stamps: HashMap<Vec<u8>, Option<Stamp>>,
+}
+
+impl Seen {
+    fn of<'a>(root: &Path, files: impl Iterator<Item = &'a Vec<u8>>) -> Self {
+        Self { stamps: files.map(|file| (file.clone(), Stamp::of(&root.join(path(file))))).collect() }
+    }
+
+    /// Whether a file is still what it was, or is not there still.
+    fn is_still(&self, file: &[u8], place: &Path) -> bool {
+        self.stamps.get(file).is_some_and(|seen| *seen == Stamp::of(place))
+    }
+}
 
 /// A submodule that is to be at another commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,21 +108,36 @@ pub struct Plan {
     pub left: Vec<Vec<u8>>,
     deletes: BTreeSet<Vec<u8>>,
     writes: BTreeMap<Vec<u8>, Entry>,
+    seen: Seen,
 }
 
 impl Repository {
-    /// Plans the way from one tree to another, while the work tree is `now`.
-    pub async fn plan(&self, from: &str, to: &str, now: &str) -> Result<Plan, Fault> {
-        let (steps, since) = tokio::try_join!(self.steps(from, to), self.steps(from, now))?;
+    /// Plans the way from one tree to another. What the work tree is now is recorded for that.
+    pub async fn plan(&self, from: &str, to: &str) -> Result<Plan, Fault> {
+        let steps = self.steps(Call::new("diff-tree"), from, to).await?;
+        let (root, deadline) = (self.work_tree.clone(), self.deadline());
+        // What is changed from here on is told by either the record or the stamps.
+        let looked = blocking(move || Ok((Seen::of(&root, steps.keys()), steps)));
+        let (seen, steps) = looked.await?;
+        let now = self.record_again(from).await?;
+        let since = self.steps(Call::new("diff-tree"), from, &now).await?;
         let root = self.work_tree.clone();
-        let planned = tokio::task::spawn_blocking(move || Plan::of(&steps, &since, &root));
-        Ok(planned.await.map_err(std::io::Error::other)?)
+        let planned = blocking(move || Plan::of(&steps, &since, &root, deadline)).await?;
+        Ok(Plan { seen, ..planned })
     }
 
-    /// How two trees differ.
-    async fn steps(&self, from: &str, to: &str) -> Result<Steps, Fault> {
+    /// Whether files that are not in a submodule's commit stand where those of another commit are to be.
+    pub async fn is_in_the_way_of(&self, to: &Pointer) -> Result<bool, Fault> {
+        let place = path(&to.path);
+        let steps = self.steps(Call::new("diff-tree").inside(place), "HEAD", &to.commit).await?;
+        let (root, deadline) = (self.work_tree.join(place), self.deadline());
+        blocking(move || Ok(!Plan::of(&steps, &Steps::new(), &root, deadline)?.conflicts.is_empty())).await
+    }
+
+    /// How two trees differ, by that call.
+    async fn steps(&self, call: Call<'_>, from: &str, to: &str) -> Result<Steps, Fault> {
         let args = ["-r", "-z", "--raw", "--no-renames", "--no-abbrev", "--ignore-submodules=none", from, to];
-        let listed = self.git(Call::new("diff-tree").args(args)).await?;
+        let listed = self.git(call.args(args)).await?;
         let mut steps = Steps::new();
         let mut fields = listed.split(|byte| *byte == 0);
         while let Some(head) = fields.next().filter(|head| !head.is_empty()) {
@@ -92,8 +157,12 @@ impl Repository {
     /// Makes the files ready that are to be written, in a folder beside the tree.
     pub async fn make_ready(&self, plan: &Plan) -> Result<(), Fault> {
         let ready = self.folder.join("ready");
-        clear(&ready)?;
-        fs::create_dir(&ready).map_err(|error| Fault::of(&ready, error))?;
+        let folder = ready.clone();
+        let made = blocking(move || {
+            clear(&folder)?;
+            fs::create_dir(&folder).map_err(|error| Fault::of(&folder, error))
+        });
+        made.await?;
         if plan.writes.is_empty() {
             return Ok(());
         }
@@ -110,36 +179,26 @@ impl Repository {
         self.git(Call::new("checkout-index").args(args).index(Index::Goal)).await.map(drop)
     }
 
-    /// Takes out of the tree what is not to be there, and moves to their places the files that were made ready.
-    pub async fn carry_out(&self, plan: Plan) -> Result<(), Fault> {
-        let (root, folder) = (self.work_tree.clone(), self.folder.clone());
-        let carried = tokio::task::spawn_blocking(move || {
-            // Deepest first, and whatever stands where a folder is to be before what goes into the folder.
-            for file in plan.deletes.iter().rev() {
-                remove(&root.join(path(file)))?;
-                remove_empty(&root, file);
-            }
+    /// Takes out of the tree what is not to be there, and moves to their places the files that were made ready. What was changed since the
+    /// plan was made is left as it is: if it is found before anything is done, it is given back, and nothing is done.
+    pub async fn carry_out(&self, plan: Plan) -> Result<BTreeSet<Vec<u8>>, Fault> {
+        let (root, folder, deadline) = (self.work_tree.clone(), self.folder.clone(), self.deadline());
+        blocking(move || {
             let ready = folder.join("ready");
-            for file in plan.writes.keys() {
-                let (from, to) = (ready.join(path(file)), root.join(path(file)));
-                if let Some(parent) = to.parent() {
-                    fs::create_dir_all(parent).map_err(|error| Fault::of(parent, error))?;
-                }
-                if to.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-                    // The planner has seen that nothing is in it.
-                    remove_folders(&to)?;
-                }
-                fs::rename(&from, &to).map_err(|error| Fault::of(&to, error))?;
+            let changed = plan.changed(&root);
+            if changed.is_empty() {
+                plan.carry_out(&root, &ready, deadline)?;
             }
             clear(&ready)?;
-            remove(&folder.join("goal"))
-        });
-        carried.await.map_err(std::io::Error::other)?
+            remove(&folder.join("goal"))?;
+            Ok(changed)
+        })
+        .await
     }
 }
 
 impl Plan {
-    fn of(steps: &Steps, since: &Steps, root: &Path) -> Self {
+    fn of(steps: &Steps, since: &Steps, root: &Path, deadline: Deadline) -> Result<Self, Fault> {
         let mut plan = Self::default();
         for (file, step) in steps {
             let now = since.get(file).map_or(&step.from, |since| &since.to);
@@ -174,11 +233,49 @@ impl Plan {
                 }
             }
         }
-        let writes: Vec<_> = plan.writes.keys().cloned().collect();
-        for file in writes {
+        // Git writes into the folder of a submodule that is not there any more.
+        let gone = plan.pointers.iter().map(|pointer| &pointer.path);
+        let gone = gone.filter(|place| root.join(path(place)).join(".git").symlink_metadata().is_err());
+        let written: Vec<_> = plan.writes.keys().chain(gone).cloned().collect();
+        for file in written {
+            deadline.left()?;
             plan.look_for_what_is_in_the_way(&file, steps, root);
         }
-        plan
+        Ok(plan)
+    }
+
+    /// Files that are to be removed or replaced and are not what they were when they were looked at.
+    fn changed(&self, root: &Path) -> BTreeSet<Vec<u8>> {
+        let files = self.deletes.iter().chain(self.writes.keys());
+        files.filter(|file| !self.seen.is_still(file, &root.join(path(file)))).cloned().collect()
+    }
+
+    fn carry_out(&self, root: &Path, ready: &Path, deadline: Deadline) -> Result<(), Fault> {
+        let unchanged = |file: &[u8], place: &Path| {
+            deadline.left()?;
+            let meanwhile = || Fault::ChangedMeanwhile { path: one_line(&String::from_utf8_lossy(file), 200) };
+            self.seen.is_still(file, place).then_some(()).ok_or_else(meanwhile)
+        };
+        // Deepest first, and whatever stands where a folder is to be before what goes into the folder.
+        for file in self.deletes.iter().rev() {
+            let place = root.join(path(file));
+            unchanged(file, &place)?;
+            remove(&place)?;
+            remove_empty(root, file);
+        }
+        for file in self.writes.keys() {
+            let (from, to) = (ready.join(path(file)), root.join(path(file)));
+            if let Some(parent) = to.parent() {
+                fs::create_dir_all(parent).map_err(|error| Fault::of(parent, error))?;
+            }
+            if to.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+                // The planner has seen that nothing is in it; if something is by now, it stays.
+                remove_folders(&to)?;
+            }
+            unchanged(file, &to)?;
+            fs::rename(&from, &to).map_err(|error| Fault::of(&to, error))?;
+        }
+        Ok(())
     }
 
     /// What is not recorded, such as an ignored file, is not overwritten.
@@ -201,14 +298,16 @@ impl Plan {
                     self.conflicts.insert(inside);
                 }
             }
-        } else if steps.get(file).is_some_and(|step| step.from.is_none()) {
+        } else if !self.deletes.contains(file)
+            && steps.get(file).is_some_and(|step| step.from.as_ref().is_none_or(Entry::is_pointer))
+        {
             self.conflicts.insert(file.to_vec());
         }
     }
 }
 
 /// All in a folder that is no folder, by their paths from the root; and folders that cannot be read.
-fn files_below(place: &Path, name: &[u8]) -> Vec<Vec<u8>> {
+pub fn files_below(place: &Path, name: &[u8]) -> Vec<Vec<u8>> {
     let Ok(entries) = fs::read_dir(place) else { return vec![name.to_vec()] };
     let mut files = Vec::new();
     for entry in entries.flatten() {
@@ -250,5 +349,58 @@ fn clear(folder: &Path) -> Result<(), Fault> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Fault::of(folder, error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_is_changed_after_it_was_looked_at_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, ready) = (folder.path().join("root"), folder.path().join("ready"));
+        let deadline = Deadline::within(Duration::from_mins(1));
+        let names = ["deleted", "made", "written"];
+        for changed in [None, Some("deleted"), Some("made"), Some("written")] {
+            for folder in [&root, &ready] {
+                clear(folder).unwrap();
+                fs::create_dir(folder).unwrap();
+            }
+            for name in ["deleted", "written"] {
+                fs::write(root.join(name), "now").unwrap();
+            }
+            for name in ["made", "written"] {
+                fs::write(ready.join(name), "then").unwrap();
+            }
+            // A second name of a file is none the less put back.
+            fs::hard_link(root.join("deleted"), root.join("other")).unwrap();
+            let files = names.map(|name| name.as_bytes().to_vec());
+            let entry = || Entry { mode: b"100644".to_vec(), object: Vec::new() };
+            let plan = Plan {
+                deletes: BTreeSet::from([files[0].clone(), b"other".to_vec()]),
+                writes: files[1..].iter().map(|file| (file.clone(), entry())).collect(),
+                seen: Seen::of(&root, files.iter().chain([&b"other".to_vec()])),
+                ..Plan::default()
+            };
+            assert!(plan.changed(&root).is_empty());
+            if let Some(name) = changed {
+                fs::write(root.join(name), "mine").unwrap();
+                assert!(plan.changed(&root).contains(name.as_bytes()));
+            }
+            let carried = plan.carry_out(&root, &ready, deadline);
+            match changed {
+                None => carried.unwrap(),
+                Some(name) => {
+                    assert!(matches!(carried, Err(Fault::ChangedMeanwhile { .. })), "{name}: {carried:?}");
+                    assert_eq!(fs::read_to_string(root.join(name)).unwrap(), "mine");
+                    continue;
+                }
+            }
+            assert!(!root.join("deleted").exists() && !root.join("other").exists());
+            assert!(["made", "written"].iter().all(|name| fs::read_to_string(root.join(name)).unwrap() == "then"));
+        }
     }
 }

@@ -4,9 +4,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::plumbing::{Call, Fault, Index, Repository, entries, joined, path};
+use nix::fcntl::OFlag;
+
+use super::plumbing::{Call, Fault, Index, Repository, blocking, entries, joined, path, remove};
 
 /// The largest file that is recorded without being tracked, in bytes.
 const MAX_NEW_FILE: u64 = 100 * 1024 * 1024;
@@ -58,7 +61,7 @@ impl Repository {
     /// Records the tree before a turn: what is tracked, and what is neither tracked nor ignored.
     pub async fn record(&self) -> Result<Id, Fault> {
         let ours = self.index(Index::Ours).unwrap_or_default();
-        if ours.exists() {
+        if tokio::fs::try_exists(&ours).await.is_ok_and(|there| there) {
             self.forget_ignored().await?;
             match self.stage().await {
                 // Somebody has removed objects that it names; begin anew.
@@ -72,7 +75,8 @@ impl Repository {
 
     /// Records the tree after a turn: besides what is recorded before one, what was recorded then and is ignored now.
     pub async fn record_again(&self, before: &str) -> Result<Id, Fault> {
-        if !self.index(Index::Ours).is_some_and(|ours| ours.exists()) {
+        let ours = self.index(Index::Ours).unwrap_or_default();
+        if !tokio::fs::try_exists(&ours).await.is_ok_and(|there| there) {
             self.git(Call::new("read-tree").args([before])).await?;
         }
         self.stage().await
@@ -89,9 +93,11 @@ impl Repository {
         self.write().await
     }
 
-    /// Makes our index of theirs, which knows already what most files are; but not of those that git stores otherwise than they are.
+    /// Makes our index of theirs, which knows already what most files are; but not of those that git stores otherwise than they are, nor of
+    /// those that it was told not to look at: those are found anew, as far as they are there.
     async fn begin(&self, ours: &Path) -> Result<(), Fault> {
-        super::plumbing::remove(ours)?;
+        let index = ours.to_owned();
+        blocking(move || remove(&index)).await?;
         // Line ends may be converted whatever attributes say.
         let converts = Call::new("config").args(["--get", "core.autocrlf"]).with_conversions();
         if self.ask(converts).await?.is_some_and(|value| value != "false") {
@@ -99,15 +105,23 @@ impl Repository {
         }
         let args = ["--path-format=absolute", "--git-path", "index"];
         let theirs = self.git(Call::new("rev-parse").args(args).index(Index::Theirs)).await?;
-        let theirs = path(theirs.strip_suffix(b"\n").unwrap_or(&theirs));
-        if !theirs.exists() {
+        let (theirs, index) = (path(theirs.strip_suffix(b"\n").unwrap_or(&theirs)).to_owned(), ours.to_owned());
+        let copied = blocking(move || {
+            let there = theirs.exists();
+            if there { copy(&theirs, &index).map(|()| there) } else { Ok(there) }
+        });
+        if !copied.await? {
             return Ok(());
         }
-        copy(theirs, ours)?;
         let specification = ":(exclude,attr:!text !eol !filter !ident !crlf !working-tree-encoding)";
         let converted = Call::new("ls-files").args(["-z", "--cached", "--", specification]).with_conversions();
-        let converted: Vec<_> = entries(&self.git(converted).await?).map(<[u8]>::to_vec).collect();
-        self.forget(&converted).await
+        let listed = Call::new("ls-files").args(["-z", "-v", "--cached"]);
+        let (converted, listed) = tokio::try_join!(self.git(converted), self.git(listed))?;
+        // A small letter stands for "assume unchanged", an S for "skip the work tree".
+        let unwatched = entries(&listed).filter(|entry| entry[0].is_ascii_lowercase() || entry[0] == b'S');
+        let unwatched = unwatched.filter_map(|entry| entry.get(2..));
+        let forgotten: Vec<_> = entries(&converted).chain(unwatched).map(<[u8]>::to_vec).collect();
+        self.forget(&forgotten).await
     }
 
     /// What our index has is what git has or would have: without what is ignored since and not tracked.
@@ -128,18 +142,19 @@ impl Repository {
         let call = Call::new("ls-files").args(["-z", "-t", "--modified", "--others", "--exclude-standard"]);
         let (listed, tracked) = tokio::try_join!(self.git(call), self.ignored(Index::Theirs))?;
         let (mut work, deadline) = (Work::of(&self.work_tree), self.deadline());
-        let sorted = tokio::task::spawn_blocking(move || {
+        let sorted = blocking(move || {
             for entry in entries(&listed) {
                 deadline.left()?;
                 let (tag, file) = entry.split_at_checked(2).ok_or(Fault::Unreadable("ls-files"))?;
                 work.take(file, tag == b"? ");
             }
             for file in &tracked {
+                deadline.left()?;
                 work.take(file, false);
             }
-            Ok::<_, Fault>(work)
+            Ok(work)
         });
-        let mut work = sorted.await.map_err(std::io::Error::other)??;
+        let mut work = sorted.await?;
         if work.bytes > MAX_NEW {
             return Err(Fault::TooMuch("over 1 GiB of new or changed files"));
         }
@@ -207,8 +222,9 @@ impl Work {
                 Ok(found) if found.is_file() && new && found.len() > MAX_NEW_FILE => return,
                 Ok(found) if found.is_file() => {
                     self.bytes += found.len();
-                    // What cannot be read cannot be recorded, and git would give up because of it.
-                    File::open(&place).is_ok()
+                    // What cannot be read cannot be recorded, and git would give up because of it. It may be a pipe or a link by now.
+                    let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+                    File::options().read(true).custom_flags(flags.bits()).open(&place).is_ok()
                 }
                 Ok(found) if found.is_symlink() => true,
                 // A submodule, or a folder where a file was.

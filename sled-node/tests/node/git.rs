@@ -154,13 +154,10 @@ async fn refusals_are_one_sentence() {
     let table: [(&[&str], &str); 3] = [
         (&[HOST, "git-upload-pack '/forbidden'"], "musher: the git server refused the credential\n"),
         (
-            &["-F", "/tmp/x", HOST, "git-upload-pack '/x'"],
-            "musher: git asked for ssh in a way that is not known here: the option \"-F\" is none that git gives to ssh\n",
+            &["-p", "0", HOST, "git-upload-pack '/x'"],
+            "musher: git asked for ssh in a way that is not known here: \"0\" is no port\n",
         ),
-        (
-            &["--help"],
-            "musher: git asked for ssh in a way that is not known here: the option \"--help\" is none that git gives to ssh\n",
-        ),
+        (&[], "musher: git asked for ssh in a way that is not known here: the host is missing\n"),
     ];
     for (args, said) in table {
         assert_eq!(told(args).await, (128, said.to_owned()), "{args:?}");
@@ -177,14 +174,22 @@ async fn another_remote_is_reached_by_ssh_itself() {
     let script = "#!/bin/sh\nprintf '%s\\n' \"$@\" \"$GIT_PROTOCOL\"\ncat\necho at ssh >&2\nexit 7\n";
     std::fs::write(&ssh, script).unwrap();
     std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let args = ["-o", "SendEnv=GIT_PROTOCOL", "-p", "22", "me@elsewhere.test", "git-upload-pack 'a'\\''b'"];
-    let mut child = git_ssh(&node, &args).env("GIT_PROTOCOL", "version=2").stdin(Stdio::piped()).spawn().unwrap();
-    // All of the input is there for ssh, what was said before it, too.
-    child.stdin.take().unwrap().write_all(b"first words\n").await.unwrap();
-    let output = tokio::time::timeout(SOON, child.wait_with_output()).await.unwrap().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(said, format!("{}\nversion=2\nfirst words\n", args.join("\n")));
-    assert_eq!((output.status.code(), &output.stderr[..]), (Some(7), &b"at ssh\n"[..]));
+    let table: [&[&str]; 4] = [
+        &["-o", "SendEnv=GIT_PROTOCOL", "-p", "22", "me@elsewhere.test", "git-upload-pack 'a'\\''b'"],
+        // What is neither a fetch nor a push is no matter of the gateway's.
+        &[HOST, "git-upload-archive 'a'"],
+        &[HOST, "git-lfs-authenticate a download"],
+        &["-F", "/tmp/x", HOST, "/opt/git/bin/git-upload-pack 'a'"],
+    ];
+    for args in table {
+        let mut child = git_ssh(&node, args).env("GIT_PROTOCOL", "version=2").stdin(Stdio::piped()).spawn().unwrap();
+        // All of the input is there for ssh, what was said before it, too.
+        child.stdin.take().unwrap().write_all(b"first words\n").await.unwrap();
+        let output = tokio::time::timeout(SOON, child.wait_with_output()).await.unwrap().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(said, format!("{}\nversion=2\nfirst words\n", args.join("\n")));
+        assert_eq!((output.status.code(), &output.stderr[..]), (Some(7), &b"at ssh\n"[..]), "{args:?}");
+    }
 }
 
 /// A session in which the remote runs a shell script.

@@ -13,15 +13,24 @@ use uuid::Uuid;
 use crate::harness::{Node, events, eventually, outcome, script, turn};
 use crate::project::{Project, RESULT, Tree, git, wrecking};
 
-#[tokio::test]
-async fn what_an_agent_wrecked_is_put_back() {
+/// A repository of two commits, the second of which adds the file `added`.
+fn library() -> tempfile::TempDir {
     let library = tempfile::tempdir().unwrap();
     git(library.path(), &["init", "--quiet"]);
     for commit in ["one", "two"] {
         std::fs::write(library.path().join("lib"), commit).unwrap();
-        git(library.path(), &["add", "lib"]);
+        if commit == "two" {
+            std::fs::write(library.path().join("added"), commit).unwrap();
+        }
+        git(library.path(), &["add", "--all"]);
         git(library.path(), &["commit", "--quiet", "-m", commit]);
     }
+    library
+}
+
+#[tokio::test]
+async fn what_an_agent_wrecked_is_put_back() {
+    let library = library();
     let project = Project::of(&[
         (".gitignore", "*.log\n/target/\n"),
         ("kept", "kept\n"),
@@ -281,13 +290,7 @@ async fn repositories_in_the_tree_are_left_alone() {
 
 #[tokio::test]
 async fn a_submodule_that_is_gone_comes_back_and_one_with_changes_is_not_moved() {
-    let library = tempfile::tempdir().unwrap();
-    git(library.path(), &["init", "--quiet"]);
-    for commit in ["one", "two"] {
-        std::fs::write(library.path().join("lib"), commit).unwrap();
-        git(library.path(), &["add", "lib"]);
-        git(library.path(), &["commit", "--quiet", "-m", commit]);
-    }
+    let library = library();
     let project = Project::of(&[("a", "a\n")]).await;
     project.git(&["submodule", "--quiet", "add", library.path().to_str().unwrap(), "lib"]);
     project.commit();
@@ -301,6 +304,50 @@ async fn a_submodule_that_is_gone_comes_back_and_one_with_changes_is_not_moved()
     project.write("lib/lib", "mine\n");
     assert_eq!(project.changed_since().await, ["lib"]);
     assert_eq!(project.read("a"), "b\n");
+}
+
+#[tokio::test]
+async fn what_lies_where_a_submodule_is_to_be_or_is_ignored_in_it_stays() {
+    let library = library();
+    let project = Project::of(&[("a", "a\n")]).await;
+    project.git(&["submodule", "--quiet", "add", library.path().to_str().unwrap(), "lib"]);
+    project.commit();
+    project.turn("rm -rf lib").await;
+    for mine in ["lib/lib", "lib/deep/er/mine"] {
+        project.write(mine, "mine\n");
+        assert_eq!(project.changed_since().await, [mine]);
+        std::fs::remove_dir_all(project.path("lib")).unwrap();
+    }
+    project.write("lib", "mine\n");
+    assert_eq!(project.changed_since().await, ["lib"]);
+    std::fs::remove_file(project.path("lib")).unwrap();
+    assert!(project.undo().await.missing.is_empty());
+
+    project.write(".git/modules/lib/info/exclude", "added\n");
+    project.turn("git -C lib checkout --quiet --detach HEAD~").await;
+    project.write("lib/added", "mine\n");
+    assert_eq!(project.changed_since().await, ["lib"]);
+    std::fs::remove_file(project.path("lib/added")).unwrap();
+    assert!(project.undo().await.missing.is_empty());
+    assert_eq!(project.read("lib/added"), "two");
+}
+
+#[tokio::test]
+async fn files_that_git_was_told_not_to_look_at_are_recorded_as_far_as_they_are_there() {
+    let project = Project::of(&[("assumed", "a\n"), ("skipped", "a\n"), ("sparse", "a\n"), ("a", "a\n")]).await;
+    project.git(&["config", "core.checkStat", "minimal"]);
+    project.git(&["config", "core.trustctime", "false"]);
+    project.git(&["update-index", "--assume-unchanged", "assumed"]);
+    project.git(&["update-index", "--skip-worktree", "skipped", "sparse"]);
+    std::fs::remove_file(project.path("sparse")).unwrap();
+    let done = project.back_and_forth("echo b > assumed; echo b > skipped; echo b > a").await;
+    assert_eq!(done.paths, ["a", "assumed", "skipped"]);
+    // Nor is a change overlooked that a person makes.
+    project.turn("echo b > assumed").await;
+    let time = project.path("assumed").metadata().unwrap().modified().unwrap();
+    project.write("assumed", "c\n");
+    std::fs::File::options().write(true).open(project.path("assumed")).unwrap().set_modified(time).unwrap();
+    assert_eq!(project.changed_since().await, ["assumed"]);
 }
 
 #[tokio::test]
@@ -340,8 +387,8 @@ async fn undo_is_refused_while_a_turn_runs_and_diff_shows_the_one_before() {
     assert!(!project.path("agent.pid").exists());
 }
 
-#[tokio::test]
-async fn a_turn_whose_sled_was_killed_can_be_put_back_with_its_second_attempt() {
+/// What is left when a turn of two attempts is put back, of which the first made `b` before its sled was killed, and the second made `c`.
+async fn left_of_two_attempts(meanwhile: impl FnOnce(&Project)) -> Vec<(String, String)> {
     let mut project = Project::of(&[("a", "a\n")]).await;
     let id = Uuid::now_v7();
     let request = script(&format!(
@@ -355,14 +402,27 @@ async fn a_turn_whose_sled_was_killed_can_be_put_back_with_its_second_attempt() 
     project.node.start_again().await;
     project.client = project.node.client().await;
     assert!(project.diff(&[]).await.contains("+b"), "what it did until then");
+    meanwhile(&project);
     let again = TurnRequest { attempt: 2, ..request };
     project.client.put_turn(id, &again).await.unwrap();
     assert!(matches!(outcome(&events(&project.client, id, 0).await), Outcome::Interrupted));
     let told = events(&project.client, id, 3).await;
     assert!(matches!(outcome(&told), Outcome::Answered { .. }), "{told:?}");
     project.undo().await;
-    let left: Vec<_> = project.tree().into_keys().collect();
-    assert_eq!(left, [b"a"]);
+    let files = ["a", "b", "c"].into_iter().filter(|name| project.path(name).exists());
+    files.map(|name| (name.to_owned(), project.read(name))).collect()
+}
+
+#[tokio::test]
+async fn a_turn_whose_sled_was_killed_can_be_put_back_with_its_second_attempt() {
+    let left = left_of_two_attempts(|_| ()).await;
+    assert_eq!(left, [("a".to_owned(), "a\n".to_owned())]);
+}
+
+#[tokio::test]
+async fn what_a_person_changed_between_two_attempts_is_not_put_back() {
+    let left = left_of_two_attempts(|project| project.write("a", "mine\n")).await;
+    assert_eq!(left, [("a", "mine\n"), ("b", "b\n")].map(|(name, content)| (name.to_owned(), content.to_owned())));
 }
 
 /// Whether a process has its working directory there.

@@ -143,7 +143,7 @@ async fn a_project_is_for_everybody_until_members_are_named_and_then_for_them() 
     let near = scene.ask(bob, "switch share", "no project").await?;
     ensure!(!near.contains("shared"), "{near}");
     let theft = format!("new project theft --git {}", home.project("shared").display());
-    scene.ask(bob, &theft, "belongs to project").await?;
+    scene.ask(bob, &theft, "belongs to another project").await?;
     scene.ask(ann, "mode", "mode queue").await?;
     let told = scene.bob.heard(&scene.room, &scene.bot.id);
     ensure!(told.iter().filter(|message| names(message, &spoke)).count() == 1, "refused once: {told:#?}");
