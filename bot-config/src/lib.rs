@@ -30,6 +30,6 @@ pub use money::{Price, Prices, Usd};
 pub use names::{ConfigPath, Headers, HostName, ImageRef, RoomRef, Secret, SecretName, SshHost, UserId};
 pub use quantity::{Cpus, Memory};
 pub use settings::{
-    Agent, Budget, Config, Engine, Git, Http, Images, MatrixAccount, MatrixLogin, Model, PasswordSource,
-    Projects, Runtime, Surface,
+    Agent, Budget, Config, Engine, Git, Http, Images, MatrixAccount, MatrixLogin, Model, PasswordSource, Projects,
+    Runtime, Surface,
 };

@@ -325,6 +325,7 @@ impl Log<'_> {
     }
 
     fn line(&mut self, line: &str) {
+        let line = uncoloured(line);
         // A progress bar overwrites itself: its last state is the line.
         let line = line.trim_end().rsplit('\r').next().unwrap_or_default();
         if line.is_empty() {
@@ -341,6 +342,11 @@ impl Log<'_> {
         }
         self.tail.push_back(line.to_owned());
     }
+}
+
+/// A line without the red in which the classic builder writes each piece of standard error.
+fn uncoloured(line: &str) -> String {
+    line.replace("\u{1b}[91m", "").replace("\u{1b}[0m", "")
 }
 
 /// `Step 3/9 : RUN true`, as the classic builder writes it. Used to show, never to decide.
@@ -385,7 +391,9 @@ mod tests {
             (log.tail.front().map(String::as_str), log.tail.back().map(String::as_str)),
             (Some("10"), Some("29"))
         );
-        assert_eq!((seen.len(), seen[0].step, seen[0].steps, seen[0].instruction.as_str()), (31, 1, 2, "FROM x"));
+        log.output("\u{1b}[91mc\u{1b}[0m\u{1b}[91mu\u{1b}[0m\u{1b}[91mrl: (6) no\u{1b}[0m");
+        assert_eq!(log.tail.back().map(String::as_str), Some("curl: (6) no"));
+        assert_eq!((seen.len(), seen[0].step, seen[0].steps, seen[0].instruction.as_str()), (32, 1, 2, "FROM x"));
         assert_eq!(seen[30].line.as_deref(), Some("29"));
     }
 }

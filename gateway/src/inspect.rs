@@ -15,8 +15,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    gateway::Identity, git::audit, home::Home, outbox, projects::Project, refusal::Refusal, rooms::Remembered, sessions::Session,
-    text, usage::Tally,
+    gateway::Identity, git::audit, home::Home, outbox, projects::Project, refusal::Refusal, rooms::Remembered,
+    sessions::Session, text, usage::Tally,
 };
 
 /// How often the journal is looked at for what is new.

@@ -144,8 +144,7 @@ fn audit(home: &Home, project: &str) -> Result<ExitCode, Refusal> {
 fn doctor(environment: &Environment<'_>, home: Home, json: bool) -> Result<ExitCode, Refusal> {
     let config = settings::load(&home)?;
     let (containers, owner, known) = workshop(&config, environment, &home)?;
-    let doctor =
-        Doctor { home, containers: containers.into(), owner, known: known.into(), model_projects: [].into() };
+    let doctor = Doctor { home, containers: containers.into(), owner, known: known.into(), model_projects: [].into() };
     let report = block_on(async { Ok(doctor.run(None).await) })?;
     if json {
         let text = serde_json::to_string_pretty(&report)

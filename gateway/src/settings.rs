@@ -9,7 +9,8 @@ use std::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bot_config::{
     Auth as AuthSetting, Config, ConfigError, Headers, KeySource, MatrixLogin, ModelKey, Network as NetworkSetting,
-    PasswordSource, Permissions as PermissionSetting, RoomMode, Runtime, Surface as Transport, Toolchains as ToolchainSetting,
+    PasswordSource, Permissions as PermissionSetting, RoomMode, Runtime, Surface as Transport,
+    Toolchains as ToolchainSetting,
 };
 use jiff::SignedDuration;
 use link::requests::{Agent, GitIdentity, Permissions};
@@ -128,7 +129,8 @@ pub fn resolve(config: &Config, environment: &Environment<'_>, home: &Home) -> R
     let found = endpoints(config, environment, home, &user_home)?;
     let (agent, practice) = agent(config, &found);
     let own = Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
-    let author = Author::new(identity(config)?, &user_home, environment.get("XDG_CONFIG_HOME").map(PathBuf::from).as_deref());
+    let author =
+        Author::new(identity(config)?, &user_home, environment.get("XDG_CONFIG_HOME").map(PathBuf::from).as_deref());
     let mut known = vec![agent_check(&agent, practice), key_check(config, &found.general, environment)];
     known.extend(found.own.iter().map(|(name, endpoint)| own_check(name, endpoint)));
     let model_projects = found.own.keys().cloned().collect();
@@ -324,9 +326,10 @@ fn endpoints(
         };
         Ok::<_, Refusal>(Endpoint { base, auth, key, headers: headers(section, setting.headers)? })
     };
-    let own = config.model.of_projects().map(|(name, setting)| {
-        Ok((name.to_owned(), translated(&format!("[model.projects.{name}]"), setting)?))
-    });
+    let own = config
+        .model
+        .of_projects()
+        .map(|(name, setting)| Ok((name.to_owned(), translated(&format!("[model.projects.{name}]"), setting)?)));
     Ok(Endpoints { general: translated("[model]", config.model.general())?, own: own.collect::<Result<_, Refusal>>()? })
 }
 
@@ -388,7 +391,9 @@ fn key_check(config: &Config, general: &Endpoint, environment: &Environment<'_>)
         Key::Given(_) => {
             Check::good("model key", "in the gateway's environment; a secret (`musher secrets set`) is safer")
         }
-        Key::None if general.auth == Auth::None => Check::good("model key", format!("none is sent to {}", general.base)),
+        Key::None if general.auth == Auth::None => {
+            Check::good("model key", format!("none is sent to {}", general.base))
+        }
         Key::None if config.agent.runtime().is_some_and(|runtime| runtime == Runtime::Claude) => Check::bad(
             "model key",
             "none",

@@ -12,9 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::mux::{Closed, Shared};
 
 /// Length of a yamux frame header, in bytes.
-const HEADER: usize = 12;
+pub(crate) const HEADER: usize = 12;
 
-/// Largest data frame that a peer may send, in bytes. Ours send at most 16 KiB; yamux would reserve up to 1 MiB on a header's word.
+/// Largest data frame that a peer may send, in bytes. Ours are no longer with their header; yamux would reserve up to 1 MiB on a header's word.
 const MAX_FRAME: u32 = 64 * 1024;
 
 /// Largest credit of one window update: no honest receiver grants more than its whole window, which grows to some MiB.

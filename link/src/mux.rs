@@ -19,7 +19,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, BufStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -27,12 +27,12 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompat
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::guard::Guard;
+use crate::guard::{self, Guard};
 use crate::requests::paths;
 use crate::{Hello, OpenError, Side, hello};
 
-/// Bounds of one link. The most memory that a peer can make it hold in stream buffers is
-/// `(inbound_streams + outbound_streams + 64) × 256 KiB + window_growth`.
+/// Bounds of one link. The most memory that a peer can make it hold is `(inbound_streams + outbound_streams + 64) × 256 KiB + window_growth` in
+/// stream buffers, and two of 128 KiB for each request under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Requests of the peer served at once; a stream past it is reset.
@@ -41,7 +41,7 @@ pub struct Limits {
     pub outbound_streams: usize,
     /// Bytes by which the receive windows of all streams together may grow past 256 KiB each.
     pub window_growth: usize,
-    /// Bytes of a request's or response's head, at least 8192; a longer one is refused. Also the size of hyper's buffers.
+    /// Bytes of a request's or response's head, at least 8192; a longer one is refused.
     pub head_bytes: usize,
     /// Number of headers; more are refused.
     pub headers: usize,
@@ -68,6 +68,16 @@ impl Default for Limits {
         }
     }
 }
+
+/// Longest frame that this side sends, header and all, in bytes: what a pipe holds, and two of the engine's own buffers.
+const FRAME_MAX: usize = 64 * 1024;
+
+/// Longest body of one.
+const DATA_MAX: usize = FRAME_MAX - guard::HEADER;
+
+/// How much of a body is read, and written, at once: a whole frame and more. Bytes of a large transfer pass from task to task in pieces of this
+/// size at most, and what costs is the passing.
+const BODY_BUFFER: usize = 2 * FRAME_MAX;
 
 /// Streams that yamux may still count although they are dropped, because their reset waits for the byte stream.
 const LINGERING_STREAMS: usize = 64;
@@ -162,19 +172,26 @@ where
     });
     let (ask, asked) = mpsc::channel(limits.outbound_streams.max(1));
     let link = Link { shared: shared.clone(), outbound: Arc::new(Semaphore::new(limits.outbound_streams)), ask };
-    let io: Box<dyn ByteStream> = Box::new(io);
+    // yamux reads and writes a frame's header by itself. Below a link lie a pipe, the engine and two more processes, each of which would pass
+    // twelve bytes on as a message of their own.
+    let buffered: Box<dyn ByteStream> = Box::new(BufStream::with_capacity(FRAME_MAX, FRAME_MAX, io));
     let streams = limits.inbound_streams + limits.outbound_streams + LINGERING_STREAMS;
     let mut config = yamux::Config::default();
     // Streams first: each setter checks that every stream has its 256 KiB.
     config.set_max_connection_receive_window(None);
     config.set_max_num_streams(streams);
     config.set_max_connection_receive_window(Some(streams * yamux::DEFAULT_CREDIT as usize + limits.window_growth));
+    config.set_split_send_size(DATA_MAX);
     let mode = match side {
         Side::Gateway => yamux::Mode::Client,
         Side::Sled => yamux::Mode::Server,
     };
     let driver = Driver {
-        mux: Mux { yamux: yamux::Connection::new(Guard::new(io, shared).compat(), config, mode), asked, waiting: None },
+        mux: Mux {
+            yamux: yamux::Connection::new(Guard::new(buffered, shared).compat(), config, mode),
+            asked,
+            waiting: None,
+        },
         serving: JoinSet::new(),
         inbound: Arc::new(Semaphore::new(limits.inbound_streams)),
         router: Router::new().route(paths::PING, get(async || StatusCode::NO_CONTENT)).fallback_service(router),
@@ -232,7 +249,8 @@ impl Link {
         self.ask.send(give).await.map_err(|_| Closed::Local)?;
         let stream = stream.await.map_err(|_| Closed::Local)?;
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-            .max_buf_size(self.shared.limits.head_bytes)
+            .max_header_size(self.shared.limits.head_bytes)
+            .max_buf_size(BODY_BUFFER.max(self.shared.limits.head_bytes))
             .max_headers(self.shared.limits.headers)
             .handshake(TokioIo::new(stream.compat()))
             .await
@@ -396,7 +414,8 @@ impl Driver {
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(limits.head_timeout)
-                .max_buf_size(limits.head_bytes)
+                .max_header_size(limits.head_bytes)
+                .max_buf_size(BODY_BUFFER.max(limits.head_bytes))
                 .max_headers(limits.headers)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream.compat()), router);

@@ -124,7 +124,9 @@ fn main() -> anyhow::Result<ExitCode> {
             return Err(sshd.become_inetd(&Environment::of_this_process()))
                 .with_context(|| format!("cannot run {}", sshd.program.display()));
         }
-        Command::GitSsh { git_port, args } => return Ok(git_ssh::run(git_port, &args, &Environment::of_this_process())),
+        Command::GitSsh { git_port, args } => {
+            return Ok(git_ssh::run(git_port, &args, &Environment::of_this_process()));
+        }
         Command::EchoAgent { notice } => agent::echo::run(notice, BufReader::new(std::io::stdin()), std::io::stdout())?,
     }
     Ok(ExitCode::SUCCESS)

@@ -54,9 +54,8 @@ impl Workspace {
     /// Runs `git <args>` for at most `limit` and gives what it wrote, both streams as they came.
     pub async fn git(&self, args: Vec<String>, limit: Duration) -> Result<CommandOutput, StartError> {
         let mut output = Ending::default();
-        let ended = self
-            .run(args.into_iter().map(Into::into), Errors::AmongOutput, limit, |chunk| output.push(chunk))
-            .await?;
+        let ended =
+            self.run(args.into_iter().map(Into::into), Errors::AmongOutput, limit, |chunk| output.push(chunk)).await?;
         let (mut output, truncated) = output.into_text();
         if ended.in_time {
             return Ok(CommandOutput { code: ended.code, output, truncated });

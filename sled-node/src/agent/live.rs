@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufRead, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncWriteExt, BufReader, Interest};
+use tokio::net::unix::pipe;
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -179,10 +180,17 @@ impl LiveAgent {
 }
 
 impl Mouth {
-    fn new(mut stdin: ChildStdin) -> Self {
+    fn new(stdin: ChildStdin) -> Self {
         let (lines, mut unread) = mpsc::channel::<Vec<u8>>(UNREAD);
         let speaking = tokio::spawn(async move {
-            while let Some(line) = unread.recv().await {
+            let Ok(mut stdin) = stdin.into_owned_fd().and_then(pipe::Sender::from_owned_fd) else { return };
+            loop {
+                // What was written just before the agent closed its end was taken by the pipe, and nobody reads it.
+                let line = tokio::select! {
+                    line = unread.recv() => line,
+                    _closed = stdin.ready(Interest::ERROR) => None,
+                };
+                let Some(line) = line else { return };
                 if stdin.write_all(&line).await.is_err() {
                     return;
                 }
@@ -194,7 +202,7 @@ impl Mouth {
 
 async fn until_deaf(mouth: &mut Option<Mouth>) {
     if let Some(mouth) = mouth {
-        // It ends by a failed write alone: the other end of its channel is here.
+        // It ends when the agent has closed its end, alone: the other end of its channel is here.
         (&mut mouth.speaking).await.ok();
     }
     *mouth = None;

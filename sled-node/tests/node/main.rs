@@ -7,9 +7,9 @@ mod project;
 
 mod asking;
 mod connect;
+mod forgetting;
 mod git;
 mod git_server;
-mod forgetting;
 mod model;
 mod sshd;
 mod trees;
