@@ -257,7 +257,13 @@ async fn a_merge_that_is_not_finished_is_recorded_and_stays_one() {
     project.write("a", "three\n");
     project.commit();
     assert!(
-        !Command::new("git").args(["merge", "other"]).current_dir(project.path("")).output().unwrap().status.success()
+        !Command::new("git")
+            .args(["-c", "user.name=A", "-c", "user.email=a@b", "merge", "other"])
+            .current_dir(project.path(""))
+            .output()
+            .unwrap()
+            .status
+            .success()
     );
     let half = project.read("a");
     assert!(half.contains("<<<<<<<"));
