@@ -3,6 +3,7 @@
 //!
 //! It must not change a byte.
 
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -31,6 +32,14 @@ pub(crate) struct Guard<T> {
 impl<T> Guard<T> {
     pub(crate) fn new(io: T, shared: Arc<Shared>) -> Self {
         Self { io, shared, frames: Frames::default() }
+    }
+}
+
+/// What the byte stream's error says of the link: whoever writes to a peer that is gone finds out before it reads the end.
+fn reason(error: &std::io::Error) -> Closed {
+    match error.kind() {
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Closed::Peer,
+        other => Closed::Io(other),
     }
 }
 
@@ -88,7 +97,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guard<T> {
         turn.made_progress();
         let fresh = &buf.filled()[before..];
         let ended = match &read {
-            Err(error) => Err(Closed::Io(error.kind())),
+            Err(error) => Err(reason(error)),
             Ok(()) if fresh.is_empty() && buf.remaining() > 0 => Err(Closed::Peer),
             Ok(()) => this.frames.feed(fresh),
         };
@@ -120,7 +129,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guard<T> {
 impl<T> Guard<T> {
     fn noted<V>(&self, outcome: std::io::Result<V>) -> std::io::Result<V> {
         if let Err(error) = &outcome {
-            self.shared.close(Closed::Io(error.kind()));
+            self.shared.close(reason(error));
         }
         outcome
     }
