@@ -1,19 +1,20 @@
 //! Git remotes of projects: where they are ([`remote`]), which of them may be reached ([`reach`]), whose word counts
-//! ([`credentials`], [`known_hosts`]), and the way there from inside a container ([`proxy`], [`ssh`]), each use of which is
-//! journaled ([`audit`], SEC-2).
+//! ([`credentials`], [`known_hosts`]), and the way there, from inside a container ([`proxy`], [`ssh`]) and for the first clone
+//! ([`clone_port`]), each use of which is journaled ([`audit`], SEC-2).
 //!
 //! A container asks over its project's link; whatever it says is the word of that project's code. It reaches the smart-HTTP
 //! services, or `git-upload-pack` and `git-receive-pack`, of its project's own remote and nothing else, and no credential travels its way.
 
 pub mod audit;
+mod clone_port;
 pub mod credentials;
 pub mod known_hosts;
-mod moved;
 mod pace;
 mod proxy;
 pub mod reach;
 pub mod remote;
 mod ssh;
+mod trouble;
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 pub use audit::Audit;
+pub use clone_port::ClonePort;
 pub use credentials::Credentials;
 pub use known_hosts::KnownHosts;
 use pace::Pace;

@@ -4,11 +4,10 @@
 //! neighbours too (`app.git` and `app.git-other`): those are sent to their own address, without a credential. No redirect is followed.
 
 use std::{
-    error::Error,
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -23,18 +22,18 @@ use futures_util::StreamExt;
 use http_body_util::{BodyExt, Limited};
 use link::git::paths;
 use reqwest::Url;
-use tracing::warn;
 
 use super::{
-    BODY_MAX, Door, Said,
+    BODY_MAX, Door, Git, Said,
     audit::{By, Outcome, Part, Service, Use},
     credentials::WebCredential,
-    reach::Denied,
     refused,
     remote::{Remote, WebRemote},
-    said, stalled, unjournaled,
+    said, stalled,
+    trouble::Trouble,
+    unjournaled,
 };
-use crate::text;
+use crate::{refusal::Refusal, text};
 
 /// The longest time in which nothing moves.
 const SILENCE: Duration = Duration::from_mins(10);
@@ -79,24 +78,30 @@ fn asked(remote: &WebRemote, method: &Method, rest: &str, query: Option<&str>) -
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();
         Asked::Neighbour(format!("{}://{rest}{query}", remote.scheme.as_str()))
     };
-    match (method, below, query) {
-        (&Method::GET, "/info/refs", Some("service=git-upload-pack")) => {
-            Asked::Service(Service::Fetch, Part::References)
-        }
-        (&Method::GET, "/info/refs", Some("service=git-receive-pack")) => {
-            Asked::Service(Service::Push, Part::References)
-        }
-        (&Method::POST, "/git-upload-pack", None) => Asked::Service(Service::Fetch, Part::Objects),
-        (&Method::POST, "/git-receive-pack", None) => Asked::Service(Service::Push, Part::Objects),
-        (_, "/info/refs", _) => nothing("only git's smart protocol passes here"),
-        (_, below, _) if below.starts_with("/info/lfs/") => {
+    if let Some((service, part)) = service(method, below, query) {
+        return Asked::Service(service, part);
+    }
+    match below {
+        "/info/refs" => nothing("only git's smart protocol passes here"),
+        below if below.starts_with("/info/lfs/") => {
             Asked::Nothing(StatusCode::NOT_FOUND, "files of Git LFS do not pass here; they stay pointers")
         }
         // A repository below the repository's own path.
-        (_, below, _) if below.ends_with("/info/refs") => neighbour(),
-        (_, below, _) if below.is_empty() || below.starts_with('/') => nothing("only git's smart protocol passes here"),
+        below if below.ends_with("/info/refs") => neighbour(),
+        below if below.is_empty() || below.starts_with('/') => nothing("only git's smart protocol passes here"),
         _ => neighbour(),
     }
+}
+
+/// Tells which service is asked for below a repository's address.
+pub(super) fn service(method: &Method, below: &str, query: Option<&str>) -> Option<(Service, Part)> {
+    Some(match (method, below, query) {
+        (&Method::GET, "/info/refs", Some("service=git-upload-pack")) => (Service::Fetch, Part::References),
+        (&Method::GET, "/info/refs", Some("service=git-receive-pack")) => (Service::Push, Part::References),
+        (&Method::POST, "/git-upload-pack", None) => (Service::Fetch, Part::Objects),
+        (&Method::POST, "/git-receive-pack", None) => (Service::Push, Part::Objects),
+        _ => return None,
+    })
 }
 
 /// Serves everything below [`paths::WEB`].
@@ -134,17 +139,11 @@ async fn forward(door: &Door, remote: &WebRemote, service: Service, part: Part, 
         Ok(used) => used,
         Err(refusal) => return unjournaled(&refusal).into_response(),
     };
-    let answer = match send(door, remote, (service, part), credential, request, &used).await {
+    let answer = match send(&door.git, remote, (service, part), credential, request, &used.sent()).await {
         Ok(answer) => answer,
-        Err((outcome, refusal)) => return end(used, outcome, refusal).await.into_response(),
+        Err(trouble) => return end(used, trouble.outcome(), trouble.said(remote)).await.into_response(),
     };
-    let mut headers = HeaderMap::new();
-    for name in ANSWERED {
-        if let Some(value) = answer.headers().get(&name) {
-            headers.insert(name, value.clone());
-        }
-    }
-    let status = answer.status();
+    let (status, headers) = head(&answer);
     let state = (answer.bytes_stream(), Some(used), place);
     // The place is given back when the body has been read, or nobody wants it any more.
     let body = futures_util::stream::unfold(state, |(mut answer, mut used, place)| async move {
@@ -177,17 +176,27 @@ async fn end(used: Use, outcome: Outcome, answer: Said) -> Said {
     }
 }
 
-/// Sends a request; gives an answer that is a success, or what to say in its place.
-async fn send(
-    door: &Door,
+/// What of an answer passes beside its body.
+pub(super) fn head(answer: &reqwest::Response) -> (StatusCode, HeaderMap) {
+    let mut headers = HeaderMap::new();
+    for name in ANSWERED {
+        if let Some(value) = answer.headers().get(&name) {
+            headers.insert(name, value.clone());
+        }
+    }
+    (answer.status(), headers)
+}
+
+/// Sends a request; gives an answer that is a success, or why there is none. What is sent is counted in `sent`.
+pub(super) async fn send(
+    git: &Git,
     remote: &WebRemote,
     (service, part): (Service, Part),
     credential: Option<WebCredential>,
     request: Request,
-    used: &Use,
-) -> Result<reqwest::Response, (Outcome, Said)> {
-    let url = address(remote, service, part)
-        .ok_or_else(|| (Outcome::Failed, said(StatusCode::BAD_GATEWAY, "the repository's address cannot be used")))?;
+    sent: &Arc<AtomicU64>,
+) -> Result<reqwest::Response, Trouble> {
+    let url = address(remote, service, part)?;
     let (parts, body) = request.into_parts();
     let mut headers = HeaderMap::new();
     let with_body = parts.method == Method::POST;
@@ -201,104 +210,50 @@ async fn send(
     if let Some(credential) = credential {
         headers.insert(header::AUTHORIZATION, credential.basic());
     }
-    let mut request = door.git.client(remote).request(parts.method.clone(), url).headers(headers);
-    let (sent, too_large) = (used.sent(), Arc::new(AtomicBool::new(false)));
+    let mut request = git.client(remote).request(parts.method.clone(), url).headers(headers);
+    let too_large = Arc::new(AtomicBool::new(false));
     if with_body {
-        let (sent, too_large) = (Arc::clone(&sent), Arc::clone(&too_large));
+        let (sent, too_large) = (Arc::clone(sent), Arc::clone(&too_large));
         let body = Limited::new(body, BODY_MAX).into_data_stream().inspect(move |part| match part {
             Ok(part) => drop(sent.fetch_add(part.len() as u64, Ordering::Relaxed)),
             Err(error) => too_large.store(error.is::<http_body_util::LengthLimitError>(), Ordering::Relaxed),
         });
         request = request.body(reqwest::Body::wrap_stream(body));
     }
-    let moving = [&*sent];
+    let moving = [&**sent];
     let answer = tokio::select! {
-        answer = request.send() => answer.map_err(|error| unsent(&error, too_large.load(Ordering::Relaxed)))?,
-        () = stalled(&moving, SILENCE) => {
-            return Err((Outcome::CutOff, said(StatusCode::GATEWAY_TIMEOUT, "the git server does not answer")));
-        }
+        answer = request.send() => answer.map_err(|error| Trouble::unsent(&error, too_large.load(Ordering::Relaxed)))?,
+        () = stalled(&moving, SILENCE) => return Err(Trouble::Silent),
     };
-    judged(remote, answer, with_credential)
+    judged(answer, with_credential)
 }
 
-fn address(remote: &WebRemote, service: Service, part: Part) -> Option<Url> {
+fn address(remote: &WebRemote, service: Service, part: Part) -> Result<Url, Trouble> {
     let service = match service {
         Service::Fetch => link::git::Service::UploadPack,
         Service::Push => link::git::Service::ReceivePack,
     };
     let service = service.name();
     let below = if part == Part::References { format!("info/refs?service={service}") } else { service.to_owned() };
-    Url::parse(&format!("{remote}/{below}")).ok()
-}
-
-/// Why nothing was answered.
-fn unsent(error: &reqwest::Error, too_large: bool) -> (Outcome, Said) {
-    if too_large {
-        return (
-            Outcome::Failed,
-            said(StatusCode::PAYLOAD_TOO_LARGE, "that is more than passes at once; push fewer commits"),
-        );
-    }
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(denied @ Denied::Private { .. }) = inner.downcast_ref::<Denied>() {
-            let Denied::Private { host, address } = denied else { break };
-            let denied = Denied::Private { host: host.clone(), address: *address };
-            return (Outcome::Unreachable, refused(&denied.into()));
-        }
-        cause = inner.source();
-    }
-    warn!(%error, "a git server was not reached");
-    let (outcome, why) = if error.is_timeout() || error.is_connect() {
-        (Outcome::Unreachable, "the git server could not be reached from the gateway")
-    } else {
-        (Outcome::CutOff, "the exchange with the git server was broken off")
-    };
-    (outcome, said(StatusCode::BAD_GATEWAY, why))
+    let unusable = |error| Trouble::Refused(Refusal::internal("the repository's address cannot be used", error));
+    Url::parse(&format!("{remote}/{below}")).map_err(unusable)
 }
 
 /// Passes successes. What else a server says is not passed on: pages about errors may repeat the request, and the credential with it.
-fn judged(
-    remote: &WebRemote,
-    answer: reqwest::Response,
-    with_credential: bool,
-) -> Result<reqwest::Response, (Outcome, Said)> {
+fn judged(answer: reqwest::Response, with_credential: bool) -> Result<reqwest::Response, Trouble> {
     let status = answer.status();
     if status.is_success() {
         return Ok(answer);
     }
-    let server = text::code(&remote.authority());
     if status.is_redirection() {
-        let to = answer
-            .headers()
-            .get(header::LOCATION)
-            .and_then(|to| to.to_str().ok())
-            .and_then(|to| answer.url().join(to).ok());
-        let host =
-            to.as_ref().and_then(Url::host_str).map(|host| format!(" (to {})", text::code(host))).unwrap_or_default();
-        let sentence = format!(
-            "the git server {server} sends us elsewhere{host}, where no credential is taken; the repository may have moved"
-        );
-        return Err((Outcome::Failed, said(StatusCode::BAD_GATEWAY, &sentence)));
+        let to = answer.headers().get(header::LOCATION).and_then(|to| to.to_str().ok());
+        return Err(Trouble::Moved(to.and_then(|to| answer.url().join(to).ok()).map(Box::new)));
     }
-    let name = super::credentials::example(remote);
-    if status == StatusCode::UNAUTHORIZED {
-        let sentence = if with_credential {
-            format!(
-                "the git server {server} does not take the credential; whoever runs musher can store another: musher secrets set {name}"
-            )
-        } else {
-            format!(
-                "the git server {server} wants a credential; whoever runs musher can store one: musher secrets set {name}"
-            )
-        };
-        // With 401 git would ask for a name and a password, which nobody should type there.
-        return Err((Outcome::Denied, said(StatusCode::FORBIDDEN, &sentence)));
-    }
-    let outcome = if status == StatusCode::FORBIDDEN { Outcome::Denied } else { Outcome::Failed };
-    let sentence = format!("the git server {server} answers {status}");
-    let status = if status.is_client_error() { status } else { StatusCode::BAD_GATEWAY };
-    Err((outcome, said(status, &sentence)))
+    Err(match (status, with_credential) {
+        (StatusCode::UNAUTHORIZED, true) => Trouble::WrongCredential,
+        (StatusCode::UNAUTHORIZED, false) => Trouble::NoCredential,
+        (status, _) => Trouble::Status(status),
+    })
 }
 
 #[cfg(test)]

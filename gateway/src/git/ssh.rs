@@ -7,7 +7,10 @@
 use std::{
     borrow::Cow,
     io,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,7 +34,7 @@ use tracing::warn;
 
 use super::{
     BODY_MAX, CONNECT, Door, Git,
-    audit::{By, Outcome, Part, Service, Use},
+    audit::{By, Outcome, Part, Service},
     credentials,
     known_hosts::KnownHosts,
     refused,
@@ -108,17 +111,18 @@ async fn session(door: &Door, service: Service, request: Request) -> Response {
             return answer.into_response();
         }
     };
-    let (frames, mut wire) = mpsc::channel(16);
+    let (frames, mut heard) = mpsc::channel(16);
     let body = request.into_body();
     door.git.tasks.spawn("git over ssh", async move {
-        let outcome = carry(channel, body, &frames, &used).await;
+        let ended = carry(channel, body, &frames, &used.sent(), &used.received()).await;
         // It is over, whether or not the server hears of it.
         drop(connection.disconnect(Disconnect::ByApplication, "", "").await);
-        let last = match outcome {
+        let last = match ended {
             Ended::Exit(code) => {
                 let outcome = if code == 0 { Outcome::Done } else { Outcome::Failed };
-                used.end(outcome).await.map(|()| frame(&Frame::Exit(code))).map_err(io::Error::other)
+                used.end(outcome).await.map(|()| Frame::Exit(code)).map_err(io::Error::other)
             }
+            Ended::Unheard => return,
             Ended::Broken(why) => {
                 drop(used);
                 Err(io::Error::other(why))
@@ -128,8 +132,8 @@ async fn session(door: &Door, service: Service, request: Request) -> Response {
         drop(frames.send(last).await);
         drop(place);
     });
-    let body = Body::from_stream(futures_util::stream::poll_fn(move |context| wire.poll_recv(context)));
-    (StatusCode::OK, body).into_response()
+    let frames = futures_util::stream::poll_fn(move |context| heard.poll_recv(context));
+    (StatusCode::OK, Body::from_stream(frames.map(|said| said.map(|said| wire(&said))))).into_response()
 }
 
 /// The only values of `GIT_PROTOCOL` that are passed on.
@@ -137,42 +141,50 @@ fn version(protocol: &str) -> Option<&'static str> {
     ["version=0", "version=1", "version=2"].into_iter().find(|known| *known == protocol)
 }
 
-fn frame(frame: &Frame) -> Bytes {
+fn wire(said: &Frame) -> Bytes {
     let mut wire = BytesMut::new();
-    frame.encode(&mut wire);
+    said.encode(&mut wire);
     wire.freeze()
 }
 
 /// How a session ended.
-enum Ended {
+pub(super) enum Ended {
     /// Its program ended with this code.
     Exit(u32),
+    /// Nobody listens to it any more.
+    Unheard,
     /// It was broken off.
     Broken(&'static str),
 }
 
-type Frames = mpsc::Sender<io::Result<Bytes>>;
+/// Where what the program says goes, none of it empty.
+pub(super) type Frames = mpsc::Sender<io::Result<Frame>>;
 
-/// Carries bytes both ways until the program has ended.
-async fn carry(channel: Channel<Msg>, body: Body, frames: &Frames, used: &Use) -> Ended {
+/// Carries bytes both ways until the program has ended, and counts them.
+pub(super) async fn carry(
+    channel: Channel<Msg>,
+    body: Body,
+    frames: &Frames,
+    sent: &AtomicU64,
+    received: &AtomicU64,
+) -> Ended {
     let (reading, writing) = channel.split();
-    let (sent, received) = (used.sent(), used.received());
-    let moving = [&*sent, &*received];
+    let moving = [sent, received];
     tokio::select! {
-        ended = hear(reading, frames, &received) => ended,
-        ended = tell(writing, body, &sent) => ended,
+        ended = hear(reading, frames, received) => ended,
+        ended = tell(writing, body, sent) => ended,
         () = stalled(&moving, SILENCE) => Ended::Broken("nothing moved for too long"),
     }
 }
 
 /// Passes on what the program says, until it has ended.
-async fn hear(mut channel: ChannelReadHalf, frames: &Frames, received: &std::sync::atomic::AtomicU64) -> Ended {
+async fn hear(mut channel: ChannelReadHalf, frames: &Frames, received: &AtomicU64) -> Ended {
     let mut code = None;
     loop {
         let patience = if code.is_some() { CLOSING } else { SILENCE };
         let message = tokio::select! {
             message = timeout(patience, channel.wait()) => message.ok().flatten(),
-            () = frames.closed() => return Ended::Broken("nobody listens any more"),
+            () = frames.closed() => return Ended::Unheard,
         };
         let said = match message {
             Some(ChannelMsg::Data { data }) => {
@@ -193,15 +205,15 @@ async fn hear(mut channel: ChannelReadHalf, frames: &Frames, received: &std::syn
             }
             Some(_) => continue,
         };
-        let wire = frame(&said);
-        if !wire.is_empty() && frames.send(Ok(wire)).await.is_err() {
-            return Ended::Broken("nobody listens any more");
+        let is_empty = matches!(&said, Frame::Stdout(data) | Frame::Stderr(data) if data.is_empty());
+        if !is_empty && frames.send(Ok(said)).await.is_err() {
+            return Ended::Unheard;
         }
     }
 }
 
 /// Passes on what git in the container says. Returns only when that breaks off.
-async fn tell(channel: ChannelWriteHalf<Msg>, body: Body, sent: &std::sync::atomic::AtomicU64) -> Ended {
+async fn tell(channel: ChannelWriteHalf<Msg>, body: Body, sent: &AtomicU64) -> Ended {
     let mut body = Limited::new(body, BODY_MAX).into_data_stream();
     while let Some(part) = body.next().await {
         let Ok(part) = part else { return Ended::Broken("the container broke off, or sent too much") };
@@ -220,7 +232,7 @@ async fn tell(channel: ChannelWriteHalf<Msg>, body: Body, sent: &std::sync::atom
 type Opened = (Handle<Host>, Channel<Msg>);
 
 /// Opens a session and starts the service in it.
-async fn open(
+pub(super) async fn open(
     git: &Git,
     remote: &SshRemote,
     service: Service,
@@ -353,7 +365,7 @@ fn command(service: Service, path: &str) -> String {
 }
 
 /// The server, as it is judged.
-struct Host {
+pub(super) struct Host {
     known: KnownHosts,
     name: String,
     port: u16,

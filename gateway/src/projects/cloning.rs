@@ -1,4 +1,4 @@
-//! The clone of a new project: with the credential that there is for it, each use journaled; watched, and given up when nothing
+//! The clone of a new project: through a port of its own to the remote, each use journaled; watched, and given up when nothing
 //! comes any more. Submodules are fetched from inside the container, which has no credential.
 
 use std::{path::Path, sync::atomic::Ordering, time::Duration};
@@ -9,14 +9,14 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    repository::{self, Cloned, Doing, Login, NotCloned, Watch},
+    repository::{self, Cloned, Doing, NotCloned, Watch},
     saga::Sagas,
     steps::Steps,
 };
 use crate::{
     commands::grammar::NewProject,
     git::{
-        Remote,
+        ClonePort, Remote,
         audit::{By, Outcome, Part, Service},
     },
     refusal::Refusal,
@@ -40,42 +40,29 @@ impl Sagas {
         path: &Path,
         steps: &mut Steps<'_>,
     ) -> Result<Cloned, Refusal> {
-        let what = repository::Clone {
+        let mut what = repository::Clone {
             id,
             remote: remote.clone(),
-            login: Login::of(remote, &self.git.credentials)?,
-            known_hosts: self.git.known_hosts.clone(),
+            through: None,
             branch: ask.branch.clone(),
             depth: ask.depth,
         };
         let place = self.git.clone_place()?;
         if let Remote::Local(_) = remote {
-            return watched(what, path, &Watch::default(), place, steps).await.map_err(|(_, refusal)| refusal);
+            return watched(what, path, None, place, steps).await.map_err(|(_, refusal)| refusal);
         }
         let used = self.git.audit.begin(id, (Service::Fetch, Part::Whole), remote.shown(), By::Clone).await?;
-        if let Err(refusal) = self.stays(remote, &what.login).await {
-            used.end(Outcome::Failed).await?;
-            return Err(refusal);
-        }
-        let watch = Watch { received: used.received(), ..Watch::default() };
-        let cloned = watched(what, path, &watch, place, steps).await;
+        let port = match self.git.clone_port(remote, &used).await {
+            Ok(port) => port,
+            Err(refusal) => {
+                used.end(Outcome::Failed).await?;
+                return Err(refusal);
+            }
+        };
+        what.through = Some(port.address().to_owned());
+        let cloned = watched(what, path, Some(port), place, steps).await;
         used.end(cloned.as_ref().map_or_else(|(outcome, _)| *outcome, |_| Outcome::Done)).await?;
         cloned.map_err(|(_, refusal)| refusal)
-    }
-
-    /// Refuses a repository whose server sends to another address: from inside the container no redirect is followed.
-    async fn stays(&self, remote: &Remote, login: &Login) -> Result<(), Refusal> {
-        let Remote::Web(web) = remote else { return Ok(()) };
-        let credential = if let Login::Web(credential) = login { Some(credential) } else { None };
-        match self.git.moved(web, credential).await {
-            Some(to) => Err(Refusal::usage(format!(
-                "the server of {} sends to {}",
-                text::code(&remote.shown()),
-                text::code(&to)
-            ))
-            .hint("A redirect is not followed. If that is the repository, give its address there.")),
-            None => Ok(()),
-        }
     }
 }
 
@@ -99,11 +86,11 @@ fn is_told(have: usize, all: usize) -> bool {
 }
 
 /// Clones on a thread of its own; given up when nothing comes any more, or soon after this future is dropped. A thread that
-/// hangs in a connection for longer works in a folder that bears the project's id, and so can disturb nobody.
+/// takes longer to notice works in a folder that bears the project's id, and so can disturb nobody.
 async fn watched(
     what: repository::Clone,
     path: &Path,
-    watch: &Watch,
+    port: Option<ClonePort>,
     place: OwnedSemaphorePermit,
     steps: &mut Steps<'_>,
 ) -> Result<Cloned, NotCloned> {
@@ -113,8 +100,8 @@ async fn watched(
             self.0.cancelled.store(true, Ordering::Relaxed);
         }
     }
+    let (watch, path) = (Watch::default(), path.to_owned());
     let cancelled = CancelOnDrop(watch.clone());
-    let (watch, path) = (watch.clone(), path.to_owned());
     let (sender, mut progress) = tokio::sync::watch::channel(Doing::Waiting);
     let mut cloning = tokio::task::spawn_blocking(move || {
         // Given back when this thread ends, whoever still waits for it.
@@ -126,9 +113,12 @@ async fn watched(
     let mut longest = std::pin::pin!(tokio::time::sleep(CLONE_LONGEST));
     loop {
         let refusal = tokio::select! {
-            cloned = &mut cloning => return cloned.unwrap_or_else(|error| {
-                Err((Outcome::Failed, Refusal::internal("the clone broke off", error)))
-            }),
+            cloned = &mut cloning => {
+                let cloned = cloned.unwrap_or_else(|error| {
+                    Err((Outcome::Failed, Refusal::internal("the clone broke off", error)))
+                });
+                return cloned.map_err(|known| port.and_then(|port| port.trouble()).unwrap_or(known));
+            }
             Ok(()) = progress.changed() => {
                 match *progress.borrow_and_update() {
                     Doing::Objects(have, all) if is_told(have, all) => steps.detail(format!("{have} of {all} objects")),
@@ -149,6 +139,7 @@ async fn watched(
             }
         };
         drop(cancelled);
+        drop(port);
         // What it does when it notices must not meet the undo; a thread that hangs longer does nothing more.
         let ended = tokio::time::timeout(CLONE_END, &mut cloning).await;
         warn!(ended = ended.is_ok(), "a clone is given up");

@@ -1,8 +1,7 @@
 //! The repository of a new project: cloned, or begun. libgit2 runs no hook, no filter and no helper, so that
 //! nothing of the project's code runs on the host.
 //!
-//! A credential is handed in, used from memory for the one address that it is for, and is in no file, no setting of the
-//! clone and no error.
+//! libgit2 reaches no server: it is told a port of this host's loopback behind which one stands.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,25 +10,20 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
 use git2::{
-    CertificateCheckStatus, CheckoutNotificationType, Cred, CredentialType, ErrorClass, ErrorCode, FetchOptions,
-    ProxyOptions, RemoteCallbacks, RemoteRedirect, Repository, RepositoryInitOptions, RepositoryOpenFlags,
+    CheckoutNotificationType, ErrorClass, ErrorCode, FetchOptions, RemoteCallbacks, RemoteRedirect, Repository,
+    RepositoryInitOptions, RepositoryOpenFlags,
     build::{CheckoutBuilder, CloneLocal, RepoBuilder},
 };
 use uuid::Uuid;
 
 use super::{place, project::Owner};
 use crate::{
-    git::{
-        KnownHosts, Remote,
-        audit::Outcome,
-        credentials::{self, Credentials, SshKey, WebCredential},
-        remote::is_loopback_name,
-    },
+    git::{Remote, audit::Outcome},
     refusal::Refusal,
     text,
 };
@@ -78,30 +72,6 @@ pub fn check(remote: Remote, rules: &place::Rules) -> Result<Remote, Refusal> {
     Ok(Remote::Local(real))
 }
 
-/// Who logs in at the server.
-#[derive(Debug)]
-pub enum Login {
-    /// Nobody: there is no credential for it.
-    Nobody,
-    /// By name and token.
-    Web(WebCredential),
-    /// Under a name, by key.
-    Ssh(String, SshKey),
-}
-
-impl Login {
-    /// The one for this repository.
-    pub fn of(remote: &Remote, credentials: &Credentials) -> Result<Self, Refusal> {
-        Ok(match remote {
-            Remote::Web(web) => credentials.web(web)?.map_or(Self::Nobody, Self::Web),
-            Remote::Ssh(ssh) => {
-                credentials.ssh(ssh)?.map_or(Self::Nobody, |key| Self::Ssh(ssh.login().to_owned(), key))
-            }
-            Remote::Local(_) => Self::Nobody,
-        })
-    }
-}
-
 /// What to clone and how.
 #[derive(Debug)]
 pub struct Clone {
@@ -109,10 +79,8 @@ pub struct Clone {
     pub id: Uuid,
     /// From where.
     pub remote: Remote,
-    /// Who logs in there.
-    pub login: Login,
-    /// Which SSH servers are known.
-    pub known_hosts: KnownHosts,
+    /// What libgit2 asks in place of that ([`ClonePort`](crate::git::ClonePort)); the remote itself when absent.
+    pub through: Option<String>,
     /// Which branch; the remote's default when absent.
     pub branch: Option<String>,
     /// How many commits; all when absent.
@@ -152,8 +120,6 @@ impl Default for Limits {
 pub struct Watch {
     /// Turns true when nobody wants it any more.
     pub cancelled: Arc<AtomicBool>,
-    /// How many bytes have come.
-    pub received: Arc<AtomicU64>,
     /// How much may come.
     pub limits: Limits,
 }
@@ -167,19 +133,6 @@ pub struct Cloned {
     pub lfs: bool,
 }
 
-/// How the server and we got on about the credential.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    /// It never asked.
-    Never,
-    /// It was given what there is.
-    Given,
-    /// It was given that, and asked again.
-    Refused,
-    /// There is nothing that it could be given.
-    Nothing,
-}
-
 /// Why there is no clone, for the audit and for people.
 pub type NotCloned = (Outcome, Refusal);
 
@@ -187,7 +140,6 @@ pub type NotCloned = (Outcome, Refusal);
 pub fn clone(what: &Clone, path: &Path, watch: &Watch, mut progress: impl FnMut(Doing)) -> Result<Cloned, NotCloned> {
     let told = RefCell::new(&mut progress);
     let wanted = || !watch.cancelled.load(Ordering::Relaxed);
-    let (asked, stranger) = (Cell::new(Asked::Never), RefCell::new(None));
     let (address, limits) = (what.remote.shown(), watch.limits);
     let (rewritten, too_large, files) = (Cell::new(false), Cell::new(None), Cell::new(0));
     let within = |count: usize, limit: usize, of: &'static str| {
@@ -198,7 +150,6 @@ pub fn clone(what: &Clone, path: &Path, watch: &Watch, mut progress: impl FnMut(
     };
     let mut callbacks = RemoteCallbacks::new();
     callbacks.transfer_progress(|transfer| {
-        watch.received.store(u64::try_from(transfer.received_bytes()).unwrap_or(u64::MAX), Ordering::Relaxed);
         told.borrow_mut()(Doing::Objects(transfer.received_objects(), transfer.total_objects()));
         wanted()
             && within(transfer.received_bytes(), limits.bytes, "bytes")
@@ -208,35 +159,8 @@ pub fn clone(what: &Clone, path: &Path, watch: &Watch, mut progress: impl FnMut(
         told.borrow_mut()(Doing::Waiting);
         wanted()
     });
-    callbacks.credentials(|url, _, allowed| {
-        // It is for this address, whatever else libgit2 may come to speak to.
-        if url != address {
-            rewritten.set(true);
-            return Err(given_up());
-        }
-        give_login(&what.login, allowed, &asked)
-    });
-    if let Remote::Ssh(ssh) = &what.remote {
-        callbacks.certificate_check(|certificate, _| {
-            let key = certificate.as_hostkey().and_then(git2::cert::CertHostkey::hostkey);
-            let known = match key {
-                Some(key) => what.known_hosts.demand(ssh.bare_host(), ssh.port(), key),
-                None => Err(Refusal::internal("the SSH server cannot be recognised", "it showed no host key")),
-            };
-            known.map(|()| CertificateCheckStatus::CertificateOk).map_err(|refusal| {
-                stranger.replace(Some(refusal));
-                given_up()
-            })
-        });
-    }
     let mut fetch = FetchOptions::new();
-    let mut proxy = ProxyOptions::new();
-    // A proxy has another loopback, and would read along.
-    if !matches!(&what.remote, Remote::Web(web) if is_loopback_name(web.bare_host())) {
-        proxy.auto();
-    }
-    // On the same server libgit2 follows all the same: whoever asks for a clone looks for that beforehand.
-    fetch.remote_callbacks(callbacks).follow_redirects(RemoteRedirect::None).proxy_options(proxy);
+    fetch.remote_callbacks(callbacks).follow_redirects(RemoteRedirect::None);
     if let Some(depth) = what.depth {
         fetch.depth(i32::try_from(depth).unwrap_or(i32::MAX));
     }
@@ -251,9 +175,15 @@ pub fn clone(what: &Clone, path: &Path, watch: &Watch, mut progress: impl FnMut(
     if let Some(branch) = &what.branch {
         builder.branch(branch);
     }
-    builder.remote_create(|repository, name, url| at_address(repository, name, url, &rewritten));
+    builder
+        .remote_create(|repository, name, url| at_address(repository, name, url, what.through.as_deref(), &rewritten));
     let stage = path.join(format!(".musher-clone-{}", what.id));
-    let cloned = builder.clone(&address, &stage).and_then(|repository| look(&repository));
+    let cloned = builder.clone(&address, &stage).and_then(|repository| {
+        if let Some(through) = &what.through {
+            forget(&repository, through)?;
+        }
+        look(&repository)
+    });
     drop(builder);
     let cloned = cloned.map_err(|error| {
         if !wanted() {
@@ -267,8 +197,7 @@ pub fn clone(what: &Clone, path: &Path, watch: &Watch, mut progress: impl FnMut(
         if rewritten.get() {
             return (Outcome::Failed, elsewhere(&address));
         }
-        let distrust = stranger.take().map(|refusal| (Outcome::Untrusted, refusal));
-        distrust.unwrap_or_else(|| refused(what, asked.get(), &error))
+        refused(what, &error)
     })?;
     if !wanted() {
         return Err(unwanted());
@@ -278,44 +207,40 @@ pub fn clone(what: &Clone, path: &Path, watch: &Watch, mut progress: impl FnMut(
     Ok(cloned)
 }
 
-/// What libgit2 is told where there is nothing to give it. It is not shown.
-fn given_up() -> git2::Error {
-    git2::Error::new(ErrorCode::Auth, ErrorClass::Callback, "given up")
-}
-
-/// Makes the remote, unless git's own settings on this host say that another address is meant (`insteadOf`), which nobody has judged.
+/// Makes the remote, and has libgit2 ask `through` for it. Git's own settings on this host may say that the address means another
+/// (`insteadOf`), which nobody has judged: a longer rule counts more than theirs, but where theirs is as long nothing is asked.
 fn at_address<'a>(
     repository: &'a Repository,
     name: &str,
     url: &str,
+    through: Option<&str>,
     rewritten: &Cell<bool>,
 ) -> Result<git2::Remote<'a>, git2::Error> {
+    if let Some(through) = through {
+        repository.config()?.set_str(&instead_of(through), url)?;
+    }
     let remote = repository.remote(name, url)?;
-    rewritten.set(remote.url_bytes() != url.as_bytes());
-    if rewritten.get() { Err(given_up()) } else { Ok(remote) }
+    rewritten.set(remote.url_bytes() != through.unwrap_or(url).as_bytes());
+    if rewritten.get() {
+        return Err(git2::Error::new(ErrorCode::GenericError, ErrorClass::Callback, "the address is rewritten"));
+    }
+    Ok(remote)
 }
 
-fn give_login(login: &Login, allowed: CredentialType, asked: &Cell<Asked>) -> Result<Cred, git2::Error> {
-    if let (true, Login::Ssh(user, _)) = (allowed.contains(CredentialType::USERNAME), login) {
-        return Cred::username(user);
-    }
-    if asked.get() != Asked::Never {
-        asked.set(Asked::Refused);
-        return Err(given_up());
-    }
-    match login {
-        Login::Web(login) if allowed.contains(CredentialType::USER_PASS_PLAINTEXT) => {
-            asked.set(Asked::Given);
-            Cred::userpass_plaintext(login.user(), login.expose_token())
+fn instead_of(through: &str) -> String {
+    format!("url.{through}.insteadOf")
+}
+
+/// Takes what libgit2 asked in place of the remote out of the clone: from its settings, and from its reflogs, which tell
+/// nothing but where it came from.
+fn forget(repository: &Repository, through: &str) -> Result<(), git2::Error> {
+    repository.config()?.remove(&instead_of(through))?;
+    let logs = repository.path().join("logs");
+    match fs::remove_dir_all(&logs) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(git2::Error::new(ErrorCode::GenericError, ErrorClass::Os, error.to_string()))
         }
-        Login::Ssh(user, key) if allowed.intersects(CredentialType::SSH_KEY | CredentialType::SSH_MEMORY) => {
-            asked.set(Asked::Given);
-            Cred::ssh_key_from_memory(user, None, key.expose_pem(), None)
-        }
-        _ => {
-            asked.set(Asked::Nothing);
-            Err(given_up())
-        }
+        _ => Ok(()),
     }
 }
 
@@ -330,33 +255,9 @@ fn unwanted() -> NotCloned {
     (Outcome::CutOff, Refusal::unavailable("the clone was given up"))
 }
 
-/// What people are told of a clone that failed.
-fn refused(what: &Clone, asked: Asked, error: &git2::Error) -> NotCloned {
+/// What people are told of a clone that failed, as far as libgit2 knows why.
+fn refused(what: &Clone, error: &git2::Error) -> NotCloned {
     let shown = text::code(&what.remote.shown());
-    let store = match &what.remote {
-        Remote::Web(web) => {
-            format!("`musher secrets set {}`, with `user:token` on standard input.", credentials::example(web))
-        }
-        Remote::Ssh(ssh) => {
-            format!("`musher secrets set {} < key`, a private key without a passphrase.", credentials::example_ssh(ssh))
-        }
-        Remote::Local(_) => String::new(),
-    };
-    match asked {
-        Asked::Nothing => {
-            let refusal = Refusal::usage(format!("{shown} wants a credential, and none is stored for it")).hint(format!(
-                "Check the address: a repository that is not there looks the same. For a private one store a credential, then give the same command again: {store}"
-            ));
-            return (Outcome::Denied, refusal);
-        }
-        Asked::Refused => {
-            let refusal =
-                Refusal::usage(format!("the server of {shown} does not take the credential that is stored for it"))
-                    .hint(format!("Store one that it takes, then give the same command again: {store}"));
-            return (Outcome::Denied, refusal);
-        }
-        Asked::Never | Asked::Given => {}
-    }
     if let (ErrorCode::NotFound, ErrorClass::Reference, Some(branch)) = (error.code(), error.class(), &what.branch) {
         let refusal = Refusal::usage(format!("{shown} has no branch {}", text::code(branch)))
             .hint("Check the branch, or leave `--branch` out for the repository's own default.");
@@ -457,9 +358,21 @@ mod tests {
         let mut config = repository.config().expect("it has settings");
         config.set_str("url.https://evil.example/.insteadOf", "https://example.org/").expect("it can be set");
         let rewritten = Cell::new(false);
-        let other = at_address(&repository, "other", "https://example.com/a", &rewritten).expect("it can be made");
-        assert_eq!((other.url().ok(), rewritten.get()), (Some("https://example.com/a"), false));
-        let made = at_address(&repository, "origin", "https://example.org/a", &rewritten);
+        let port = "http://127.0.0.1:9/clone-x";
+        for (name, address) in [("other", "https://example.com/a"), ("origin", "https://example.org/a")] {
+            let made = at_address(&repository, name, address, Some(port), &rewritten).expect("it can be made");
+            assert_eq!((made.url().ok(), rewritten.get()), (Some(port), false), "ours is the longer rule");
+            forget(&repository, port).expect("it can be forgotten");
+        }
+        assert_eq!(
+            config.snapshot().expect("it can be read").get_str("remote.origin.url"),
+            Ok("https://example.org/a")
+        );
+        // A rule for the very address, of a level that counts as much.
+        config.set_str("url.https://evil.example/.insteadOf", "https://example.net/a").expect("it can be set");
+        let made = at_address(&repository, "exact", "https://example.net/a", Some(port), &rewritten);
+        assert!(made.is_err() && rewritten.get());
+        let made = at_address(&repository, "direct", "https://example.net/a", None, &rewritten);
         assert!(made.is_err() && rewritten.get());
         assert!(elsewhere("https://example.org/a").what.contains("your git configuration rewrites"));
     }
@@ -502,14 +415,7 @@ mod tests {
 
         let target = folder.path().join("target");
         fs::create_dir(&target).expect("it can be made");
-        let what = Clone {
-            id: Uuid::now_v7(),
-            remote,
-            login: Login::Nobody,
-            known_hosts: KnownHosts::default(),
-            branch: None,
-            depth: None,
-        };
+        let what = Clone { id: Uuid::now_v7(), remote, through: None, branch: None, depth: None };
         let cloned = clone(&what, &target, &Watch::default(), |_| ()).expect("it can be cloned");
         assert_eq!(cloned, Cloned { submodules: false, lfs: false });
         assert_eq!(fs::read_to_string(target.join("file")).expect("it is there"), "hello");

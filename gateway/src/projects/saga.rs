@@ -189,7 +189,6 @@ impl Sagas {
             if self.author.now().is_none() {
                 return Err(Refusal::config("nobody has said whose name commits are to carry").hint(AUTHOR_LINES));
             }
-            // libgit2 looks names up anew; whom it finds has to prove to be that host before a credential is used.
             self.git.reach.check(remote).await?;
         }
         let _held = self.registry.reserving.lock().await;
