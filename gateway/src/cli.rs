@@ -64,6 +64,9 @@ pub enum Verb {
         /// The project
         project: String,
     },
+    /// Be the process that clones; the gateway starts it
+    #[command(hide = true)]
+    CloneWorker,
     /// Tell the version
     Version,
 }

@@ -20,7 +20,7 @@ use musher::{
     gateway::{Gateway, UpOptions},
     home::{Home, make_private},
     inspect,
-    projects::Owner,
+    projects::{Owner, clone_worker},
     refusal::Refusal,
     secrets::{Secrets, VALUE_MAX},
     settings::{self, Environment},
@@ -51,6 +51,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode, Refusal> {
+    // It has no environment to find anything by.
+    if matches!(cli.verb, Verb::CloneWorker) {
+        return Ok(clone_worker::run());
+    }
     // Programs that musher starts, and the engine, must not inherit a surprise: paths are made absolute at once.
     let musher = env::current_exe().map_err(|error| Refusal::internal("the path of this program is unknown", error))?;
     let environment = Environment { variable: &|name| env::var(name).ok(), musher };

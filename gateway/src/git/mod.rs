@@ -20,9 +20,10 @@ mod trouble;
 mod tests;
 
 use std::{
+    collections::HashMap,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -95,6 +96,8 @@ pub struct Git {
     /// For this host's loopback: a proxy would have another, and would read along.
     loopback_client: Client,
     clones: Arc<Semaphore>,
+    /// One for each project that ever asked.
+    bounds: Mutex<HashMap<Uuid, Arc<Bounds>>>,
     tasks: Tasks,
 }
 
@@ -102,8 +105,19 @@ pub struct Git {
 struct Door {
     git: Arc<Git>,
     project: Uuid,
+    bounds: Arc<Bounds>,
+}
+
+/// What one project may ask, over all the links that it ever has.
+struct Bounds {
     places: Arc<Semaphore>,
     pace: Pace,
+}
+
+impl Bounds {
+    fn new() -> Self {
+        Self { places: Arc::new(Semaphore::new(AT_ONCE)), pace: Pace::new() }
+    }
 }
 
 impl Git {
@@ -144,6 +158,8 @@ impl Git {
                 .no_brotli()
                 .no_zstd()
                 .no_deflate()
+                // A connection each: on one that all share, who does not read would hold up everybody.
+                .http1_only()
                 .connect_timeout(CONNECT)
         };
         let not_made = |error| Refusal::internal("the client for git remotes cannot be made", error);
@@ -151,7 +167,19 @@ impl Git {
         let loopback_client = builder().no_proxy().build().map_err(not_made)?;
         let clones = Arc::new(Semaphore::new(CLONES_AT_ONCE));
         let known_hosts = KnownHosts::new(settings.known_hosts);
-        Ok(Arc::new(Self { credentials, known_hosts, reach, audit, remotes, client, loopback_client, clones, tasks }))
+        let bounds = Mutex::default();
+        Ok(Arc::new(Self {
+            credentials,
+            known_hosts,
+            reach,
+            audit,
+            remotes,
+            client,
+            loopback_client,
+            clones,
+            bounds,
+            tasks,
+        }))
     }
 
     /// A place for one clone, to be given back by the thread that makes it.
@@ -172,8 +200,9 @@ impl Git {
 
     /// What this project's sled may ask; anything else is not found.
     pub fn router(self: &Arc<Self>, project: Uuid) -> Router {
-        let door =
-            Door { git: Arc::clone(self), project, places: Arc::new(Semaphore::new(AT_ONCE)), pace: Pace::new() };
+        let mut bounds = self.bounds.lock().unwrap_or_else(PoisonError::into_inner);
+        let bounds = Arc::clone(bounds.entry(project).or_insert_with(|| Arc::new(Bounds::new())));
+        let door = Door { git: Arc::clone(self), project, bounds };
         Router::new()
             .route(&format!("{}{{*rest}}", paths::WEB), any(proxy::web))
             .route(paths::SSH_UPLOAD_PACK, post(ssh::upload_pack))
@@ -189,10 +218,10 @@ impl Door {
 
     /// A place for one use, unless there are too many at once or in a short time: each is two lines in the journal.
     fn place(&self) -> Result<OwnedSemaphorePermit, Said> {
-        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = Arc::clone(&self.bounds.places).try_acquire_owned();
         let place = place
             .map_err(|_| said(StatusCode::TOO_MANY_REQUESTS, "too many git requests of this project are under way"))?;
-        if self.pace.take() {
+        if self.bounds.pace.take() {
             Ok(place)
         } else {
             Err(said(StatusCode::TOO_MANY_REQUESTS, "this project asks its git remote too often; wait a little"))

@@ -4,6 +4,7 @@
 //! neighbours too (`app.git` and `app.git-other`): those are sent to their own address, without a credential. No redirect is followed.
 
 use std::{
+    error::Error,
     io,
     sync::{
         Arc,
@@ -18,10 +19,12 @@ use axum::{
     http::{HeaderMap, HeaderName, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use http_body_util::{BodyExt, Limited};
 use link::git::paths;
 use reqwest::Url;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     BODY_MAX, Door, Git, Said,
@@ -37,6 +40,8 @@ use crate::{refusal::Refusal, text};
 
 /// The longest time in which nothing moves.
 const SILENCE: Duration = Duration::from_mins(10);
+/// Pieces of an answer that wait for whoever reads it.
+const CHUNKS: usize = 8;
 
 /// What of a request's headers smart HTTP needs.
 const ASKED: [HeaderName; 4] =
@@ -144,29 +149,49 @@ async fn forward(door: &Door, remote: &WebRemote, service: Service, part: Part, 
         Err(trouble) => return end(used, trouble.outcome(), trouble.said(remote)).await.into_response(),
     };
     let (status, headers) = head(&answer);
-    let state = (answer.bytes_stream(), Some(used), place);
-    // The place is given back when the body has been read, or nobody wants it any more.
-    let body = futures_util::stream::unfold(state, |(mut answer, mut used, place)| async move {
-        let chunk = match tokio::time::timeout(SILENCE, answer.next()).await {
-            Ok(Some(Ok(chunk))) => {
-                let counter = used.as_ref()?.received();
-                counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                Ok(chunk)
-            }
-            Ok(Some(Err(error))) => {
-                drop(used.take()?);
-                Err(io::Error::other(error))
-            }
-            Err(_) => {
-                drop(used.take()?);
-                Err(io::ErrorKind::TimedOut.into())
-            }
+    let (chunks, passed) = mpsc::channel(CHUNKS);
+    // A task of its own: an answer that nobody reads must not keep its place for good.
+    door.git.tasks.spawn("git over the web", async move {
+        let last = match pass(answer.bytes_stream(), &chunks, &used.received()).await {
             // The end that nobody knows of is none.
-            Ok(None) => Err(io::Error::other(used.take()?.end(Outcome::Done).await.err()?)),
+            Ok(()) => used.end(Outcome::Done).await.map(|()| None).map_err(io::Error::other),
+            Err(error) => {
+                drop(used);
+                Err(error)
+            }
         };
-        Some((chunk, (answer, used, place)))
+        drop(timeout(SILENCE, chunks.send(last)).await);
+        drop(place);
     });
-    (status, headers, Body::from_stream(body)).into_response()
+    (status, headers, Body::from_stream(until_the_end(passed))).into_response()
+}
+
+/// Pieces of an answer, and its end: without that it was broken off.
+type Chunk = io::Result<Option<Bytes>>;
+
+/// Passes an answer on piece by piece, until it has ended or nothing has moved for too long.
+async fn pass<E: Error + Send + Sync + 'static>(
+    mut answer: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    chunks: &mpsc::Sender<Chunk>,
+    received: &AtomicU64,
+) -> io::Result<()> {
+    while let Some(chunk) = timeout(SILENCE, answer.next()).await? {
+        let chunk = chunk.map_err(io::Error::other)?;
+        received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        let heard = timeout(SILENCE, chunks.send(Ok(Some(chunk)))).await?;
+        heard.map_err(|_| io::ErrorKind::BrokenPipe)?;
+    }
+    Ok(())
+}
+
+fn until_the_end(passed: mpsc::Receiver<Chunk>) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    futures_util::stream::unfold(Some(passed), |passed| async move {
+        let mut passed = passed?;
+        match passed.recv().await.unwrap_or_else(|| Err(io::ErrorKind::BrokenPipe.into())) {
+            Ok(chunk) => chunk.map(|chunk| (Ok(chunk), Some(passed))),
+            Err(error) => Some((Err(error), None)),
+        }
+    })
 }
 
 async fn end(used: Use, outcome: Outcome, answer: Said) -> Said {
@@ -258,7 +283,40 @@ fn judged(answer: reqwest::Response, with_credential: bool) -> Result<reqwest::R
 
 #[cfg(test)]
 mod tests {
+    use futures_util::stream;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_reads_is_given_up() {
+        let (chunks, mut passed) = mpsc::channel(1);
+        let endless = stream::repeat_with(|| Ok::<_, io::Error>(Bytes::from_static(b"x")));
+        let received = AtomicU64::new(0);
+        let began = tokio::time::Instant::now();
+        let ended = pass(endless, &chunks, &received).await.expect_err("nobody reads");
+        assert_eq!((ended.kind(), began.elapsed(), received.into_inner()), (io::ErrorKind::TimedOut, SILENCE, 2));
+        passed.close();
+        let silent = stream::pending::<io::Result<Bytes>>();
+        let ended = pass(silent, &chunks, &AtomicU64::new(0)).await.expect_err("nothing comes");
+        assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+        let gone = pass(stream::iter([Ok::<_, io::Error>(Bytes::new())]), &chunks, &AtomicU64::new(0)).await;
+        assert_eq!(gone.expect_err("nobody is there").kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_its_end_is_broken_off() {
+        for (last, whole) in [(Some(Ok(None)), true), (Some(Err(io::ErrorKind::TimedOut.into())), false), (None, false)]
+        {
+            let (chunks, passed) = mpsc::channel(2);
+            chunks.send(Ok(Some(Bytes::from_static(b"x")))).await.expect("there is room");
+            if let Some(last) = last {
+                chunks.send(last).await.expect("there is room");
+            }
+            drop(chunks);
+            let heard: Vec<_> = until_the_end(passed).collect().await;
+            assert_eq!((heard.len() == 1, heard.last().is_some_and(Result::is_ok)), (whole, whole));
+        }
+    }
 
     #[test]
     fn exactly_the_services_of_the_repository_itself_pass() {

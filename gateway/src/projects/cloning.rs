@@ -1,7 +1,7 @@
-//! The clone of a new project: through a port of its own to the remote, each use journaled; watched, and given up when nothing
-//! comes any more. Submodules are fetched from inside the container, which has no credential.
+//! The clone of a new project: through a port of its own to the remote, in a process of its own, each use journaled; watched, and
+//! given up when nothing comes any more. Submodules are fetched from inside the container, which has no credential.
 
-use std::{path::Path, sync::atomic::Ordering, time::Duration};
+use std::{path::Path, time::Duration};
 
 use link::{SledClient, requests::CommandOutput};
 use tokio::sync::OwnedSemaphorePermit;
@@ -9,7 +9,8 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    repository::{self, Cloned, Doing, NotCloned, Watch},
+    clone::{Cloned, Doing, Failure, Limits, Order},
+    clone_worker::{Told, Worker},
     saga::Sagas,
     steps::Steps,
 };
@@ -23,12 +24,13 @@ use crate::{
     text,
 };
 
+/// Why there is no clone, for the audit and for people.
+type NotCloned = (Outcome, Refusal);
+
 /// How long a clone may bring nothing.
 const CLONE_SILENCE: Duration = Duration::from_mins(2);
 /// How long a clone may take in all.
 const CLONE_LONGEST: Duration = Duration::from_hours(2);
-/// How long a clone that is given up may take to notice.
-const CLONE_END: Duration = Duration::from_secs(10);
 
 impl Sagas {
     /// Clones, with the credential that there is for it.
@@ -40,16 +42,18 @@ impl Sagas {
         path: &Path,
         steps: &mut Steps<'_>,
     ) -> Result<Cloned, Refusal> {
-        let mut what = repository::Clone {
+        let mut order = Order {
             id,
             remote: remote.clone(),
             through: None,
             branch: ask.branch.clone(),
             depth: ask.depth,
+            into: path.to_owned(),
+            limits: Limits::default(),
         };
         let place = self.git.clone_place()?;
         if let Remote::Local(_) = remote {
-            return watched(what, path, None, place, steps).await.map_err(|(_, refusal)| refusal);
+            return watched(&order, None, place, steps).await.map_err(|(_, refusal)| refusal);
         }
         let used = self.git.audit.begin(id, (Service::Fetch, Part::Whole), remote.shown(), By::Clone).await?;
         let port = match self.git.clone_port(remote, &used).await {
@@ -59,8 +63,8 @@ impl Sagas {
                 return Err(refusal);
             }
         };
-        what.through = Some(port.address().to_owned());
-        let cloned = watched(what, path, Some(port), place, steps).await;
+        order.through = Some(port.address().to_owned());
+        let cloned = watched(&order, Some(port), place, steps).await;
         used.end(cloned.as_ref().map_or_else(|(outcome, _)| *outcome, |_| Outcome::Done)).await?;
         cloned.map_err(|(_, refusal)| refusal)
     }
@@ -85,64 +89,89 @@ fn is_told(have: usize, all: usize) -> bool {
     have == all || have.is_multiple_of(1000)
 }
 
-/// Clones on a thread of its own; given up when nothing comes any more, or soon after this future is dropped. A thread that
-/// takes longer to notice works in a folder that bears the project's id, and so can disturb nobody.
+/// Has a worker clone; given up when nothing comes any more, or when this future is dropped.
 async fn watched(
-    what: repository::Clone,
-    path: &Path,
+    order: &Order,
     port: Option<ClonePort>,
-    place: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
     steps: &mut Steps<'_>,
 ) -> Result<Cloned, NotCloned> {
-    struct CancelOnDrop(Watch);
-    impl Drop for CancelOnDrop {
-        fn drop(&mut self) {
-            self.0.cancelled.store(true, Ordering::Relaxed);
-        }
-    }
-    let (watch, path) = (Watch::default(), path.to_owned());
-    let cancelled = CancelOnDrop(watch.clone());
-    let (sender, mut progress) = tokio::sync::watch::channel(Doing::Waiting);
-    let mut cloning = tokio::task::spawn_blocking(move || {
-        // Given back when this thread ends, whoever still waits for it.
-        let _place = place;
-        repository::clone(&what, &path, &watch, |doing| {
-            sender.send_replace(doing);
-        })
-    });
+    let broken = |error| (Outcome::Failed, Refusal::internal("the clone broke off", error));
+    let mut worker = Worker::start(order).await.map_err(broken)?;
     let mut longest = std::pin::pin!(tokio::time::sleep(CLONE_LONGEST));
-    loop {
-        let refusal = tokio::select! {
-            cloned = &mut cloning => {
-                let cloned = cloned.unwrap_or_else(|error| {
-                    Err((Outcome::Failed, Refusal::internal("the clone broke off", error)))
-                });
-                return cloned.map_err(|known| port.and_then(|port| port.trouble()).unwrap_or(known));
-            }
-            Ok(()) = progress.changed() => {
-                match *progress.borrow_and_update() {
-                    Doing::Objects(have, all) if is_told(have, all) => steps.detail(format!("{have} of {all} objects")),
-                    Doing::Files(have, all) if is_told(have, all) => steps.detail(format!("{have} of {all} files")),
-                    Doing::Waiting | Doing::Objects(..) | Doing::Files(..) => {}
-                }
-                continue;
-            }
+    let ended = loop {
+        let told = tokio::select! {
+            told = worker.next() => told,
             () = &mut longest => {
                 let mins = CLONE_LONGEST.as_secs() / 60;
-                Refusal::unavailable(format!("the clone is given up: it took more than {mins} minutes"))
-                    .hint("Fewer commits may do: `--depth 1`.")
+                let refusal = Refusal::unavailable(format!("the clone is given up: it took more than {mins} minutes"));
+                break Err((Outcome::CutOff, refusal.hint("Fewer commits may do: `--depth 1`.")));
             }
             () = tokio::time::sleep(CLONE_SILENCE) => {
                 let secs = CLONE_SILENCE.as_secs();
-                Refusal::unavailable(format!("the clone is given up: nothing came for {secs} s"))
-                    .hint("Check the address, and that this host reaches it.")
+                let refusal = Refusal::unavailable(format!("the clone is given up: nothing came for {secs} s"));
+                break Err((Outcome::CutOff, refusal.hint("Check the address, and that this host reaches it.")));
             }
         };
-        drop(cancelled);
-        drop(port);
-        // What it does when it notices must not meet the undo; a thread that hangs longer does nothing more.
-        let ended = tokio::time::timeout(CLONE_END, &mut cloning).await;
-        warn!(ended = ended.is_ok(), "a clone is given up");
-        return Err((Outcome::CutOff, refusal));
+        match told {
+            Ok(Some(Told::Doing(Doing::Objects { have, all, .. }))) if is_told(have, all) => {
+                steps.detail(format!("{have} of {all} objects"));
+            }
+            Ok(Some(Told::Doing(Doing::Files { have, all }))) if is_told(have, all) => {
+                steps.detail(format!("{have} of {all} files"));
+            }
+            Ok(Some(Told::Doing(_))) => {}
+            Ok(Some(Told::Cloned(cloned))) => break Ok(cloned),
+            // What stands behind the port knows more of what went wrong there.
+            Ok(Some(Told::Failed(failure))) => {
+                let behind = port.as_ref().and_then(ClonePort::trouble);
+                break Err(behind.unwrap_or_else(|| refused(order, &failure)));
+            }
+            Ok(None) => {
+                let refusal = Refusal::unavailable(format!(
+                    "{} cannot be cloned: git broke down over it",
+                    text::code(&order.remote.shown())
+                ));
+                break Err((
+                    Outcome::Failed,
+                    refusal.hint("It may hold a file that is too large. Fewer commits may do: `--depth 1`."),
+                ));
+            }
+            Err(error) => break Err(broken(error)),
+        }
+    };
+    // Nothing of it is left when what it made is given away or removed.
+    if let Err(error) = worker.end().await {
+        warn!(%error, "the process of a clone could not be ended");
     }
+    ended
+}
+
+/// What people are told of a clone that failed, as far as libgit2 knows why.
+fn refused(order: &Order, failure: &Failure) -> NotCloned {
+    let shown = text::code(&order.remote.shown());
+    let said = |failure: &Failure| Refusal::internal(format!("{shown} cannot be cloned"), failure.clone());
+    let refusal = match failure {
+        Failure::TooMuch { limit, of } => Refusal::usage(format!("{shown} has more than {limit} {of}"))
+            .hint("It is not cloned. Fewer commits may do: `--depth 1`."),
+        Failure::Rewritten => Refusal::config(format!("your git configuration rewrites the address {shown}")).hint(
+            "Give the address that is meant, or take the `url.….insteadOf` that fits it out of this host's git configuration.",
+        ),
+        Failure::NoBranch => {
+            let branch = text::code(order.branch.as_deref().unwrap_or_default());
+            Refusal::usage(format!("{shown} has no branch {branch}"))
+                .hint("Check the branch, or leave `--branch` out for the repository's own default.")
+        }
+        Failure::Elsewhere => Refusal::usage(format!("the repository of {shown} lies elsewhere"))
+            .hint("Clone the repository that it belongs to."),
+        Failure::Borrowed => Refusal::usage(format!("{shown} borrows its objects from another repository"))
+            .hint("Repack it first: `git repack -ad` there, then remove `objects/info/alternates`."),
+        Failure::Strange(_) => said(failure).hint("A repository on this host is cloned when it holds files and folders alone."),
+        Failure::Connection(_) => {
+            let hint = "Check the address, and that this host reaches it; the same command tries it again.";
+            return (Outcome::Unreachable, said(failure).hint(hint));
+        }
+        Failure::Git(_) => said(failure).hint("Check the address; the same command tries it again."),
+    };
+    (Outcome::Failed, refusal)
 }

@@ -3,6 +3,8 @@
 //! [`Registry`] holds what the journal says of them. [`saga`] makes and removes them. Everything beneath is small
 //! and either pure or about one thing on the disk.
 
+pub mod clone;
+pub mod clone_worker;
 mod cloning;
 pub mod folder;
 pub mod keys;

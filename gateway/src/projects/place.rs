@@ -48,9 +48,16 @@ impl Taken {
     /// What a project takes from somebody who asks for another. The files of a deleted one stay, and who may use them
     /// does, too (SEC-4).
     pub fn by(project: &Project, asker: &Person, role: Role) -> Option<Self> {
+        let free = project.stage == Stage::Removed && project.admits(asker, role);
+        Self::once_by(project, asker, role).filter(|_| !free)
+    }
+
+    /// The same, but for good: what was once a project's folder may hold what its container left there, and is trusted with
+    /// nothing of the host.
+    pub fn once_by(project: &Project, asker: &Person, role: Role) -> Option<Self> {
         let spec = project.spec.as_ref()?;
         let whose = match (project.admits(asker, role), project.stage) {
-            (true, Stage::Removed) => return None,
+            (true, Stage::Removed) => format!("`{}`, a deleted project", spec.name),
             (false, Stage::Removed) => "a deleted project that was for its members alone".to_owned(),
             (true, _) => format!("project `{}`", spec.name),
             (false, _) => "another project".to_owned(),

@@ -15,10 +15,11 @@ use uuid::Uuid;
 
 use super::{
     Made, Owner, Project, ProjectEvent, Registry, Spec, Stage, Step,
+    clone::Cloned,
     cloning::fetch_submodules,
     folder, keys, name,
     place::{self, Found, Place},
-    repository::{self, Cloned},
+    repository,
     ssh_config::Doors,
     steps::{Steps, describe},
 };
@@ -205,9 +206,12 @@ impl Sagas {
         }
         let cpus = ask.cpus.map(check_cpus).transpose()?;
         let memory = ask.memory.as_deref().map(check_memory).transpose()?;
-        let rules = place::Rules { taken: taken(&self.registry, by, role), ..self.places.clone() };
-        let place = place::choose(&rules, &ask.name, ask.path.as_deref(), ask.adopt)?;
-        let remote = remote.map(|remote| repository::check(remote, &rules)).transpose()?;
+        let rules = |taking: Taking| place::Rules {
+            taken: taken(&self.registry, |project| taking(project, by, role)),
+            ..self.places.clone()
+        };
+        let place = place::choose(&rules(place::Taken::by), &ask.name, ask.path.as_deref(), ask.adopt)?;
+        let remote = remote.map(|remote| repository::check(remote, &rules(place::Taken::once_by))).transpose()?;
         // Nothing is begun that cannot end: without an engine there is no project.
         self.containers.check(cpus).await?;
         let spec = Spec {
@@ -437,8 +441,11 @@ impl Sagas {
 }
 
 /// The folders that are not for this person: of all projects that are there, and of those that were.
-fn taken(registry: &Registry, by: &Person, role: Role) -> Vec<place::Taken> {
-    registry.read(|projects| projects.values().filter_map(|loaded| place::Taken::by(&loaded.state, by, role)).collect())
+/// What a project takes from somebody who asks.
+type Taking = fn(&Project, &Person, Role) -> Option<place::Taken>;
+
+fn taken(registry: &Registry, taking: impl Fn(&Project) -> Option<place::Taken>) -> Vec<place::Taken> {
+    registry.read(|projects| projects.values().filter_map(|loaded| taking(&loaded.state)).collect())
 }
 
 /// The next free port after `last`, by our own register and by a look at the host.
@@ -503,10 +510,18 @@ mod tests {
         assert_eq!(registry.all(), []);
         let reopened = Registry::open(journal).await.expect("it opens again");
         for registry in [&registry, &reopened] {
-            assert_eq!(taken(registry, &ann, Role::Member), []);
-            assert_eq!(taken(registry, &bob, Role::Admin), []);
-            let of_bob: Vec<_> = taken(registry, &bob, Role::Member).into_iter().map(|taken| taken.path).collect();
-            assert_eq!(of_bob, [Path::new("/srv/closed")]);
+            let from = |taking: Taking, asker: &Person, role| {
+                let taken = taken(registry, |project| taking(project, asker, role));
+                taken.into_iter().map(|taken| taken.path.display().to_string()).collect::<Vec<_>>()
+            };
+            assert!(from(place::Taken::by, &ann, Role::Member).is_empty());
+            assert!(from(place::Taken::by, &bob, Role::Admin).is_empty());
+            assert_eq!(from(place::Taken::by, &bob, Role::Member), ["/srv/closed"]);
+            for (asker, role) in [(&ann, Role::Member), (&bob, Role::Admin)] {
+                let mut once = from(place::Taken::once_by, asker, role);
+                once.sort_unstable();
+                assert_eq!(once, ["/srv/closed", "/srv/open"], "what a container may have left is nobody's source");
+            }
         }
     }
 }
