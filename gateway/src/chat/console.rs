@@ -210,6 +210,10 @@ impl Surface for Console {
         Duration::from_millis(500)
     }
 
+    fn is_instant(&self) -> bool {
+        true
+    }
+
     fn health(&self) -> Result<(), String> {
         Ok(())
     }

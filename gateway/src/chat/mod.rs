@@ -306,6 +306,12 @@ pub trait Surface: Send + Sync + 'static {
     /// The shortest time between two edits of one message that this surface stands for long.
     fn edit_interval(&self) -> Duration;
 
+    /// Whether what is sent is there at once. Then the last of a draft is shown before the message that ends it, which it
+    /// does not hold up.
+    fn is_instant(&self) -> bool {
+        false
+    }
+
     /// Whether messages are being received; `Err` says in one fragment why not.
     fn health(&self) -> Result<(), String>;
 }

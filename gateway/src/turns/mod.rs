@@ -366,6 +366,13 @@ impl Turns {
             let posts: Vec<_> = posts.into_iter().collect();
             let Parts { sessions, watch, .. } = &this.inner.parts;
             let (posts, lasted) = (&posts, began.elapsed());
+            let surface = this.inner.parts.outbox.surface(session.room.surface);
+            let mut activity = Some(activity);
+            if surface.is_some_and(|surface| surface.is_instant())
+                && let Some(activity) = activity.take()
+            {
+                activity.close().await;
+            }
             let finished = this
                 .until_journaled("a turn ends", async || {
                     let count = watch.ending(session.project, id, lasted)?.into_iter().collect();
@@ -376,7 +383,12 @@ impl Turns {
                 watch.ended(session.project, id, told.ending, lasted);
             }
             this.inner.questions.forget(id);
-            let closing = tokio::time::timeout(SURFACE_PATIENCE, activity.close());
+            let close = async {
+                if let Some(activity) = activity {
+                    activity.close().await;
+                }
+            };
+            let closing = tokio::time::timeout(SURFACE_PATIENCE, close);
             if tokio::join!(closing, this.typing(&session, false)).0.is_err() {
                 debug!(turn = %id, "the progress of a turn is shown later than its end");
             }

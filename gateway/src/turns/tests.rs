@@ -485,15 +485,17 @@ async fn a_second_interruption_ends_the_turn_visibly() {
 
 #[tokio::test]
 async fn a_message_that_interrupts_begins_anew_with_all_that_is_not_answered() {
-    let silent = Router::new().route(paths::TURN_EVENTS, get(std::future::pending::<String>));
-    let first = accepting().merge(silent);
+    let (following, mut followed) = mpsc::unbounded_channel();
+    let silent = get(move || {
+        following.send(()).expect("the test waits");
+        std::future::pending::<String>()
+    });
+    let first = accepting().route(paths::TURN_EVENTS, silent);
     let (sled, mut prompts) = interrupted(finished("both"));
     let stopping = stopping(Outcome::Stopped { processes: 1, killed: false });
     let mut stage = Stage::new([Some(first), Some(stopping), Some(sled)]).await;
     stage.say("one", true).await;
-    while stage.turns.running() == 0 {
-        tokio::task::yield_now().await;
-    }
+    followed.recv().await.expect("the turn is followed");
     stage.say("two", true).await;
     let answer = stage.answer().await;
     assert_eq!((answer.markdown.as_str(), answer.answers), ("both", vec!["one".to_owned(), "two".to_owned()]));

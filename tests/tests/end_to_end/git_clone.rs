@@ -1,7 +1,10 @@
 //! `new project --git`: private repositories behind real servers, whatever is wrong with them, and whose name commits carry
 //! (PROJ-3, SEC-2). What git does inside a project afterwards is `git_inside`'s.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -82,6 +85,7 @@ async fn a_private_repository_is_cloned_with_its_credential_and_no_other() -> Re
     assert!(remote.contains(&url), "{remote}");
     let config = fs::read_to_string(home.project("app").join(".git/config"))?;
     assert!(config.contains(&url) && !config.contains("ann"), "the address has no credential:\n{config}");
+    assert_eq!(names_the_port(&home.project("app"))?, None);
 
     gateway.make("shallow", &format!("--git {url} --depth 1")).await?;
     let count = gateway.ask("!git rev-list --count HEAD").await?;
@@ -165,6 +169,7 @@ async fn an_ssh_repository_is_cloned_once_its_server_is_known_and_a_key_is_store
         store(&home, &secret, &server.key()?).await?;
         let made = gateway.make(project, &format!("--git {url}")).await?;
         assert_eq!(fs::read(home.project(project).join("README.md"))?, b"A heron.\n", "{made}");
+        assert_eq!(names_the_port(&home.project(project))?, None);
     }
 
     // Somebody else answers under the name of the one that is known.
@@ -271,6 +276,22 @@ async fn a_command_with_a_credential_in_it_is_refused_and_taken_out_of_the_room(
     scene.hear(&last, "first").await?;
     assert!(!scene.ann.is_redacted(&scene.room, &prose) && !scene.ann.is_redacted(&scene.room, &kept), "they stay");
     gateway.stop().await.map(drop)
+}
+
+/// The first file of the repository that tells of the port through which the gateway cloned it.
+fn names_the_port(project: &Path) -> Result<Option<PathBuf>> {
+    let mut folders = vec![project.join(".git")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if fs::read(&path)?.windows(7).any(|part| part == b"/clone-") {
+                return Ok(Some(path));
+            }
+        }
+    }
+    Ok(None)
 }
 
 fn owned(home: &Home, path: &Path) -> Result<bool> {

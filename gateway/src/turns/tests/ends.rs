@@ -66,3 +66,63 @@ async fn a_fault_of_our_own_ends_its_turn_visibly_and_the_session_goes_on() {
         assert!(stage.left().await.unfinished.is_empty());
     }
 }
+
+/// A surface that shows at once what it is given, and stands for one edit an hour.
+struct Printer(UnboundedSender<String>);
+
+impl Surface for Printer {
+    fn kind(&self) -> SurfaceKind {
+        SurfaceKind::Console
+    }
+    fn send<'a>(&'a self, _: &'a Room, message: &'a Outbound) -> BoxFuture<'a, Result<String, SendError>> {
+        self.0.send(message.markdown.clone()).ok();
+        async { Ok("event".to_owned()) }.boxed()
+    }
+    fn edit<'a>(&'a self, _: &'a Room, _: &'a str, message: &'a Outbound) -> BoxFuture<'a, Result<(), SendError>> {
+        self.0.send(message.markdown.clone()).ok();
+        async { Ok(()) }.boxed()
+    }
+    fn find<'a>(&'a self, _: &'a Room, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Option<String>, SendError>> {
+        async { Ok(None) }.boxed()
+    }
+    fn mark(&self, _: &Room, _: &str, _: Mark) {}
+    fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {
+        async {}.boxed()
+    }
+    fn edit_interval(&self) -> Duration {
+        Duration::from_hours(1)
+    }
+    fn is_instant(&self) -> bool {
+        true
+    }
+    fn health(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn where_telling_takes_no_time_the_last_tool_call_is_told_before_the_answer() {
+    let called = |seq, name: &str| record(seq, TurnEvent::ToolCalled { name: name.into(), summary: "x".into() });
+    let (first, rest) =
+        (called(1, "Write"), [called(2, "Bash"), ended(3, Outcome::Answered { text: "done".into() })].concat());
+    let (go_on, going) = oneshot::channel::<()>();
+    let going = Arc::new(Mutex::new(Some(going)));
+    let following = get(move || {
+        let going = going.lock().expect("no test panics holding it").take().expect("it is read once");
+        let rest = rest.clone();
+        let later = async move {
+            going.await.expect("the test tells when");
+            Ok::<_, std::convert::Infallible>(rest)
+        };
+        let lines = futures_util::stream::iter([Ok(first.clone())]).chain(futures_util::stream::once(later));
+        async move { axum::body::Body::from_stream(lines) }
+    });
+    let stage = Stage::new([Some(accepting().route(paths::TURN_EVENTS, following))]).await;
+    let (sender, mut printed) = mpsc::unbounded_channel();
+    stage.outbox.add(Arc::new(Printer(sender)));
+    stage.say("hello", false).await;
+    assert_eq!(printed.recv().await.as_deref(), Some("· Write `x`"));
+    go_on.send(()).expect("the sled waits");
+    assert_eq!(printed.recv().await.as_deref(), Some("· Write `x`\n· Bash `x`"));
+    assert_eq!(printed.recv().await.as_deref(), Some("done"));
+}
