@@ -534,7 +534,7 @@ pub enum RefusalKind {
     UnknownTurn,
     /// The turn has asked no such question.
     UnknownPermission,
-    /// Another turn runs in this project; one at a time.
+    /// Another turn runs in this project, one at a time; or the sled is ending, and takes none.
     Busy,
     /// The same turn id came with another request.
     Mismatch,

@@ -127,10 +127,11 @@ impl Turns {
                     {
                         return Ok(Outcome::Interrupted);
                     }
-                    Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Busy => {
-                        return Err(Refusal::unavailable("the node works on something else and does not stop it")
-                            .hint("Write again in a while; `doctor` may tell more."));
-                    }
+                    // A sled that ends says so, too, until it is gone: the turn that it has interrupted goes to the next one.
+                    Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Busy => Refusal::unavailable(
+                        "the node takes no turn: it is ending, or works on something else and does not stop it",
+                    )
+                    .hint("Write again in a while; `doctor` may tell more."),
                     Err(error) if request.is_some() => {
                         return Err(Refusal::internal("the node did not take the message", error));
                     }

@@ -483,6 +483,36 @@ async fn a_second_interruption_ends_the_turn_visibly() {
     assert_eq!(stage.endings(), [Ending::Interrupted]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_interrupted_turn_waits_for_its_sled_to_be_gone_and_goes_on_in_the_next() {
+    let status = NodeStatus {
+        version: String::new(),
+        uptime_secs: 0,
+        turn: None,
+        branch: None,
+        dirty: 0,
+        dirty_files: Vec::new(),
+    };
+    // It has ended its turn, takes no other, and its link is still open.
+    let ending =
+        events(ended(1, Outcome::Interrupted)).route(paths::STATUS, get(move || async move { Json(status) })).route(
+            paths::TURN,
+            put(|Json(request): Json<TurnRequest>| async move {
+                if request.attempt == 1 {
+                    Json(Accepted { already: false }).into_response()
+                } else {
+                    refused(RefusalKind::Busy).into_response()
+                }
+            }),
+        );
+    let next = accepting().merge(events(ended(2, Outcome::Answered { text: "done".into() })));
+    let sleds = std::iter::repeat_n(Some(ending), 8).chain([None, Some(next)]);
+    let mut stage = Stage::new(sleds).await;
+    stage.say("hello", false).await;
+    assert_eq!(stage.answer().await.markdown, "done");
+    assert_eq!((stage.endings(), stage.killed()), (vec![Ending::Answered], 0));
+}
+
 #[tokio::test]
 async fn a_message_that_interrupts_begins_anew_with_all_that_is_not_answered() {
     let (following, mut followed) = mpsc::unbounded_channel();
