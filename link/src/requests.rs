@@ -314,7 +314,8 @@ pub struct Usage {
     pub cost_usd: Option<f64>,
 }
 
-/// Body of `POST /v1/turns/{id}/stop`; the answer is the turn's [`Outcome`], given when its processes are gone.
+/// Body of `POST /v1/turns/{id}/stop`; the answer is the turn's [`Outcome`], given when its processes are gone. An attempt that is handed
+/// over only after its stop is accepted and has ended, as [`Outcome::Stopped`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopRequest {
     /// How long the processes have between being asked and being killed, in milliseconds.

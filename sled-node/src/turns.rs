@@ -4,8 +4,9 @@
 
 mod recorded;
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -44,6 +45,10 @@ const HOLD_LIMIT: Duration = Duration::from_secs(1);
 /// How long after a turn's end its people's words are erased, together with those of others that ended meanwhile.
 const PROMPTS_STAY: Duration = Duration::from_secs(10);
 
+/// Of how many attempts that are to be stopped before they come the sled remembers that: a hand-over that its stop has overtaken
+/// comes soon after it, or never.
+const OVERTAKEN_MAX: usize = 64;
+
 /// Where turns run.
 #[derive(Clone)]
 pub struct Site {
@@ -73,6 +78,9 @@ struct Shared {
     site: Site,
     /// The turn that runs. Held while a turn begins or its end is stored, so that nobody sees it half-way.
     now: Mutex<Now>,
+    /// Attempts that were stopped before they were handed over, oldest first. Whoever stopped them has told so, and nobody waits
+    /// for what they would do.
+    overtaken: std::sync::Mutex<VecDeque<(Uuid, u32)>>,
     /// Held for writing while the files are recorded before a turn whose agent can do nothing without the model.
     model_gate: Gate,
     /// Told when a turn has ended.
@@ -114,6 +122,7 @@ impl Turns {
                 actor,
                 site,
                 now,
+                overtaken: std::sync::Mutex::default(),
                 model_gate: Gate::default(),
                 ended,
                 tasks: TaskTracker::new(),
@@ -134,7 +143,8 @@ impl Turns {
         self.shared.tasks.spawn(self.shared.clone().begin(id, request)).await.map_err(internal)?
     }
 
-    /// Ends a turn and says how it ended, when its processes are gone; one that had ended before is only told of.
+    /// Ends a turn and says how it ended, when its processes are gone; one that had ended before is only told of. Its hand-over may
+    /// be on its way yet, and is ended when it comes.
     pub async fn stop(&self, id: Uuid, grace: Duration) -> Result<Outcome, Refusal> {
         let now = self.shared.now.lock().await;
         if let Now::Running(running) = &*now
@@ -147,7 +157,11 @@ impl Turns {
             let ended = outcome.wait_for(Option::is_some).await.map_err(internal)?;
             return ended.clone().ok_or_else(|| internal("a turn ended without an outcome"));
         }
-        match self.shared.load(&now, id).await?.state {
+        let turn = self.shared.load(&now, id).await?.state;
+        if let Some(attempt) = next_attempt(&turn) {
+            self.shared.expect_overtaken(id, attempt);
+        }
+        match turn {
             Turn { outcome: Some(outcome), .. } => outcome.whole(&self.shared.journal).await.map_err(internal),
             Turn { request: None, .. } => Err(unknown(id)),
             Turn { .. } => Err(internal("the sled is shutting down and ends this turn itself")),
@@ -306,8 +320,7 @@ impl Shared {
             return Ok(Accepted { already: true });
         }
         match &known.state {
-            Turn { request: Some(before), outcome: Some(Apart { rest: Outcome::Interrupted, .. }), .. }
-                if before.rest.attempt.checked_add(1) == Some(request.attempt) => {}
+            Turn { request: Some(_), .. } if next_attempt(&known.state) == Some(request.attempt) => {}
             Turn { request: Some(_), .. } => {
                 return Err(refusal(RefusalKind::Mismatch, "this turn was handed over before with another request"));
             }
@@ -324,7 +337,16 @@ impl Shared {
             Now::ShuttingDown => return Err(refusal(RefusalKind::Busy, "the sled is shutting down")),
         }
         let (journal, actor) = (self.journal.clone(), self.actor.clone());
-        let recorder = Recorder::accept(journal, actor, id, known.version, request.clone()).await.map_err(internal)?;
+        let accepting = Recorder::accept(journal, actor, id, known.version, request.clone());
+        let mut recorder = accepting.await.map_err(internal)?;
+        if self.was_overtaken(id, request.attempt) {
+            tracing::info!(turn = %id, "a turn is not begun: its stop came before it");
+            let stopped = Outcome::Stopped { processes: 0, killed: false };
+            // If it cannot be stored, whoever asks for the turn next stores it as interrupted.
+            recorder.finish(stopped, None).await.map_err(internal)?;
+            self.ended.notify_one();
+            return Ok(Accepted { already: false });
+        }
         let ((stops, stopped), (answers, answered)) = (mpsc::channel(4), mpsc::channel(4));
         let (ended, outcome) = watch::channel(None);
         *now = Now::Running(Running { id, since: Instant::now(), stops, answers, outcome });
@@ -354,6 +376,21 @@ impl Shared {
             .map_err(internal)?;
         self.ended.notify_one();
         self.journal.load(&stream).await.map_err(internal)
+    }
+
+    /// Notes that an attempt is to end when it comes. Held with `now`, as its counterpart, so that neither misses the other.
+    fn expect_overtaken(&self, id: Uuid, attempt: u32) {
+        let mut overtaken = self.overtaken.lock().unwrap_or_else(PoisonError::into_inner);
+        overtaken.retain(|known| *known != (id, attempt));
+        overtaken.push_back((id, attempt));
+        let over = overtaken.len().saturating_sub(OVERTAKEN_MAX);
+        overtaken.drain(..over);
+    }
+
+    /// Whether an attempt was stopped before it came.
+    fn was_overtaken(&self, id: Uuid, attempt: u32) -> bool {
+        let overtaken = self.overtaken.lock().unwrap_or_else(PoisonError::into_inner);
+        overtaken.contains(&(id, attempt))
     }
 
     /// Refuses what must not be done while a turn runs.
@@ -414,6 +451,17 @@ impl Shared {
             };
             held.after(id, limit).await;
         }
+    }
+}
+
+/// The number of the attempt that may follow; `None` where none may.
+fn next_attempt(turn: &Turn) -> Option<u32> {
+    match turn {
+        Turn { request: None, .. } => Some(1),
+        Turn { request: Some(last), outcome: Some(Apart { rest: Outcome::Interrupted, .. }), .. } => {
+            last.rest.attempt.checked_add(1)
+        }
+        Turn { request: Some(_), .. } => None,
     }
 }
 

@@ -282,7 +282,7 @@ impl Turns {
             return Ok(not_begun);
         }
         let project = turn.session.project;
-        // A hand-over that hangs on a sick link cannot hold the stop up.
+        // A hand-over that hangs on a sick link cannot hold the stop up. The sled ends it when it comes after all.
         drop(tokio::time::timeout(HANDING_PATIENCE, turn.handing.lock()).await);
         let why = match tokio::time::timeout(STOP_MARGIN, self.inner.parts.nodes.sled(project)).await {
             Ok(Ok(sled)) => match self.end_turn(&sled.patience(STOP_MARGIN), turn.id).await {

@@ -175,7 +175,7 @@ struct Turn {
     memory: AgentSession,
     activity: Progress,
     cancel: CancellationToken,
-    /// Held while the turn is being handed over: a stop must not overtake that.
+    /// Held while the turn is being handed over: a stop that overtakes that finds nothing to end.
     handing: Arc<tokio::sync::Mutex<()>>,
     began: Instant,
 }

@@ -106,6 +106,44 @@ async fn a_turn_that_was_accepted_and_does_not_run_is_interrupted_whoever_asks()
 }
 
 #[tokio::test]
+async fn a_turn_that_its_stop_has_overtaken_does_not_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let turns = turns(folder.path()).await;
+    let stopped = Outcome::Stopped { processes: 0, killed: false };
+    let id = Uuid::from_u128(1);
+    for _ in 0..2 {
+        assert_eq!(turns.stop(id, Duration::ZERO).await.unwrap_err().kind, RefusalKind::UnknownTurn);
+    }
+    assert!(!turns.put(id, request()).await.unwrap().already);
+    assert_eq!(turns.running().await, None);
+    assert_eq!(end(&turns, id).await, stopped);
+    assert!(turns.put(id, request()).await.unwrap().already);
+
+    // The same of a second attempt, whose stop finds the end of the first.
+    let id = Uuid::from_u128(2);
+    let recorder = Recorder::accept(turns.shared.journal.clone(), turns.shared.actor.clone(), id, 0, request()).await;
+    recorder.unwrap().finish(Outcome::Interrupted, None).await.unwrap();
+    assert_eq!(turns.stop(id, Duration::ZERO).await.unwrap(), Outcome::Interrupted);
+    turns.put(id, TurnRequest { attempt: 2, ..request() }).await.unwrap();
+    assert_eq!(turns.stop(id, Duration::ZERO).await.unwrap(), stopped);
+
+    // What a later gateway decides anew is another attempt, and runs.
+    let id = Uuid::from_u128(3);
+    turns.stop(id, Duration::ZERO).await.unwrap_err();
+    turns.put(id, TurnRequest { attempt: 2, ..request() }).await.unwrap();
+    assert!(matches!(end(&turns, id).await, Outcome::Failed { .. }));
+
+    // However many there are, what is kept of them is bounded; the latest are what matters.
+    for id in 10..10 + 2 * OVERTAKEN_MAX as u128 {
+        turns.stop(Uuid::from_u128(id), Duration::ZERO).await.unwrap_err();
+    }
+    assert_eq!(turns.shared.overtaken.lock().unwrap().len(), OVERTAKEN_MAX);
+    let last = Uuid::from_u128(9 + 2 * OVERTAKEN_MAX as u128);
+    turns.put(last, request()).await.unwrap();
+    assert_eq!(end(&turns, last).await, stopped);
+}
+
+#[tokio::test]
 async fn what_people_said_is_forgotten_soon_after() {
     let folder = tempfile::tempdir().unwrap();
     let turns = turns(folder.path()).await;
