@@ -9,7 +9,7 @@ use link::{
     CallError, SledClient,
     requests::{Outcome, Permissions, Refusal as Refused, RefusalKind, TurnEvent, TurnRequest},
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -27,12 +27,15 @@ const STOP_MARGIN: Duration = Duration::from_secs(5);
 const HANDING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long ending a turn's container is tried, when its sled does not end the turn.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
-/// How often the node is tried again without any progress: the waits between come to about two minutes.
+/// How often the node is tried again without having been reached: the waits between come to about two minutes.
 const RETRIES: u32 = 30;
 /// The first wait between two tries; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The longest wait between two tries.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How long a turn's events must have been read for that the node counts as reached, though nothing was said. It is more than
+/// opening them may take.
+const STEADY: Duration = Duration::from_secs(30);
 /// The first version of the link whose sleds ask for leave.
 const ASKS: u32 = 2;
 /// After so many tries, about three seconds, people are told what is waited for.
@@ -178,7 +181,13 @@ impl Turns {
             reading.backoff = Backoff::default();
         }
         self.convey_decided(turn, sled).await;
-        self.read(sled, turn, reading).await
+        let began = Instant::now();
+        let read = self.read(sled, turn, reading).await;
+        // An agent may work for hours without a word: links that break meanwhile do not add up.
+        if began.elapsed() >= STEADY {
+            reading.backoff = Backoff::default();
+        }
+        read
     }
 
     /// Hands the attempt over, in a task of its own: it is not broken off half-way when somebody stops the turn meanwhile.

@@ -513,6 +513,30 @@ async fn an_interrupted_turn_waits_for_its_sled_to_be_gone_and_goes_on_in_the_ne
     assert_eq!((stage.endings(), stage.killed()), (vec![Ending::Answered], 0));
 }
 
+/// A sled that says nothing of its turn for so long, and then breaks off.
+fn breaking(after: Duration) -> Router {
+    let said = move || async move {
+        let silence = async move {
+            tokio::time::sleep(after).await;
+            Ok::<_, std::io::Error>(String::new())
+        };
+        axum::body::Body::from_stream(futures_util::stream::once(silence))
+    };
+    Router::new().route(paths::TURN_EVENTS, get(said))
+}
+
+#[tokio::test(start_paused = true)]
+async fn links_that_break_add_up_only_while_the_node_is_not_really_reached() {
+    for (lasts, told) in [(60, "done"), (20, "⚠ The link to the node broke again and again")] {
+        let breaking = || breaking(Duration::from_secs(lasts));
+        let sleds = std::iter::once(accepting().merge(breaking())).chain(std::iter::repeat_with(breaking).take(40));
+        let mut stage = Stage::new(sleds.chain([events(finished("done"))]).map(Some)).await;
+        stage.say("hello", false).await;
+        let answer = stage.answer().await;
+        assert!(answer.markdown.starts_with(told), "{lasts}: {}", answer.markdown);
+    }
+}
+
 #[tokio::test]
 async fn a_message_that_interrupts_begins_anew_with_all_that_is_not_answered() {
     let (following, mut followed) = mpsc::unbounded_channel();
