@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 use uuid::{ContextV7, Uuid};
 
 use crate::{Append, AppendError, Appended, Recorded, StreamId, store, texts};
@@ -100,12 +100,8 @@ impl Stamped<'_> {
 fn repeated(connection: &Connection, appends: &[Append]) -> Result<Option<Vec<Appended>>, AppendError> {
     for append in appends {
         let Some(key) = &append.key else { continue };
-        let used: Option<(u64, u64)> = connection
-            .prepare_cached("SELECT first_position, last_position FROM keys WHERE key = ?1")?
-            .query_row((key,), |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
-        let Some((first, last)) = used else { continue };
-        let stored = store::events_between(connection, first, last)?;
+        let Some(stored) = store::events_of_key(connection, key)? else { continue };
+        let first = stored.first().map_or(0, |event| event.position);
         return match split_as(appends, stored) {
             Some(outcomes) => Ok(Some(outcomes)),
             None => Err(AppendError::KeyReused { key: key.clone(), stream: append.stream.clone(), position: first }),

@@ -155,6 +155,25 @@ impl Journal {
         self.run(move |connection| store::last_events(connection, &kind)).await
     }
 
+    /// The last event of each stream of a kind that has one after a position, by their positions.
+    /// Costs as much as was appended since, to whatever streams, and the same however many there are.
+    ///
+    /// # Errors
+    /// As [`Journal::read`].
+    pub async fn last_events_after(&self, kind: &str, after_position: u64) -> Result<Vec<Recorded>, ReadError> {
+        let kind = kind.to_owned();
+        self.run(move |connection| store::last_events_after(connection, &kind, after_position)).await
+    }
+
+    /// The events of the transaction in which a key was used ([`Append::key`]); none when it was not.
+    ///
+    /// # Errors
+    /// As [`Journal::read`].
+    pub async fn events_of_key(&self, key: &str) -> Result<Vec<Recorded>, ReadError> {
+        let key = key.to_owned();
+        self.run(move |connection| Ok(store::events_of_key(connection, &key)?.unwrap_or_default())).await
+    }
+
     /// Opens a journal that may belong to another process which is running: to look at it, never
     /// to change it.
     ///

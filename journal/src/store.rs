@@ -145,6 +145,13 @@ const LAST_EVENTS: &str = select_events!(
      WHERE s.kind = ?1 ORDER BY s.id"
 );
 
+/// The `+` keeps `SQLite` from going through the streams of the kind: there may be many, and little that is new.
+const LAST_EVENTS_AFTER: &str = select_events!(
+    "WHERE e.position > ?2 AND +s.kind = ?1
+       AND e.version = (SELECT max(version) FROM events l WHERE l.stream = e.stream)
+     ORDER BY e.position"
+);
+
 const ALL_EVENTS: &str = select_events!("WHERE e.position > ?1 ORDER BY e.position");
 
 /// Shows `visit` the events of one stream after a version, in order, until it breaks off.
@@ -181,12 +188,17 @@ pub(crate) fn visit_kind(
 
 /// The last event of each stream of a kind, sorted by the streams' ids.
 pub(crate) fn last_events(connection: &Connection, kind: &str) -> Result<Vec<Recorded>, ReadError> {
-    let mut events = Vec::new();
-    visit_events(connection, LAST_EVENTS, (kind,), |event| {
-        events.push(event);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(events)
+    gather(connection, LAST_EVENTS, (kind,))
+}
+
+/// The last event of each stream of a kind that has one after a position, in order.
+pub(crate) fn last_events_after(
+    connection: &Connection,
+    kind: &str,
+    after_position: u64,
+) -> Result<Vec<Recorded>, ReadError> {
+    let after_position = i64::try_from(after_position).unwrap_or(i64::MAX);
+    gather(connection, LAST_EVENTS_AFTER, (kind, after_position))
 }
 
 /// Shows `visit` the events of all streams after a position, in order, until it breaks off.
@@ -205,9 +217,22 @@ pub(crate) fn events_between(
     first_position: u64,
     last_position: u64,
 ) -> Result<Vec<Recorded>, ReadError> {
-    let mut events = Vec::new();
     let sql = select_events!("WHERE e.position BETWEEN ?1 AND ?2 ORDER BY e.position");
-    visit_events(connection, sql, (first_position, last_position), |event| {
+    gather(connection, sql, (first_position, last_position))
+}
+
+/// The events of the transaction that a key was used in, if it was.
+pub(crate) fn events_of_key(connection: &Connection, key: &str) -> Result<Option<Vec<Recorded>>, ReadError> {
+    let used: Option<(u64, u64)> = connection
+        .prepare_cached("SELECT first_position, last_position FROM keys WHERE key = ?1")?
+        .query_row((key,), |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    used.map(|(first, last)| events_between(connection, first, last)).transpose()
+}
+
+fn gather(connection: &Connection, sql: &str, params: impl Params) -> Result<Vec<Recorded>, ReadError> {
+    let mut events = Vec::new();
+    visit_events(connection, sql, params, |event| {
         events.push(event);
         Ok(ControlFlow::Continue(()))
     })?;
@@ -323,12 +348,18 @@ mod tests {
     fn events_are_found_by_an_index_and_come_in_its_order() {
         let folder = tempfile::tempdir().unwrap();
         let writer = open_writer(&folder.path().join("journal.db")).unwrap();
-        let plans = [LAST_EVENTS, ALL_EVENTS, STREAM_EVENTS, TAIL_EVENTS].map(|sql| plan(&writer, sql));
+        let all = [LAST_EVENTS, LAST_EVENTS_AFTER, ALL_EVENTS, STREAM_EVENTS, TAIL_EVENTS];
+        let plans = all.map(|sql| plan(&writer, sql));
         insta::assert_snapshot!(plans.join("\n\n"), @"
         SEARCH s USING COVERING INDEX sqlite_autoindex_streams_1 (kind=?)
         SEARCH e USING INDEX sqlite_autoindex_events_1 (stream=? AND version=?)
         CORRELATED SCALAR SUBQUERY 1
         SEARCH l USING COVERING INDEX sqlite_autoindex_events_1 (stream=?)
+
+        SEARCH e USING INTEGER PRIMARY KEY (rowid>?)
+        CORRELATED SCALAR SUBQUERY 1
+        SEARCH l USING COVERING INDEX sqlite_autoindex_events_1 (stream=?)
+        SEARCH s USING INTEGER PRIMARY KEY (rowid=?)
 
         SEARCH e USING INTEGER PRIMARY KEY (rowid>?)
         SEARCH s USING INTEGER PRIMARY KEY (rowid=?)

@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::fixture::{Counter, CounterEvent, OnDisk, added, append, counter};
+use crate::fixture::{Counter, CounterEvent, OnDisk, added, append, counter, keyed};
 
 /// What a history does to one of a few streams.
 #[derive(Clone, Debug)]
@@ -195,4 +195,39 @@ async fn the_last_event_of_each_stream_of_a_kind() {
         .collect();
     let expected = [("a", 5, 10), ("b", 3, 3), ("c", 2, 6)];
     assert_eq!(last, expected.map(|(id, version, position)| (id.to_owned(), version, position)));
+}
+
+#[tokio::test]
+async fn the_last_event_of_each_stream_that_has_a_new_one() {
+    let disk = OnDisk::new();
+    for (stream, events) in [("b", 3), ("a", 1), ("c", 2), ("a", 4)] {
+        let events: Vec<_> = (0..events).map(added).collect();
+        disk.journal.append(append(&counter(stream), Expected::Any, &events)).await.unwrap();
+    }
+    let other = journal::StreamId::new("counters", "a");
+    disk.journal.append(append(&other, Expected::Any, &[added(1)])).await.unwrap();
+    let last = async |after| {
+        let last = disk.journal.last_events_after("counter", after).await.unwrap();
+        last.into_iter().map(|event| (event.stream.id, event.version, event.position)).collect::<Vec<_>>()
+    };
+    let expected = [("b", 3, 3), ("c", 2, 6), ("a", 5, 10)].map(|(id, version, at)| (id.to_owned(), version, at));
+    assert_eq!(last(0).await, expected);
+    assert_eq!(last(2).await, expected);
+    assert_eq!(last(3).await, expected[1..]);
+    assert_eq!(last(9).await, expected[2..]);
+    assert!(last(10).await.is_empty());
+    assert!(last(u64::MAX).await.is_empty());
+}
+
+#[tokio::test]
+async fn the_events_of_a_keys_transaction() {
+    let disk = OnDisk::new();
+    disk.journal.append(append(&counter("a"), Expected::Any, &[added(1)])).await.unwrap();
+    let one = keyed("one", append(&counter("a"), Expected::Any, &[added(2), added(3)]));
+    let more = append(&counter("b"), Expected::Any, &[added(4)]);
+    disk.journal.append_all(vec![one, more]).await.unwrap();
+    disk.journal.append(append(&counter("a"), Expected::Any, &[added(5)])).await.unwrap();
+    let of_key = disk.journal.events_of_key("one").await.unwrap();
+    assert_eq!(of_key.iter().map(|event| event.position).collect::<Vec<_>>(), [2, 3, 4]);
+    assert!(disk.journal.events_of_key("another").await.unwrap().is_empty());
 }
