@@ -36,20 +36,32 @@ impl DomainEvent for Forgotten {
     }
 }
 
-/// Erases what people said in turns that have ended since this was last done, also under an earlier sled. Returns how many texts.
-pub async fn erase_prompts(journal: &Journal, actor: &Actor) -> anyhow::Result<u64> {
+/// Up to which position of the journal people's words were erased, also by earlier sleds. Every turn whose last event lies there is over.
+pub async fn erased_up_to(journal: &Journal) -> anyhow::Result<u64> {
     let mut erased_up_to = 0;
     for last in journal.last_events(STREAM).await? {
         if let Decoded::Known(Forgotten::Prompts { up_to }) = last.decode()? {
             erased_up_to = up_to;
         }
     }
-    let (mut prompts, mut up_to) = (Vec::new(), erased_up_to);
-    for last in journal.last_events(record::STREAM).await? {
-        if last.position <= erased_up_to || !record::has_ended(&last)? {
+    Ok(erased_up_to)
+}
+
+/// Erases what people said in turns that have ended since this was last done, also under an earlier sled. Returns how many texts.
+///
+/// Reads what is new alone: it is done after every turn, and journals grow for years.
+pub async fn erase_prompts(journal: &Journal, actor: &Actor) -> anyhow::Result<u64> {
+    let erased_up_to = erased_up_to(journal).await?;
+    let (mut prompts, mut up_to, mut lives) = (Vec::new(), erased_up_to, false);
+    for last in journal.last_events_after(record::STREAM, erased_up_to).await? {
+        if !record::has_ended(&last)? {
+            // What follows is looked at again, so that this turn is not passed over when it ends without a further word.
+            lives = true;
             continue;
         }
-        up_to = up_to.max(last.position);
+        if !lives {
+            up_to = last.position;
+        }
         let events = journal.read(&last.stream, 0).await?;
         // What follows is of an attempt that has begun since.
         for recorded in events.into_iter().take_while(|recorded| recorded.version <= last.version) {
@@ -58,13 +70,14 @@ pub async fn erase_prompts(journal: &Journal, actor: &Actor) -> anyhow::Result<u
             }
         }
     }
-    if up_to == erased_up_to {
-        return Ok(0);
+    let erased = if prompts.is_empty() { 0 } else { journal.erase(prompts).await? };
+    if up_to > erased_up_to {
+        let events = vec![NewEvent::encode(&Forgotten::Prompts { up_to })?];
+        let (stream, actor) = (StreamId::new(STREAM, "erased"), actor.clone());
+        journal
+            .append(Append { stream, expected: Expected::Any, events, key: None, actor, cause: Cause::None })
+            .await?;
     }
-    let erased = journal.erase(prompts).await?;
-    let events = vec![NewEvent::encode(&Forgotten::Prompts { up_to })?];
-    let (stream, actor) = (StreamId::new(STREAM, "erased"), actor.clone());
-    journal.append(Append { stream, expected: Expected::Any, events, key: None, actor, cause: Cause::None }).await?;
     Ok(erased)
 }
 
@@ -155,5 +168,26 @@ mod tests {
         again.finish(answered(), None).await.unwrap();
         assert_eq!(turns.forget().await, 1);
         assert_eq!(turns.read(2).await, [FORGOTTEN, FORGOTTEN, "answer"]);
+    }
+
+    #[tokio::test]
+    async fn what_was_forgotten_is_not_read_again_and_a_turn_that_lives_is_not_passed_over() {
+        let turns = Turns::new();
+        let up_to = async || erased_up_to(&turns.journal).await.unwrap();
+        turns.begin(1, 1, 0).await.finish(answered(), None).await.unwrap();
+        assert_eq!((turns.forget().await, up_to().await), (1, 2));
+        // It lives as long as nobody asks for it: its beginning seemed to fail.
+        let mut left = turns.begin(2, 1, 0).await;
+        turns.begin(3, 1, 0).await.finish(answered(), None).await.unwrap();
+        assert_eq!((turns.forget().await, up_to().await), (1, 2));
+        assert_eq!(
+            (turns.read(2).await, turns.read(3).await.remove(0)),
+            (vec!["prompt of attempt 1".to_owned()], FORGOTTEN.to_owned())
+        );
+        assert_eq!(turns.forget().await, 0);
+        left.finish(answered(), None).await.unwrap();
+        assert_eq!((turns.forget().await, up_to().await), (1, 7));
+        assert_eq!(turns.read(2).await, [FORGOTTEN, "answer"]);
+        assert_eq!(turns.forget().await, 0);
     }
 }

@@ -106,7 +106,9 @@ impl Turns {
     /// The turns of `journal`. Those that an earlier sled did not finish are stored as interrupted (DUR-6): nothing of them lives any more.
     pub async fn open(journal: Journal, project: String, site: Site) -> anyhow::Result<Self> {
         let actor = Actor::Sled(project);
-        for last in journal.last_events(record::STREAM).await? {
+        // Those before are over, and a journal may hold years of them. One that was written otherwise is found when it is asked for.
+        let over_up_to = forgetting::erased_up_to(&journal).await?;
+        for last in journal.last_events_after(record::STREAM, over_up_to).await? {
             let stream = last.stream.clone();
             if record::has_ended(&last).with_context(|| format!("cannot read the end of {stream}"))? {
                 continue;

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
+use journal::{Append, Cause, Expected, NewEvent};
 use link::requests::{Agent, AgentSession, Permissions};
 
 use super::*;
@@ -103,6 +104,47 @@ async fn a_turn_that_was_accepted_and_does_not_run_is_interrupted_whoever_asks()
     // Of the second attempt, to its end.
     assert!(turns.events(id, 2).await.unwrap().all(async |record| record.is_ok()).await);
     assert!(matches!(turns.stop(id, Duration::ZERO).await.unwrap(), Outcome::Failed { .. }));
+}
+
+#[tokio::test]
+async fn a_start_reads_no_turn_whose_words_are_forgotten_and_passes_over_none_that_lives() {
+    let folder = tempfile::tempdir().unwrap();
+    let actor = Actor::Sled("p".to_owned());
+    let [old, left, over] = [1, 2, 3].map(Uuid::from_u128);
+    {
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(journal::SystemClock)).unwrap();
+        let end = async |id| {
+            let mut recorder = Recorder::accept(journal.clone(), actor.clone(), id, 0, request()).await.unwrap();
+            recorder.finish(Outcome::Interrupted, None).await.unwrap();
+        };
+        end(old).await;
+        forgetting::erase_prompts(&journal, &actor).await.unwrap();
+        // Whoever read this one again could not go on.
+        let unreadable = serde_json::value::RawValue::from_string("7".to_owned()).unwrap();
+        let append = |id: Uuid, event| Append {
+            stream: record::stream(id),
+            expected: Expected::Any,
+            events: vec![event],
+            key: None,
+            actor: actor.clone(),
+            cause: Cause::None,
+        };
+        let unreadable = NewEvent::raw("turn.finished", 2, false, unreadable).unwrap();
+        journal.append(append(old, unreadable)).await.unwrap();
+        let erased = serde_json::value::RawValue::from_string(r#"{"up_to":4}"#.to_owned()).unwrap();
+        let erased = Append {
+            stream: journal::StreamId::new("prompts", "erased"),
+            ..append(old, NewEvent::raw("prompts.erased", 1, true, erased).unwrap())
+        };
+        journal.append(erased).await.unwrap();
+        Recorder::accept(journal.clone(), actor.clone(), left, 0, request()).await.unwrap();
+        end(over).await;
+        forgetting::erase_prompts(&journal, &actor).await.unwrap();
+        journal.close().await;
+    }
+    let turns = turns(folder.path()).await;
+    let left = turns.shared.journal.load::<Turn>(&record::stream(left)).await.unwrap();
+    assert_eq!(left.state.outcome.map(|outcome| outcome.rest), Some(Outcome::Interrupted));
 }
 
 #[tokio::test]
