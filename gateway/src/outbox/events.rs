@@ -100,10 +100,15 @@ pub(super) fn stream(room: &Room) -> StreamId {
     StreamId::new(STREAM, room)
 }
 
+/// The key under which the journal takes a message once.
+pub(super) fn key(room: &Room, transaction: &str) -> String {
+    format!("send {room} {transaction}")
+}
+
 /// A post as the journal takes it, once under its key.
 pub(super) fn queue(post: Post) -> Result<Append, EncodeError> {
     let Post { to, weight, markdown, transaction, answers, failed } = post;
-    let key = format!("send {} {transaction}", to.room);
+    let key = key(&to.room, &transaction);
     // The same for a post that is made again, which is then the same append, whatever its text.
     let text = Uuid::new_v5(&Uuid::NAMESPACE_OID, key.as_bytes());
     let cause = answers.last().map_or(Cause::None, |event| Cause::Command(event.clone()));

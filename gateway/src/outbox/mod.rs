@@ -280,8 +280,12 @@ impl Outbox {
     /// # Errors
     /// When the journal cannot be read.
     pub async fn event_of(&self, room: &Room, transaction: &str) -> Result<Option<String>, Refusal> {
-        let events = self.inner.journal.read(&events::stream(room), 0).await.map_err(unreadable)?;
-        Ok(events.iter().rev().find_map(|event| events::delivered(event, transaction)))
+        let (journal, stream) = (&self.inner.journal, events::stream(room));
+        let queued = journal.events_of_key(&events::key(room, transaction)).await.map_err(unreadable)?;
+        let Some(first) = queued.iter().find(|event| event.stream == stream) else { return Ok(None) };
+        // What was sent there before it was queued may be years of a room.
+        let events = journal.read(&stream, first.version).await.map_err(unreadable)?;
+        Ok(events.iter().find_map(|event| events::delivered(event, transaction)))
     }
 
     /// When the oldest message was queued that is on its way.

@@ -299,3 +299,24 @@ async fn long_streams_are_read_from_a_snapshot_and_it_says_the_same() {
         long.state.tail
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_event_of_a_message_is_known_once_it_is_delivered() {
+    let (folder, hall) = (folder(), Hall::obliging());
+    let mut life = Life::begin(&folder, &hall).await;
+    let of = async |life: &Life, text: &str| life.outbox.event_of(&room(), text).await.unwrap();
+    life.post("one").await;
+    // Both in one transaction of the journal.
+    life.outbox.commit(vec![post("two"), post("three")], Vec::new()).await.unwrap();
+    assert_eq!(life.outcomes(3).await, delivered(&[0, 1, 2]));
+    life.idle().await;
+    hall.follows(|_, _| Does::Hangs);
+    life.post("four").await;
+    hall.asked_for(4).await;
+    for (text, event) in [("one", Some("0")), ("two", Some("1")), ("three", Some("2")), ("four", None), ("five", None)]
+    {
+        assert_eq!(of(&life, text).await.as_deref(), event, "{text}");
+    }
+    let elsewhere = Room { id: "elsewhere".to_owned(), ..room() };
+    assert_eq!(life.outbox.event_of(&elsewhere, "one").await.unwrap(), None);
+}
