@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -55,7 +55,6 @@ pub enum Verdict {
 #[derive(Debug)]
 #[must_use = "the sled has not heard of it yet"]
 pub struct Word {
-    name: String,
     question: Question,
     allow: bool,
 }
@@ -63,6 +62,8 @@ pub struct Word {
 /// A question that is open.
 #[derive(Debug, Clone)]
 struct Question {
+    /// What people call it.
+    name: String,
     turn: Uuid,
     session: SessionKey,
     request: String,
@@ -76,20 +77,59 @@ struct Question {
     event_id: Option<String>,
 }
 
-/// All open questions, by the names that people use.
+impl Question {
+    /// The id of the message that tells it.
+    fn transaction(&self) -> String {
+        format!("question-{}", id(self.turn, &self.request))
+    }
+}
+
+/// A turn, and what its sled calls one of its questions.
+type Key = (Uuid, String);
+
+/// The questions of the turns that run.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
-    open: Mutex<HashMap<String, Question>>,
+    known: Mutex<Known>,
     /// What was decided in turns that were taken up, until the question is read again.
-    decided: Mutex<HashMap<(Uuid, String), bool>>,
+    decided: Mutex<HashMap<Key, bool>>,
     /// Told of each question that is asked.
     asked: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Known {
+    open: HashMap<Key, Question>,
+    /// Whose the names are that people use. A name stays its question's until the turn is over: who answers late must not
+    /// answer another one.
+    names: HashMap<String, Key>,
+}
+
+impl Known {
+    fn called(&self, name: &str) -> Option<&Question> {
+        self.open.get(self.names.get(name)?)
+    }
+
+    /// The name of a question: its own, or the first of those that it may have that is no other's.
+    fn name(&mut self, (turn, request): &Key) -> Option<String> {
+        let is_free = |name: &String| self.names.get(name).is_none_or(|of| (of.0, &of.1) == (*turn, request));
+        let name = names(*turn, request).find(is_free)?;
+        self.names.insert(name.clone(), (*turn, request.clone()));
+        Some(name)
+    }
+}
+
 impl Questions {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Nothing of a turn that is over is open any more.
     pub(super) fn forget(&self, turn: Uuid) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, question| question.turn != turn);
+        let mut known = self.known();
+        known.open.retain(|(of, _), _| *of != turn);
+        known.names.retain(|_, (of, _)| *of != turn);
+        drop(known);
         self.decided.lock().unwrap_or_else(PoisonError::into_inner).retain(|(known, _), _| *known != turn);
     }
 }
@@ -99,10 +139,18 @@ fn unknown(name: &str) -> Refusal {
         .hint("It may have been answered, or its time is over.")
 }
 
-/// The name of a question: the same under every gateway, and hard to write by chance.
-fn name(turn: Uuid, request: &str) -> String {
-    let digest = Sha256::digest(format!("{turn} {request}"));
-    hex::encode(&digest[..NAME_BYTES])
+/// What tells a question from all others that are ever asked. Sleds choose the names of requests: none of them stands in it.
+fn id(turn: Uuid, request: &str) -> Uuid {
+    Uuid::new_v5(&turn, request.as_bytes())
+}
+
+/// The names that a question may have, hard to write by chance. The first one is enough but for one in thousands.
+pub(super) fn names(turn: Uuid, request: &str) -> impl Iterator<Item = String> {
+    (0_u32..).map(move |nth| {
+        let more = if nth == 0 { String::new() } else { format!(" {nth}") };
+        let digest = Sha256::digest(format!("{turn} {request}{more}"));
+        hex::encode(&digest[..NAME_BYTES])
+    })
 }
 
 impl Turns {
@@ -125,37 +173,38 @@ impl Turns {
         let key = (turn.id, request.clone());
         let decided = self.inner.questions.decided.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
         let about = format!("{} {}", text::one_line(tool, 40), text::code(summary));
-        let name = name(turn.id, &request);
-        let question = Question {
-            turn: turn.id,
-            session: turn.session.clone(),
-            request,
-            about: about.clone(),
-            senders: turn.messages.iter().map(|message| message.sender.clone()).collect(),
-            decided,
-            event_id: None,
-        };
-        {
-            let mut open = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner);
-            let of_turn = open.values().filter(|known| known.turn == turn.id).count();
-            let taken =
-                open.get(&name).is_some_and(|known| (known.turn, &known.request) != (turn.id, &question.request));
-            let named = question.request.len() <= PERMISSION_ID_CHARS;
-            if of_turn >= OPEN_MAX || taken || !named {
+        let question = {
+            let mut known = self.inner.questions.known();
+            let of_turn = known.open.keys().filter(|(of, _)| *of == turn.id).count();
+            let named = key.1.len() <= PERMISSION_ID_CHARS;
+            let free = if of_turn < OPEN_MAX && named { known.name(&key) } else { None };
+            let Some(name) = free else {
                 // The sled denies it at its deadline.
-                return warn!(turn = %turn.id, of_turn, taken, named, "a question is not asked");
-            }
-            open.insert(name.clone(), question.clone());
-        }
+                return warn!(turn = %turn.id, of_turn, named, "a question is not asked");
+            };
+            let question = Question {
+                name,
+                turn: turn.id,
+                session: turn.session.clone(),
+                request,
+                about: about.clone(),
+                senders: turn.messages.iter().map(|message| message.sender.clone()).collect(),
+                decided,
+                event_id: None,
+            };
+            known.open.insert(key, question.clone());
+            question
+        };
         self.inner.questions.asked.notify_waiters();
         if let Some(allow) = decided {
             drop(self.convey(sled, &question, allow).await);
             return;
         }
         if self.is_taken_up(turn.id) {
-            self.find_question(&name, &turn.session.room).await;
+            self.find_question(&question).await;
         }
-        let (approve, deny) = (Command::Approve { question: name.clone() }, Command::Deny { question: name.clone() });
+        let name = || question.name.clone();
+        let (approve, deny) = (Command::Approve { question: name() }, Command::Deny { question: name() });
         // What does not fit a line is shown in a block: people allow what they see.
         let whole = text::one_line(summary, ABOUT_CHARS);
         let shown = if text::one_line(summary, LINE_CHARS) == whole {
@@ -168,7 +217,7 @@ impl Turns {
             to: Address { pending: None, ..turn.to.clone() },
             weight: Weight::Answer,
             markdown: format!("⚠ The agent asks for leave: {shown}\n`{approve}` or `{deny}`, until {until}."),
-            transaction: question_transaction(&name),
+            transaction: question.transaction(),
             answers: Vec::new(),
             failed: false,
         };
@@ -178,28 +227,29 @@ impl Turns {
     }
 
     /// An earlier gateway may have told it: then people react to that event.
-    async fn find_question(&self, name: &str, room: &Room) {
-        let transaction = question_transaction(name);
-        match self.inner.parts.outbox.event_of(room, &transaction).await {
+    async fn find_question(&self, question: &Question) {
+        let transaction = question.transaction();
+        match self.inner.parts.outbox.event_of(&question.session.room, &transaction).await {
             Ok(Some(event_id)) => self.question_told(&transaction, &event_id),
             Ok(None) => {}
-            Err(refusal) => warn!(name, %refusal, "the event of a question is not known"),
+            Err(refusal) => warn!(question.name, %refusal, "the event of a question is not known"),
         }
     }
 
     /// A question is answered, by whomever.
     pub(super) async fn settled(&self, turn: &Turn, request: &str, decision: Decision) {
-        let name = name(turn.id, request);
-        let question = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+        let key = (turn.id, request.to_owned());
+        let question = self.inner.questions.known().open.remove(&key);
+        let name = question.as_ref().map(|question| &question.name);
         info!(turn = %turn.id, name, ?decision, "a question is settled");
         if let (Some(question), Decision::TimedOut) = (question, decision) {
             let told = format!("Nobody answered in time, so this was denied: {}", question.about);
-            self.tell(turn, &format!("timeout-{name}"), &told).await;
+            self.tell(turn, &format!("timeout-{}", id(turn.id, request)), &told).await;
         }
     }
 
     fn open_question(&self, name: &str) -> Option<Question> {
-        self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.inner.questions.known().called(name).cloned()
     }
 
     /// Waits until a question is known, as long as a turn that was taken up may still have asked it.
@@ -252,16 +302,17 @@ impl Turns {
         let wanted = verdict == Verdict::Approve;
         let allow = sessions.decide(&question.session, question.turn, &question.request, wanted, by).await?;
         let allow = allow.ok_or_else(|| unknown(name))?;
-        if let Some(open) = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner).get_mut(name) {
+        let key = (question.turn, question.request.clone());
+        if let Some(open) = self.inner.questions.known().open.get_mut(&key) {
             open.decided = Some(allow);
         }
-        Ok(Word { name: name.to_owned(), question, allow })
+        Ok(Word { question, allow })
     }
 
     /// Carries a journaled word to its sled; what to tell people. A sled that is away is told by the turn's own task as
     /// soon as it is back.
     pub async fn carry_word(&self, word: Word) -> Result<String, Refusal> {
-        let Word { name, question, allow } = word;
+        let Word { question, allow } = word;
         let sled = self.inner.parts.nodes.sled(question.session.project).await?;
         let about = &question.about;
         match self.convey(&sled, &question, allow).await {
@@ -271,7 +322,7 @@ impl Turns {
             Err(CallError::Refused(refused))
                 if matches!(refused.kind, RefusalKind::UnknownTurn | RefusalKind::UnknownPermission) =>
             {
-                Err(unknown(&name))
+                Err(unknown(&question.name))
             }
             Err(error) => Err(Refusal::unavailable(format!("the node has not heard of it yet: {error}"))
                 .hint("It is told again when it is back, if its time is not over then.")),
@@ -281,8 +332,13 @@ impl Turns {
     /// Tells a sled that was away what was decided meanwhile.
     pub(super) async fn convey_decided(&self, turn: &Turn, sled: &SledClient) {
         let decided: Vec<_> = {
-            let open = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner);
-            open.values().filter(|question| question.turn == turn.id && question.decided.is_some()).cloned().collect()
+            let known = self.inner.questions.known();
+            known
+                .open
+                .values()
+                .filter(|question| question.turn == turn.id && question.decided.is_some())
+                .cloned()
+                .collect()
         };
         for question in decided {
             if let Some(allow) = question.decided {
@@ -293,21 +349,22 @@ impl Turns {
 
     /// Notes under which event a question was told.
     pub fn question_told(&self, transaction: &str, event_id: &str) {
-        let mut open = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, question) in open.iter_mut().filter(|(name, _)| question_transaction(name) == transaction) {
+        let mut known = self.inner.questions.known();
+        for question in known.open.values_mut().filter(|question| question.transaction() == transaction) {
             question.event_id = Some(event_id.to_owned());
         }
-        drop(open);
+        drop(known);
         self.inner.questions.asked.notify_waiters();
     }
 
     /// The question that was told by this event, if one is open.
     pub fn question_at(&self, room: &Room, event_id: &str) -> Option<String> {
-        let open = self.inner.questions.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = open
-            .iter()
-            .find(|(_, question)| question.session.room == *room && question.event_id.as_deref() == Some(event_id));
-        told.map(|(name, _)| name.clone())
+        let known = self.inner.questions.known();
+        let told = known
+            .open
+            .values()
+            .find(|question| question.session.room == *room && question.event_id.as_deref() == Some(event_id));
+        told.map(|question| question.name.clone())
     }
 
     async fn convey(&self, sled: &SledClient, question: &Question, allow: bool) -> Result<Decision, CallError> {
@@ -316,8 +373,4 @@ impl Turns {
         failpoint::reach("after", "answer_permission");
         heard.inspect_err(|error| warn!(turn = %question.turn, %error, "the sled has not heard of a decision"))
     }
-}
-
-fn question_transaction(name: &str) -> String {
-    format!("question-{name}")
 }

@@ -558,6 +558,82 @@ async fn a_message_that_interrupts_begins_anew_with_all_that_is_not_answered() {
     assert_eq!(stage.endings()[0], Ending::Superseded);
 }
 
+/// What people call a question that was told.
+fn name_of(question: &Outbound) -> String {
+    let (_, from) = question.markdown.split_once("`!approve ").expect("it is a question");
+    from.split_once('`').expect("the name ends").0.to_owned()
+}
+
+/// Two requests of a turn whose questions would have the same name.
+fn alike(turn: Uuid) -> [String; 2] {
+    let mut known = HashMap::new();
+    for nth in 0.. {
+        let request = format!("1-{nth}");
+        let name = questions::names(turn, &request).next().expect("it has one");
+        if let Some(before) = known.insert(name, request.clone()) {
+            return [before, request];
+        }
+    }
+    unreachable!("there are not so many names")
+}
+
+#[tokio::test]
+async fn questions_that_would_have_the_same_name_are_all_told_and_not_taken_for_each_other() {
+    // Whether the first is still open when the second is asked.
+    for open in [true, false] {
+        let (answered, answers) = mpsc::unbounded_channel();
+        let answers = Arc::new(Mutex::new(Some(answers)));
+        let following = accepting().route(
+            paths::TURN_EVENTS,
+            get(move |Path(turn): Path<Uuid>| async move {
+                let mut answers = answers.lock().expect("no test panics holding it").take().expect("it is read once");
+                let [first, second] = alike(turn);
+                let settled =
+                    |request: &String, decision| TurnEvent::PermissionSettled { request: request.clone(), decision };
+                let asked = |request: &String, summary: &str| TurnEvent::PermissionAsked {
+                    request: request.clone(),
+                    tool: "Bash".into(),
+                    summary: summary.into(),
+                    deadline: Timestamp::UNIX_EPOCH,
+                };
+                let mut told = vec![asked(&first, "ls"), asked(&second, "rm"), settled(&first, Decision::TimedOut)];
+                if !open {
+                    told.swap(1, 2);
+                }
+                let told = (1..).zip(told).map(|(seq, event)| record(seq, event)).collect::<String>();
+                let after = async move {
+                    assert_eq!(answers.recv().await, Some(second));
+                    Ok::<_, std::io::Error>(ended(4, Outcome::Answered { text: "done".into() }))
+                };
+                let told = futures_util::stream::iter([Ok(told)]).chain(futures_util::stream::once(after));
+                axum::body::Body::from_stream(told)
+            }),
+        );
+        let deciding = Router::new().route(
+            paths::TURN_PERMISSION,
+            post(move |Path((_, request)): Path<(Uuid, String)>| async move {
+                answered.send(request).expect("the turn waits");
+                Json(Decision::Allowed)
+            }),
+        );
+        let mut stage = Stage::new([Some(following), Some(deciding)]).await;
+        stage.say("hello", false).await;
+        let (first, second) = (stage.answer().await, stage.answer().await);
+        assert_ne!(first.transaction, second.transaction);
+        assert_ne!(name_of(&first), name_of(&second));
+        assert!(second.markdown.contains("Bash `rm`"), "{}", second.markdown);
+        let (turns, room) = (stage.turns.clone(), stage.session.room.clone());
+        let decide = async |name: &str| turns.decide(name, Verdict::Approve, &ann(), Role::Member, &room).await;
+        while decide(&name_of(&first)).await.is_ok() {
+            // It is not settled yet.
+            tokio::task::yield_now().await;
+        }
+        let word = decide(&name_of(&second)).await.expect("it is open");
+        assert_eq!(turns.carry_word(word).await.expect("the sled is there"), "Allowed: Bash `rm`");
+        assert_eq!(stage.answer().await.markdown, "done");
+    }
+}
+
 #[tokio::test]
 async fn a_question_is_told_and_decided_by_whom_it_concerns() {
     let asked = TurnEvent::PermissionAsked {
@@ -595,7 +671,7 @@ async fn a_question_is_told_and_decided_by_whom_it_concerns() {
     stage.say("hello", false).await;
     let question = stage.answer().await;
     assert!(question.answers.is_empty(), "it ends no message");
-    let name = question.transaction.strip_prefix("question-").expect("it is a question").to_owned();
+    let name = name_of(&question);
     assert_eq!(
         question.markdown,
         format!(
