@@ -7,7 +7,10 @@ use std::{error::Error as _, time::Duration};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use matrix_sdk::{
     Error, HttpError,
-    ruma::api::error::{ErrorKind, RetryAfter},
+    ruma::{
+        api::error::{ErrorKind, RetryAfter},
+        exports::http::StatusCode,
+    },
 };
 
 /// What to do about an error.
@@ -96,6 +99,9 @@ impl From<&HttpError> for Failure {
                 };
                 Self::Transient { reason, retry_after }
             }
+            // Without a code of the protocol it is a proxy's word, while the homeserver starts perhaps. That a request is
+            // too large stays true.
+            None if answer.status_code != StatusCode::PAYLOAD_TOO_LARGE => Self::Transient { reason, retry_after: None },
             kind => match answer.status_code.as_u16() {
                 408 | 425 | 429 | 500.. => Self::Transient { reason, retry_after: None },
                 _ => Self::Permanent { reason, forbidden: matches!(kind, Some(ErrorKind::Forbidden)) },
@@ -172,6 +178,19 @@ mod tests {
         assert_eq!(limited.retry_after(), Some(Duration::from_millis(1500)));
         assert!(matches!(answer(429, "slow down"), Failure::Transient { .. }));
         assert!(matches!(answer(502, "<html>bad gateway</html>"), Failure::Transient { .. }));
+        // What no homeserver says is not its refusal.
+        for (status, body) in [
+            (404, "404 page not found"),
+            (403, "<html>forbidden</html>"),
+            (401, ""),
+            (400, "{}"),
+            (410, r#"{"error":"gone"}"#),
+            (405, r#"{"errcode":7}"#),
+        ] {
+            let failure = answer(status, body);
+            assert!(matches!(failure, Failure::Transient { retry_after: None, .. }), "{status} {body}: {failure:?}");
+        }
+        assert!(matches!(answer(413, "<html>too large</html>"), Failure::Permanent { forbidden: false, .. }));
         assert!(matches!(
             answer(403, r#"{"errcode":"M_FORBIDDEN","error":"no"}"#),
             Failure::Permanent { forbidden: true, .. }
