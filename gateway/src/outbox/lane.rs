@@ -28,8 +28,6 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// The shortest wait that a surface can ask for: it may say zero, again and again.
 const SHORTEST_ASKED: Duration = Duration::from_millis(100);
-/// The longest wait that a surface can ask for.
-const LONGEST_ASKED: Duration = Duration::from_mins(10);
 /// How long a message that its surface does not take is tried, counted from its first try since the start of the
 /// process; the next failure after it is the last.
 pub(super) const LONGEST_TRYING: Duration = Duration::from_hours(24);
@@ -52,7 +50,8 @@ impl Backoff {
     /// The next wait: what the surface asks for, or else twice the one before.
     pub fn next(&mut self, asked: Option<Duration>) -> Duration {
         if let Some(asked) = asked {
-            return asked.clamp(SHORTEST_ASKED, LONGEST_ASKED);
+            // Who is asked again before the time hears the same, and asks for longer. Beyond this it is given up in any case.
+            return asked.clamp(SHORTEST_ASKED, LONGEST_TRYING);
         }
         let wait = self.0;
         self.0 = (wait * 2).min(LONGEST_WAIT);

@@ -79,8 +79,19 @@ async fn what_a_surface_asks_for_is_honoured_and_else_the_wait_doubles() {
     life.outcomes(1).await;
     // From the first unclear failure on it is looked for before each try, at the same moment.
     let waits: Vec<_> = hall.waits();
-    assert_eq!(waits, [300, 600, 0, 1, 0, 2, 0, 4, 0, 8, 0, 16, 0, 32, 0, 60, 0, 60, 0, 60, 0]);
+    assert_eq!(waits, [300, 3600, 0, 1, 0, 2, 0, 4, 0, 8, 0, 16, 0, 32, 0, 60, 0, 60, 0, 60, 0]);
     assert_eq!(life.outbox.counts().retries, 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_surface_that_asks_to_wait_for_longer_than_a_message_is_tried_is_asked_once_more_then() {
+    let folder = folder();
+    let week = Duration::from_hours(7 * 24);
+    let hall = Hall::new(move |n, _| if n < 2 { Does::AsksToWait(week) } else { Does::Takes });
+    let mut life = Life::begin(&folder, &hall).await;
+    life.post("one").await;
+    assert!(matches!(life.outcomes(1).await[..], [Outcome::GivenUp]));
+    assert_eq!(hall.waits()[0], LONGEST_TRYING.as_secs());
 }
 
 #[tokio::test(start_paused = true)]
