@@ -312,7 +312,8 @@ impl Intake {
         if self.rooms.receive(message, None).await.map_err(unjournaled)? {
             self.outbox.mark(&message.room, &message.event_id, Mark::Accepted);
             let post = Post::answer(to, &message.event_id, markdown);
-            self.rooms.answer(&message.room, &message.event_id, vec![post]).await.map_err(unjournaled)?;
+            // Not again by its surface: then it would be seen already.
+            self.rooms.answer_in_the_end(&self.tasks, &message.room, &message.event_id, vec![post]).await;
         }
         Ok(())
     }

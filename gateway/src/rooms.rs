@@ -6,7 +6,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -15,6 +16,7 @@ use journal::{
     StreamId,
 };
 use serde::{Deserialize, Serialize};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::{
@@ -23,12 +25,17 @@ use crate::{
     refusal::Refusal,
     sessions::{TextOf, seen_key, text_id},
     store::Journal,
+    tasks::Tasks,
     text::masked,
 };
 
 const STREAM: &str = "room";
 /// So many events after a snapshot there is another one.
 const SNAPSHOT_EVERY: u64 = 64;
+/// The first wait before an answer is journaled again that was not taken; it doubles up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The longest of these waits.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// How messages are taken that come during a turn (CHAT-7).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -146,7 +153,7 @@ pub struct Rooms {
     default_mode: Mode,
     remembered: Mutex<HashMap<Room, Loaded<Remembered>>>,
     /// One for each room, held from an append until it is folded, so that events are folded in their order.
-    writing: Mutex<HashMap<Room, std::sync::Arc<tokio::sync::Mutex<()>>>>,
+    writing: Mutex<HashMap<Room, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Rooms {
@@ -248,6 +255,27 @@ impl Rooms {
         self.change(room, event, None, Actor::Gateway, cause, posts).await.map(drop)
     }
 
+    /// Answers a command, as often as it takes: what a command did is not kept from people because a disk was full for a
+    /// while. What the journal does not take at once is tried again beside everything else. Where the gateway stops before,
+    /// the command has no answer yet, and the next start sees to it.
+    pub async fn answer_in_the_end(self: &Arc<Self>, tasks: &Tasks, room: &Room, event_id: &str, posts: Vec<Post>) {
+        let Err(refusal) = self.answer(room, event_id, posts.clone()).await else { return };
+        error!(%room, event_id, %refusal, "the answer to a command is not journaled; it is tried again");
+        let (this, stopping) = (Arc::clone(self), tasks.stopping());
+        let (room, event_id) = (room.clone(), event_id.to_owned());
+        tasks.spawn_to_end("an answer", async move {
+            let mut wait = FIRST_WAIT;
+            while stopping.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
+                match this.answer(&room, &event_id, posts.clone()).await {
+                    Ok(()) => return,
+                    Err(refusal) => error!(%room, event_id, %refusal, ?wait, "it is not journaled yet"),
+                }
+                wait = (wait * 2).min(LONGEST_WAIT);
+            }
+            info!(%room, event_id, "a command has no answer; the next start sees to it");
+        });
+    }
+
     /// Remembers what this person talks about here from now on.
     pub async fn switch(&self, room: &Room, person: &Person, project: Uuid, cause: Cause) -> Result<(), Refusal> {
         let event = encode(&RoomEvent::ProjectSwitched { person: person.clone(), project })?;
@@ -279,7 +307,7 @@ impl Rooms {
         let append = Append { stream: stream.clone(), expected: Expected::Any, events: vec![event], key, actor, cause };
         let writing = {
             let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-            std::sync::Arc::clone(writing.entry(room.clone()).or_default())
+            Arc::clone(writing.entry(room.clone()).or_default())
         };
         let _writing = writing.lock().await;
         let changed = self.append(room, append, posts).await;
@@ -289,7 +317,7 @@ impl Rooms {
                 Ok(now) => {
                     self.remembered.lock().unwrap_or_else(PoisonError::into_inner).insert(room.clone(), now);
                 }
-                Err(error) => tracing::error!(%stream, %error, "a room cannot be read"),
+                Err(error) => error!(%stream, %error, "a room cannot be read"),
             }
         }
         changed
@@ -326,7 +354,7 @@ impl Rooms {
         if let Some(snapshot) = due
             && let Err(error) = snapshot.await
         {
-            tracing::warn!(%stream, %error, "no snapshot could be stored");
+            warn!(%stream, %error, "no snapshot could be stored");
         }
         Ok(true)
     }
@@ -342,13 +370,13 @@ fn failed(error: &dyn std::fmt::Display) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use Arc;
 
     use futures_util::future::join_all;
     use journal::SystemClock;
 
     use super::*;
-    use crate::{chat::Weight, outbox::Address, tasks::Tasks};
+    use crate::{chat::Weight, outbox::Address};
 
     #[tokio::test]
     async fn a_command_is_received_once_and_stays_until_it_is_answered() {
@@ -386,6 +414,44 @@ mod tests {
         assert_eq!(left, [("$2", "!new project a --git https://…@example.org/a.git")]);
         assert_eq!(reopened.mode(&room), Mode::Interrupt);
         assert!(!reopened.receive(&said("$2"), None).await.expect("it is known"));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_the_journal_does_not_take_is_tried_until_it_does() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it can be made");
+        let tasks = Tasks::new();
+        let outbox = Outbox::open(journal.clone(), tasks.clone()).await.expect("it opens");
+        let rooms = Arc::new(Rooms::open(journal.clone(), outbox.clone(), Mode::Queue).await.expect("it opens"));
+        let room = Room { surface: SurfaceKind::Console, id: "main".into() };
+        let said = Inbound {
+            room: room.clone(),
+            event_id: "$1".into(),
+            sender: Person { surface: SurfaceKind::Console, id: "ann".into() },
+            at: Timestamp::UNIX_EPOCH,
+            text: "version".into(),
+            quoted: None,
+            thread: None,
+            addressed: true,
+            pending: None,
+        };
+        assert!(rooms.receive(&said, None).await.expect("it is received"));
+        journal.refuse("command.answered", 2);
+        let to = Address { room: room.clone(), thread: None, reply_to: None, mention: None, pending: None };
+        rooms.answer_in_the_end(&tasks, &room, "$1", vec![Post::answer(to, "$1", "0.1".into())]).await;
+        assert_eq!((rooms.waiting_commands(&room), outbox.undelivered()), (1, 0), "it is not taken yet");
+        while rooms.waiting_commands(&room) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!((journal.append_failures(), outbox.undelivered()), (2, 1));
+
+        // A gateway that stops leaves it to the next one.
+        let said = Inbound { event_id: "$2".into(), ..said };
+        assert!(rooms.receive(&said, None).await.expect("it is received"));
+        journal.refuse("command.answered", u64::MAX);
+        rooms.answer_in_the_end(&tasks, &room, "$2", Vec::new()).await;
+        tasks.shutdown(Duration::from_secs(10)).await.expect("it is given up");
+        assert_eq!(rooms.unanswered().await.expect("they are readable").len(), 1);
     }
 
     #[tokio::test]

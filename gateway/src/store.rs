@@ -21,6 +21,9 @@ use crate::failpoint;
 pub struct Journal {
     journal: journal::Journal,
     failures: Arc<AtomicU64>,
+    /// Events of which kind are not taken, and how often, as if the disk were full.
+    #[cfg(test)]
+    refusing: Arc<std::sync::Mutex<(&'static str, u64)>>,
 }
 
 /// For what does not append.
@@ -38,7 +41,12 @@ impl Journal {
     /// # Errors
     /// As there.
     pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
-        Ok(Self { journal: journal::Journal::open(path, clock)?, failures: Arc::default() })
+        Ok(Self {
+            journal: journal::Journal::open(path, clock)?,
+            failures: Arc::default(),
+            #[cfg(test)]
+            refusing: Arc::default(),
+        })
     }
 
     /// As [`journal::Journal::append`].
@@ -63,7 +71,14 @@ impl Journal {
         for kind in &kinds {
             failpoint::reach("before", kind);
         }
-        let appended = self.journal.append_all(appends).await.inspect_err(|error| {
+        let appending = async {
+            #[cfg(test)]
+            if self.refuses(&appends) {
+                return Err(AppendError::Closed);
+            }
+            self.journal.append_all(appends).await
+        };
+        let appended = appending.await.inspect_err(|error| {
             // A lost race is decided anew, and a key that was used before says that it has happened already.
             if !matches!(error, AppendError::Conflict { .. } | AppendError::KeyReused { .. }) {
                 self.failures.fetch_add(1, Ordering::Relaxed);
@@ -78,6 +93,22 @@ impl Journal {
     /// How many appends the journal has not taken since the start, other than for a lost race or a used key.
     pub fn append_failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+impl Journal {
+    /// The next `times` events of this kind are not taken.
+    pub fn refuse(&self, kind: &'static str, times: u64) {
+        *self.refusing.lock().expect("no test panics holding it") = (kind, times);
+    }
+
+    fn refuses(&self, appends: &[Append]) -> bool {
+        let mut refusing = self.refusing.lock().expect("no test panics holding it");
+        let (kind, left) = &mut *refusing;
+        let meant = *left > 0 && appends.iter().flat_map(|append| &append.events).any(|event| event.kind() == *kind);
+        *left -= u64::from(meant);
+        meant
     }
 }
 

@@ -23,7 +23,7 @@ use link::{
 };
 use musher_docker::ContainerState;
 use tokio::{sync::oneshot, time::Instant};
-use tracing::{error, warn};
+use tracing::warn;
 use uuid::Uuid;
 
 use self::grammar::{Command, Confirm, Delete, New, NewProject, StacksVerb};
@@ -163,10 +163,7 @@ impl Commands {
         let markdown = answer.unwrap_or_else(|refusal| refusal.to_markdown());
         let room = to.room.clone();
         let post = Post::answer(to, &event_id, markdown);
-        // What the journal does not take now is carried out, or visibly failed, at the next start.
-        if let Err(refusal) = self.inner.rooms.answer(&room, &event_id, vec![post]).await {
-            error!(%room, event_id, %refusal, "the answer to a command is not journaled");
-        }
+        self.inner.rooms.answer_in_the_end(&self.inner.tasks, &room, &event_id, vec![post]).await;
     }
 
     async fn run(&self, command: Command, asked: &Asked) -> Result<String, Refusal> {

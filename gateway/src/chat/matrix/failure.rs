@@ -101,7 +101,9 @@ impl From<&HttpError> for Failure {
             }
             // Without a code of the protocol it is a proxy's word, while the homeserver starts perhaps. That a request is
             // too large stays true.
-            None if answer.status_code != StatusCode::PAYLOAD_TOO_LARGE => Self::Transient { reason, retry_after: None },
+            None if answer.status_code != StatusCode::PAYLOAD_TOO_LARGE => {
+                Self::Transient { reason, retry_after: None }
+            }
             kind => match answer.status_code.as_u16() {
                 408 | 425 | 429 | 500.. => Self::Transient { reason, retry_after: None },
                 _ => Self::Permanent { reason, forbidden: matches!(kind, Some(ErrorKind::Forbidden)) },
