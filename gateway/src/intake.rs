@@ -227,10 +227,9 @@ impl Intake {
         if edit.text.is_empty() {
             return Ok(());
         }
-        let Edited { room, event_id, sender, text, .. } = edit;
-        let admitted = |project| self.admit(project, &sender, role).is_ok();
-        let waited = self.sessions.edit(&room, &event_id, &sender, &text, admitted).await.map_err(unjournaled)?;
-        debug!(%room, event_id, waited, "a message was edited");
+        let admitted = |project| self.admit(project, &edit.sender, role).is_ok();
+        let waited = self.sessions.edit(&edit, admitted).await.map_err(unjournaled)?;
+        debug!(room = %edit.room, event_id = edit.event_id, waited, "a message was edited");
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 pub use self::session::{Answered, Ending, Message, Removal, Running, Session, SessionEvent};
 use crate::{
-    chat::{Inbound, Person, Room, SurfaceKind},
+    chat::{Edited, Inbound, Person, Room, SurfaceKind},
     dispatch::SessionKey,
     outbox::{Outbox, Post},
     people::Role,
@@ -113,7 +113,7 @@ impl Sessions {
         Self { inner: Arc::new(Inner { journal, outbox, live: Mutex::default(), newest: Mutex::default() }) }
     }
 
-    /// Finds what an earlier gateway left, and takes it into memory.
+    /// Finds what an earlier gateway left, and takes it into memory. What it had not yet erased of edited messages is.
     pub async fn recover(&self) -> Result<Left, Refusal> {
         let all = self.inner.journal.load_all_snapshots::<Session>(STREAM).await.map_err(|error| unreadable(&error))?;
         let mut left = Left::default();
@@ -136,6 +136,14 @@ impl Sessions {
         }
         drop(live);
         left.waiting.sort_by_key(|(_, message)| message.position);
+        let running = left.unfinished.iter().flat_map(|Unfinished { session, running }| {
+            running.messages.iter().map(move |message| (&session.room, message))
+        });
+        for (room, message) in left.waiting.iter().map(|(key, message)| (&key.room, message)).chain(running) {
+            if message.edits > 0 {
+                self.erase_before_edit(room, &message.event_id, message.edits).await?;
+            }
+        }
         Ok(left)
     }
 
@@ -184,36 +192,39 @@ impl Sessions {
         Ok(Accepted::New { behind })
     }
 
-    /// Gives a message that still waits in this room another text; whether there was one, by this person.
-    pub async fn edit(
-        &self,
-        room: &Room,
-        event_id: &str,
-        sender: &Person,
-        text: &str,
-        admitted: impl Fn(Uuid) -> bool,
-    ) -> Result<bool, Refusal> {
+    /// Gives a message that still waits in the edit's room another text, once for each edit; whether it has it now, and had
+    /// not before. What it said until then is erased, also when an earlier try came no further than the new text.
+    pub async fn edit(&self, edit: &Edited, admitted: impl Fn(Uuid) -> bool) -> Result<bool, Refusal> {
+        let Edited { room, event_id, edit_id, sender, text } = edit;
         for key in self.live_in(room).into_iter().filter(|key| admitted(key.project)) {
             let actor = Actor::Person(sender.to_string());
             let decide = |session: &Session| {
-                let waits =
-                    session.waiting.iter().find(|message| message.event_id == event_id && message.sender == *sender);
-                let Some(message) = waits.filter(|message| message.edits < MAX_EDITS) else {
-                    return Ok((Change::of([])?, None));
+                let theirs = |message: &&Message| message.event_id == *event_id && message.sender == *sender;
+                let Some(message) = session.waiting.iter().find(theirs) else {
+                    let running = session.running.iter().flat_map(|running| &running.messages).find(theirs);
+                    return Ok((Change::of([])?, running.map(|message| message.edits)));
                 };
-                let id = text_id(room, event_id, TextOf::Words(message.edits + 1));
-                let edited = SessionEvent::Edited { event_id: event_id.to_owned(), text: id };
-                let mut change = Change::of([])?;
-                change.events.push(encode(&edited)?.with_text(id, masked(text)));
-                Ok((change, Some(message.text)))
+                let mut change = Change { key: Some(seen_key(room, edit_id)), ..Change::of([])? };
+                if message.edits < MAX_EDITS {
+                    let id = text_id(room, event_id, TextOf::Words(message.edits + 1));
+                    let edited = SessionEvent::Edited { event_id: event_id.clone(), text: id };
+                    change.events.push(encode(&edited)?.with_text(id, masked(text)));
+                }
+                Ok((change, Some(message.edits)))
             };
-            let (_, old) = self.change(&key, actor, Cause::Command(event_id.to_owned()), decide).await?;
-            if let Some(old) = old {
-                self.erase(vec![old]).await?;
-                return Ok(true);
+            let (new, edits) = self.change(&key, actor, Cause::Command(edit_id.clone()), decide).await?;
+            if let Some(edits) = edits {
+                self.erase_before_edit(room, event_id, edits + u64::from(new)).await?;
+                return Ok(new);
             }
         }
         Ok(false)
+    }
+
+    /// Erases what a message said before its edit of this number.
+    async fn erase_before_edit(&self, room: &Room, event_id: &str, edits: u64) -> Result<(), Refusal> {
+        let outdated = (0..edits).map(|before| text_id(room, event_id, TextOf::Words(before)));
+        self.erase(outdated.collect()).await
     }
 
     /// Takes messages out that wait, or, when they are redacted, are being answered and could wait again; those that did, in

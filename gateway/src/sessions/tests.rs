@@ -33,6 +33,11 @@ fn ann() -> Person {
     Person { surface: SurfaceKind::Matrix, id: "@ann:example.org".into() }
 }
 
+fn edit(key: &SessionKey, event_id: &str, edit_id: &str, text: &str) -> Edited {
+    let (room, sender) = (key.room.clone(), ann());
+    Edited { room, event_id: event_id.into(), edit_id: edit_id.into(), sender, text: text.into() }
+}
+
 fn said(key: &SessionKey, event_id: &str) -> Inbound {
     Inbound {
         room: key.room.clone(),
@@ -51,6 +56,10 @@ impl Setting {
     async fn say(&self, event_id: &str) -> Accepted {
         let said = said(&self.key, event_id);
         self.sessions.accept(&self.key, &said, event_id, Role::Member).await.expect("it is accepted")
+    }
+
+    async fn edit(&self, event_id: &str, edit_id: &str, text: &str) -> bool {
+        self.sessions.edit(&edit(&self.key, event_id, edit_id, text), |_| true).await.expect("it is taken")
     }
 
     async fn begin(&self, event_ids: &[&str]) -> (Uuid, Option<Begun>) {
@@ -136,11 +145,11 @@ async fn what_was_edited_or_taken_out_before_its_turn_is_so_in_the_turn() {
     for event in ["$1", "$2", "$3", "$4"] {
         setting.say(event).await;
     }
-    let room = &setting.key.room;
     let bob = Person { id: "@bob:example.org".into(), ..ann() };
-    assert!(setting.sessions.edit(room, "$2", &ann(), "two", |_| true).await.expect("it is edited"));
-    assert!(!setting.sessions.edit(room, "$2", &bob, "mine", |_| true).await.expect("it is somebody else's"));
-    assert!(!setting.sessions.edit(room, "$9", &ann(), "nine", |_| true).await.expect("it is unknown"));
+    assert!(setting.edit("$2", "$2e", "two").await, "it is edited");
+    let by_bob = Edited { sender: bob, ..edit(&setting.key, "$2", "$2f", "mine") };
+    assert!(!setting.sessions.edit(&by_bob, |_| true).await.expect("it is somebody else's"));
+    assert!(!setting.edit("$9", "$9e", "nine").await, "it is unknown");
     let removed = setting
         .sessions
         .remove(&setting.key, &["$3", "$9"], Removal::Cancelled, Actor::Gateway, |_| Vec::new())
@@ -152,7 +161,7 @@ async fn what_was_edited_or_taken_out_before_its_turn_is_so_in_the_turn() {
     let messages = begun.expect("some are left").messages;
     let words = setting.sessions.words(&messages).await.expect("they are readable");
     assert_eq!(words.iter().map(|words| words.text.as_str()).collect::<Vec<_>>(), ["$1", "two"]);
-    assert!(!setting.sessions.edit(room, "$1", &ann(), "late", |_| true).await.expect("its turn runs"));
+    assert!(!setting.edit("$1", "$1e", "late").await, "its turn runs");
     assert_eq!(setting.waiting().await, ["$4"]);
     setting.finish(turn, Ending::Answered, true).await;
 
@@ -163,6 +172,53 @@ async fn what_was_edited_or_taken_out_before_its_turn_is_so_in_the_turn() {
         .expect("it is removed");
     assert!(setting.begin(&["$4"]).await.1.is_none(), "nothing is left to answer");
     assert_eq!(setting.live(), 0);
+}
+
+#[tokio::test]
+async fn an_edit_is_taken_once_however_often_it_comes_and_leaves_nothing_of_before() {
+    let setting = setting().await;
+    let texts = async || {
+        let ids = (0..=MAX_EDITS).map(|n| text_id(&setting.key.room, "$1", TextOf::Words(n))).collect();
+        let texts = setting.sessions.inner.journal.texts(ids).await.expect("they are readable");
+        texts.into_values().collect::<Vec<_>>()
+    };
+    setting.say("$1").await;
+    assert!(setting.edit("$1", "$e1", "one").await);
+    assert!(setting.edit("$1", "$e2", "two").await);
+    for _ in 0..MAX_EDITS {
+        assert!(!setting.edit("$1", "$e1", "one").await, "it was taken before");
+    }
+    assert_eq!(texts().await, ["two"]);
+    let session = setting.sessions.inner.journal.read(&stream(&setting.key), 0).await.expect("it is readable");
+    let edits: Vec<_> = session.into_iter().filter(|event| event.kind == "message.edited").collect();
+    let causes: Vec<_> = edits.into_iter().map(|event| event.cause).collect();
+    assert_eq!(causes, ["$e1", "$e2"].map(|edit| Cause::Command(edit.into())));
+
+    // As a gateway does that ends between the new text and the erasure of the old one.
+    let half = async |edits: u64, edit_id: &str| {
+        let id = text_id(&setting.key.room, "$1", TextOf::Words(edits));
+        let edited = SessionEvent::Edited { event_id: "$1".into(), text: id };
+        let append = Append {
+            stream: stream(&setting.key),
+            expected: Expected::Any,
+            events: vec![encode(&edited).expect("it can be encoded").with_text(id, edit_id)],
+            key: Some(seen_key(&setting.key.room, edit_id)),
+            actor: Actor::Person(ann().to_string()),
+            cause: Cause::None,
+        };
+        setting.sessions.inner.journal.append(append).await.expect("the journal takes it");
+    };
+    half(3, "$e3").await;
+    assert_eq!(texts().await.len(), 2);
+    let next = Sessions::new(setting.sessions.inner.journal.clone(), setting.sessions.inner.outbox.clone());
+    next.recover().await.expect("it is readable");
+    assert_eq!(texts().await, ["$e3"], "the next gateway erases it");
+    half(4, "$e4").await;
+    let next = Sessions::new(setting.sessions.inner.journal.clone(), setting.sessions.inner.outbox.clone());
+    next.accept(&setting.key, &said(&setting.key, "$2"), "$2", Role::Member).await.expect("it is accepted");
+    let again = next.edit(&edit(&setting.key, "$1", "$e4", "$e4"), |_| true).await.expect("it is taken");
+    assert!(!again, "it was taken before");
+    assert_eq!(texts().await, ["$e4"], "and the edit erases it when it comes again");
 }
 
 #[tokio::test]
@@ -240,7 +296,7 @@ async fn a_question_is_decided_once() {
 async fn a_redaction_erases_what_was_said_whatever_became_of_it() {
     let setting = setting().await;
     setting.say("$1").await;
-    setting.sessions.edit(&setting.key.room, "$1", &ann(), "brouhaha", |_| true).await.expect("it is edited");
+    assert!(setting.edit("$1", "$1e", "brouhaha").await);
     let (turn, begun) = setting.begin(&["$1"]).await;
     setting.finish(turn, Ending::Answered, true).await;
     let messages = begun.expect("it begins").messages;
