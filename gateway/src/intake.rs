@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
+use journal::{Actor, Cause};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
@@ -234,8 +235,8 @@ impl Intake {
     }
 
     async fn redact(&self, redaction: Redacted) -> Result<(), InboxError> {
-        let Redacted { room, event_id, by } = redaction;
-        let actor = journal::Actor::Person(by.to_string());
+        let Redacted { room, event_id, redaction_id, by } = redaction;
+        let origin = (Actor::Person(by.to_string()), Cause::Command(redaction_id));
         let busy = self.sessions.busy(|key| key.room == room).await;
         for (key, session) in busy {
             let running = session.running.iter().flat_map(|running| &running.messages);
@@ -244,7 +245,7 @@ impl Intake {
             }
             let removed = self
                 .sessions
-                .remove(&key, &[&event_id], Removal::Redacted, actor.clone(), |_| Vec::new())
+                .remove(&key, &[&event_id], Removal::Redacted, origin.clone(), |_| Vec::new())
                 .await
                 .map_err(unjournaled)?;
             for message in removed {
@@ -271,8 +272,11 @@ impl Intake {
             return Ok(());
         }
         // What is known is journaled before anything else is taken; a question of a turn that is being taken up comes yet.
+        let cause = Cause::Command(reaction.reaction_id.clone());
         let decided = match known {
-            Some(question) => Some(commands.rule_on(&question, verdict, &reaction.sender, role, &reaction.room).await),
+            Some(question) => {
+                Some(commands.rule_on(&question, verdict, &reaction.sender, role, &reaction.room, cause.clone()).await)
+            }
             None => None,
         };
         let outbox = self.outbox.clone();
@@ -291,7 +295,7 @@ impl Intake {
                 decided
             } else {
                 let Some(question) = turns.expect_question_at(&room, &event_id).await else { return };
-                commands.rule_on(&question, verdict, &sender, role, &room).await
+                commands.rule_on(&question, verdict, &sender, role, &room, cause).await
             };
             let told = match decided {
                 Ok(word) => turns.carry_word(word).await,

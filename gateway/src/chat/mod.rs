@@ -121,6 +121,8 @@ pub struct Redacted {
     pub room: Room,
     /// What was taken back: a message, but also anything else, such as a reaction.
     pub event_id: String,
+    /// The event that took it back.
+    pub redaction_id: String,
     /// Who took it back, which need not be somebody whom the inbox listens to: it is gone for everybody.
     pub by: Person,
 }

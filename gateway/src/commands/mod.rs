@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use journal::Cause;
+use journal::{Actor, Cause};
 use link::{
     CallError,
     requests::{CommandOutput, NodeStatus},
@@ -141,7 +141,7 @@ impl Commands {
         }
         if let (Command::Stop, Some(project)) = (&command, asked.project) {
             let room = Some(asked.to.room.clone());
-            let request = StopRequest::Told { event_id: asked.event_id, to: asked.to };
+            let request = StopRequest::Told { by: asked.by, event_id: asked.event_id, to: asked.to };
             let told = self.inner.dispatcher.tell(Event::Stop { room, project, request });
             return if told { Ok(()) } else { Err(InboxError::Stopping) };
         }
@@ -312,9 +312,9 @@ impl Commands {
             return Err(Refusal::usage("that message is somebody else's")
                 .hint("Its writer can take it out, and the `admins` in bot.toml."));
         }
-        let actor = journal::Actor::Person(asked.by.to_string());
+        let origin = (Actor::Person(asked.by.to_string()), asked.cause());
         let ids = [message.event_id.as_str()];
-        let removed = self.inner.sessions.remove(key, &ids, Removal::Cancelled, actor, |_| Vec::new()).await?;
+        let removed = self.inner.sessions.remove(key, &ids, Removal::Cancelled, origin, |_| Vec::new()).await?;
         let message = removed.first().ok_or_else(unknown)?;
         drop(self.inner.turns.let_go(&message.event_id));
         let handle = Handle { session: Arc::new(key.clone()), event_id: message.event_id.as_str().into() };
@@ -343,11 +343,11 @@ impl Commands {
 
     async fn decide(&self, question: &str, verdict: Verdict, asked: &Asked) -> Result<String, Refusal> {
         self.inner.turns.expect_question(question).await;
-        let word = self.rule_on(question, verdict, &asked.by, asked.role, &asked.to.room).await?;
+        let word = self.rule_on(question, verdict, &asked.by, asked.role, &asked.to.room, asked.cause()).await?;
         self.inner.turns.carry_word(word).await
     }
 
-    /// Journals a person's word on an open question, if they may use its project.
+    /// Journals a person's word on an open question, given by the event `cause`, if they may use its project.
     pub async fn rule_on(
         &self,
         question: &str,
@@ -355,12 +355,13 @@ impl Commands {
         by: &Person,
         role: Role,
         room: &Room,
+        cause: Cause,
     ) -> Result<Word, Refusal> {
         let turns = &self.inner.turns;
         if let Some(project) = turns.project_of(question).and_then(|id| self.inner.registry.get(id)) {
             rights::admit(&project, by, role)?;
         }
-        turns.decide(question, verdict, by, role, room).await
+        turns.decide(question, verdict, by, role, room, cause).await
     }
 
     fn cost(&self, asked: &Asked) -> String {
@@ -511,16 +512,17 @@ impl Commands {
                 .hint(format!("Write `{first}` first; it can be confirmed in this room, by you, for two minutes.")));
         }
         let path = project.spec.map(|spec| spec.path).unwrap_or_default();
-        self.inner.sagas.delete(id, &asked.by, asked.cause(), self.quiet(id)).await?;
+        self.inner.sagas.delete(id, &asked.by, asked.cause(), self.quiet(id, asked)).await?;
         // Nobody waits for a budget of it any more; the dispatcher is gone only when the gateway stops.
         let _told = self.inner.dispatcher.tell(Event::Unpause { project: id });
         Ok(format!("**{name}** is deleted. Its files stay in {}.", text::code(&path.to_string_lossy())))
     }
 
     /// Ends what runs in a project and drops what waits for it, in all rooms.
-    async fn quiet(&self, project: Uuid) {
+    async fn quiet(&self, project: Uuid, asked: &Asked) {
         let (done, quiet) = oneshot::channel();
-        let stop = Event::Stop { room: None, project, request: StopRequest::Silent(done) };
+        let request = StopRequest::Silent { by: asked.by.clone(), event_id: asked.event_id.clone(), done };
+        let stop = Event::Stop { room: None, project, request };
         if self.inner.dispatcher.tell(stop) && tokio::time::timeout(QUIET_WITHIN, quiet).await.is_err() {
             // Its container is killed next, and everything in it with it.
             warn!(%project, "the project's turn did not end in time");

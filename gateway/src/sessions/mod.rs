@@ -98,12 +98,14 @@ struct Change {
     /// What follows in other streams.
     with: Vec<Append>,
     key: Option<String>,
+    /// What the session itself says that it follows from.
+    cause: Option<Cause>,
 }
 
 impl Change {
     fn of<'a>(events: impl IntoIterator<Item = &'a SessionEvent>) -> Result<Self, Refusal> {
         let events = NewEvent::encode_all(events).map_err(|error| unjournaled(&error))?;
-        Ok(Self { events, posts: Vec::new(), with: Vec::new(), key: None })
+        Ok(Self { events, posts: Vec::new(), with: Vec::new(), key: None, cause: None })
     }
 }
 
@@ -182,7 +184,7 @@ impl Sessions {
                 accepted = accepted.with_text(quote, masked(quoted));
             }
             events.push(accepted);
-            Ok((Change { events, posts: Vec::new(), with: Vec::new(), key: Some(id.clone()) }, ()))
+            Ok((Change { events, key: Some(id.clone()), ..Change::of([])? }, ()))
         };
         let behind = self.is_busy(key.project);
         let (new, ()) = self.change(key, actor, Cause::Command(said.event_id.clone()), decide).await?;
@@ -228,13 +230,13 @@ impl Sessions {
     }
 
     /// Takes messages out that wait, or, when they are redacted, are being answered and could wait again; those that did, in
-    /// order. `posts` tell of it, in the same transaction, if there were any.
+    /// order. Who does it, and by which event, is journaled. `posts` tell of it, in the same transaction, if there were any.
     pub async fn remove(
         &self,
         key: &SessionKey,
         event_ids: &[&str],
         why: Removal,
-        by: Actor,
+        (by, cause): (Actor, Cause),
         posts: impl Fn(&[Message]) -> Vec<Post>,
     ) -> Result<Vec<Message>, Refusal> {
         let decide = |session: &Session| {
@@ -250,7 +252,7 @@ impl Sessions {
             change.posts = posts(&removed);
             Ok((change, removed))
         };
-        let (_, removed) = self.change(key, by, Cause::None, decide).await?;
+        let (_, removed) = self.change(key, by, cause, decide).await?;
         Ok(removed)
     }
 
@@ -300,10 +302,11 @@ impl Sessions {
     /// Journals that an interrupted turn is tried again, and tells of it.
     pub async fn resume(&self, key: &SessionKey, turn: Uuid, attempt: u32, post: Post) -> Result<(), Refusal> {
         let decide = |session: &Session| {
-            if session.running.as_ref().is_none_or(|running| running.turn != turn) {
-                return Err(Refusal::internal("the turn does not run any more", "its session's stream says so"));
-            }
+            let running = session.running.as_ref().filter(|running| running.turn == turn);
+            let running = running
+                .ok_or_else(|| Refusal::internal("the turn does not run any more", "its session's stream says so"))?;
             let mut change = Change::of([&SessionEvent::TurnResumed { turn, attempt }])?;
+            change.cause = asked_by(running);
             change.posts.push(post.clone());
             Ok((change, ()))
         };
@@ -318,6 +321,7 @@ impl Sessions {
         request: &str,
         allow: bool,
         by: &Person,
+        cause: Cause,
     ) -> Result<Option<bool>, Refusal> {
         let actor = Actor::Person(by.to_string());
         let decide = |session: &Session| {
@@ -331,7 +335,7 @@ impl Sessions {
             let event = SessionEvent::PermissionDecided { turn, request, allow, by: by.clone() };
             Ok((Change::of([&event])?, Some(allow)))
         };
-        self.change(key, actor, Cause::None, decide).await.map(|(_, decided)| decided)
+        self.change(key, actor, cause, decide).await.map(|(_, decided)| decided)
     }
 
     /// Journals that a turn is over together with what is told of it (DESIGN: answered) and what follows in other streams;
@@ -347,11 +351,11 @@ impl Sessions {
     ) -> Result<(), Refusal> {
         let actor = Actor::Sled(key.project.to_string());
         let decide = |session: &Session| {
-            let runs = session.running.as_ref().is_some_and(|running| running.turn == turn);
-            if !runs {
+            let Some(running) = session.running.as_ref().filter(|running| running.turn == turn) else {
                 return Ok((Change::of([])?, ()));
-            }
+            };
             let mut change = Change::of([&SessionEvent::TurnFinished { turn, ending, agent_ran }])?;
+            change.cause = asked_by(running);
             change.posts.clone_from(&posts);
             change.with.clone_from(&with);
             Ok((change, ()))
@@ -515,11 +519,12 @@ impl Sessions {
         let Inner { journal, outbox, .. } = &*self.inner;
         let stream = stream(key);
         let now = if let Some(now) = kept { now } else { kept.insert(self.load(key).await?) };
-        let (Change { events, posts, with, key }, decided) = decide(&now.state)?;
+        let (Change { events, posts, with, key, cause: own }, decided) = decide(&now.state)?;
         if events.is_empty() {
             return Ok((false, decided));
         }
         let expected = Expected::Version(now.version);
+        let cause = own.unwrap_or(cause);
         let append = Append { stream: stream.clone(), expected, events, key, actor, cause };
         let mut appends = vec![append];
         appends.extend(with);
@@ -549,6 +554,11 @@ impl Sessions {
         }
         Ok((true, decided))
     }
+}
+
+/// What a turn follows from, as its beginning does: the last message that it answers.
+fn asked_by(running: &Running) -> Option<Cause> {
+    running.answers.last().map(|last| Cause::Command(last.event_id.clone()))
 }
 
 /// What an event of a surface is journaled under, whatever becomes of it: so that it is handled once (DUR-1).

@@ -33,6 +33,11 @@ fn ann() -> Person {
     Person { surface: SurfaceKind::Matrix, id: "@ann:example.org".into() }
 }
 
+/// What she does by an event.
+fn by_ann(event_id: &str) -> (Actor, Cause) {
+    (Actor::Person(ann().to_string()), Cause::Command(event_id.into()))
+}
+
 fn edit(key: &SessionKey, event_id: &str, edit_id: &str, text: &str) -> Edited {
     let (room, sender) = (key.room.clone(), ann());
     Edited { room, event_id: event_id.into(), edit_id: edit_id.into(), sender, text: text.into() }
@@ -152,7 +157,7 @@ async fn what_was_edited_or_taken_out_before_its_turn_is_so_in_the_turn() {
     assert!(!setting.edit("$9", "$9e", "nine").await, "it is unknown");
     let removed = setting
         .sessions
-        .remove(&setting.key, &["$3", "$9"], Removal::Cancelled, Actor::Gateway, |_| Vec::new())
+        .remove(&setting.key, &["$3", "$9"], Removal::Cancelled, by_ann("$cancel"), |_| Vec::new())
         .await
         .expect("it is removed");
     assert_eq!(removed.iter().map(|message| message.event_id.as_str()).collect::<Vec<_>>(), ["$3"]);
@@ -167,7 +172,7 @@ async fn what_was_edited_or_taken_out_before_its_turn_is_so_in_the_turn() {
 
     setting
         .sessions
-        .remove(&setting.key, &["$4"], Removal::Redacted, Actor::Gateway, |_| Vec::new())
+        .remove(&setting.key, &["$4"], Removal::Redacted, by_ann("$redaction"), |_| Vec::new())
         .await
         .expect("it is removed");
     assert!(setting.begin(&["$4"]).await.1.is_none(), "nothing is left to answer");
@@ -283,13 +288,49 @@ async fn a_question_is_decided_once() {
     let setting = setting().await;
     setting.say("$1").await;
     let (turn, _) = setting.begin(&["$1"]).await;
-    let decide =
-        async |allow| setting.sessions.decide(&setting.key, turn, "q1", allow, &ann()).await.expect("it is journaled");
+    let decide = async |allow| {
+        let cause = Cause::Command("$word".into());
+        setting.sessions.decide(&setting.key, turn, "q1", allow, &ann(), cause).await.expect("it is journaled")
+    };
     assert_eq!(decide(false).await, Some(false));
     assert_eq!(decide(true).await, Some(false), "the first word holds");
     assert_eq!(setting.left().await.unfinished[0].running.decided, [("q1".to_owned(), false)]);
     setting.finish(turn, Ending::Answered, true).await;
     assert_eq!(decide(true).await, None, "the turn is over");
+}
+
+#[tokio::test]
+async fn every_event_says_who_did_it_and_what_it_follows_from() {
+    let setting = setting().await;
+    for event in ["$1", "$2"] {
+        setting.say(event).await;
+    }
+    let (turn, _) = setting.begin(&["$1"]).await;
+    let cause = Cause::Command("$word".into());
+    setting.sessions.decide(&setting.key, turn, "q1", true, &ann(), cause).await.expect("it is journaled");
+    let to = Address { room: setting.key.room.clone(), thread: None, reply_to: None, mention: None, pending: None };
+    let post = Post::notice(to, "again".into(), "again");
+    setting.sessions.resume(&setting.key, turn, 2, post).await.expect("it is journaled");
+    let (removing, by) = (&["$2"], by_ann("$stop"));
+    setting.sessions.remove(&setting.key, removing, Removal::Stopped, by, |_| Vec::new()).await.expect("it is removed");
+    setting.finish(turn, Ending::Answered, true).await;
+    setting.sessions.reset(&setting.key, &ann(), Cause::Command("$reset".into())).await.expect("it resets");
+    let events = setting.sessions.inner.journal.read(&stream(&setting.key), 0).await.expect("it is readable");
+    let told: Vec<_> = events.into_iter().map(|event| (event.kind, event.actor, event.cause)).collect();
+    let (ann, sled) = (by_ann("").0, Actor::Sled(setting.key.project.to_string()));
+    let expected = [
+        ("session.opened", &ann, "$1"),
+        ("message.accepted", &ann, "$1"),
+        ("message.accepted", &ann, "$2"),
+        ("session.turn_begun", &Actor::Gateway, "$1"),
+        ("session.permission_decided", &ann, "$word"),
+        ("session.turn_resumed", &Actor::Gateway, "$1"),
+        ("message.removed", &ann, "$stop"),
+        ("session.turn_finished", &sled, "$1"),
+        ("session.opened", &ann, "$reset"),
+    ];
+    let expected = expected.map(|(kind, actor, cause)| (kind.to_owned(), actor.clone(), Cause::Command(cause.into())));
+    assert_eq!(told, expected);
 }
 
 #[tokio::test]

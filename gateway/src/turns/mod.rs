@@ -17,7 +17,7 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use journal::{Actor, Append};
+use journal::{Actor, Append, Cause};
 use link::{
     SledClient,
     requests::{Agent, AgentSession, Outcome, Permissions},
@@ -31,7 +31,7 @@ pub use self::questions::{Verdict, Word};
 use self::{questions::Questions, told::Told};
 use crate::{
     author::Author,
-    chat::{Mark, Room, Weight},
+    chat::{Mark, Person, Room, Weight},
     dispatch::{
         Batch, SessionKey,
         actor::{Carrier, Ended},
@@ -99,14 +99,23 @@ pub struct Handle {
 pub enum StopRequest {
     /// A person asked by the command with this event, and gets the report here.
     Told {
+        /// Who.
+        by: Person,
         /// The command's event.
         event_id: String,
         /// Where the report goes.
         to: Address,
     },
-    /// The project is being deleted. Nobody gets a report; fired when nothing of the project runs or waits any more.
+    /// The project is being deleted. Nobody gets a report; `done` when nothing of the project runs or waits any more.
     /// Each room is told what became of its own turn and messages.
-    Silent(oneshot::Sender<()>),
+    Silent {
+        /// Who deletes it.
+        by: Person,
+        /// By the command with this event.
+        event_id: String,
+        /// Fired when nothing is left.
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// What turns work with.
@@ -445,7 +454,8 @@ impl Carrier<Handle, StopRequest> for Turns {
             };
             let ids = [&*message.event_id];
             let removing = this.until_journaled("a message is not taken", || {
-                this.inner.parts.sessions.remove(&session, &ids, Removal::Refused, Actor::Gateway, told)
+                let origin = (Actor::Gateway, Cause::Command(message.event_id.to_string()));
+                this.inner.parts.sessions.remove(&session, &ids, Removal::Refused, origin, told)
             });
             drop(removing.await);
         });
@@ -476,10 +486,12 @@ impl Carrier<Handle, StopRequest> for Turns {
 impl Turns {
     /// Journals what a stop dropped, and tells of it. If the gateway ends before, the stop has no answer yet and is done again.
     async fn report(&self, request: StopRequest, ran: &[Uuid], hows: Vec<(String, Vec<String>)>, dropped: Vec<Handle>) {
-        let (why, deleted) = match &request {
-            StopRequest::Told { .. } => (Removal::Stopped, false),
-            StopRequest::Silent(_) => (Removal::Deleted, true),
+        let (why, by, event_id) = match &request {
+            StopRequest::Told { by, event_id, .. } => (Removal::Stopped, by, event_id),
+            StopRequest::Silent { by, event_id, .. } => (Removal::Deleted, by, event_id),
         };
+        let deleted = why == Removal::Deleted;
+        let origin = (Actor::Person(by.to_string()), Cause::Command(event_id.clone()));
         let mut by_session: HashMap<Arc<SessionKey>, Vec<Arc<str>>> = HashMap::new();
         for handle in dropped {
             by_session.entry(handle.session).or_default().push(handle.event_id);
@@ -491,7 +503,7 @@ impl Turns {
             let ids: Vec<&str> = event_ids.iter().map(|id| &**id).collect();
             let told = |removed: &[Message]| if deleted { told::dropped(&session, removed) } else { Vec::new() };
             let removing = self.until_journaled("messages are dropped", || {
-                self.inner.parts.sessions.remove(&session, &ids, why, Actor::Gateway, told)
+                self.inner.parts.sessions.remove(&session, &ids, why, origin.clone(), told)
             });
             // Without an answer the stop is done again by the next start.
             let Some(removed) = removing.await else { return };
@@ -503,7 +515,7 @@ impl Turns {
             }
         }
         match request {
-            StopRequest::Told { event_id, to } => {
+            StopRequest::Told { event_id, to, .. } => {
                 let hows: Vec<_> = hows.iter().map(String::as_str).collect();
                 let room = to.room.clone();
                 let report = told::report(ran.len(), &hows, count);
@@ -518,13 +530,13 @@ impl Turns {
                 }
             }
             // Whoever gave up waiting has dropped the receiver.
-            StopRequest::Silent(done) => drop(done.send(())),
+            StopRequest::Silent { done, .. } => drop(done.send(())),
         }
     }
 }
 
 /// Where a turn's answer goes: to whom it answers last.
-fn address(session: &SessionKey, last: Option<(&String, &crate::chat::Person, &Option<String>)>) -> Address {
+fn address(session: &SessionKey, last: Option<(&String, &Person, &Option<String>)>) -> Address {
     Address {
         room: session.room.clone(),
         thread: last.and_then(|(_, _, thread)| thread.clone()),

@@ -10,6 +10,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use journal::Cause;
 use link::{
     CallError, SledClient,
     requests::{Decision, PERMISSION_ID_CHARS, RefusalKind},
@@ -281,7 +282,7 @@ impl Turns {
         self.open_question(name).map(|question| question.session.project)
     }
 
-    /// Journals a person's word on the question of this name. The sled has not heard of it yet: see [`Turns::carry_word`].
+    /// Journals a person's word on the question of this name, given by the event `cause`. The sled has not heard of it yet: see [`Turns::carry_word`].
     pub async fn decide(
         &self,
         name: &str,
@@ -289,6 +290,7 @@ impl Turns {
         by: &Person,
         role: Role,
         room: &Room,
+        cause: Cause,
     ) -> Result<Word, Refusal> {
         let question = self.open_question(name).ok_or_else(|| unknown(name))?;
         if question.session.room != *room && role != Role::Admin {
@@ -300,7 +302,7 @@ impl Turns {
         }
         let sessions = &self.inner.parts.sessions;
         let wanted = verdict == Verdict::Approve;
-        let allow = sessions.decide(&question.session, question.turn, &question.request, wanted, by).await?;
+        let allow = sessions.decide(&question.session, question.turn, &question.request, wanted, by, cause).await?;
         let allow = allow.ok_or_else(|| unknown(name))?;
         let key = (question.turn, question.request.clone());
         if let Some(open) = self.inner.questions.known().open.get_mut(&key) {

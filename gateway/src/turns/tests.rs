@@ -14,7 +14,7 @@ use axum::{
     routing::{get, post, put},
 };
 use futures_util::StreamExt;
-use journal::{Cause, Expected, NewEvent, StreamId, SystemClock};
+use journal::{Expected, NewEvent, StreamId, SystemClock};
 use link::{
     Hello, Side,
     requests::{
@@ -26,7 +26,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use super::*;
 use crate::{
-    chat::{Inbound, Outbound, Person, SendError, Surface, SurfaceKind},
+    chat::{Inbound, Outbound, SendError, Surface, SurfaceKind},
     dispatch::{
         actor::Dispatcher,
         core::{Event, Limits},
@@ -220,7 +220,7 @@ impl Stage {
         assert!(self.rooms.receive(&said, None).await.expect("it is received"));
         let to =
             Address { room: self.session.room.clone(), thread: None, reply_to: None, mention: None, pending: None };
-        let request = StopRequest::Told { event_id: "stop".into(), to };
+        let request = StopRequest::Told { by: ann(), event_id: "stop".into(), to };
         self.tell_stop(Some(self.session.room.clone()), request);
     }
 
@@ -400,11 +400,17 @@ async fn a_deleted_project_tells_its_rooms_and_says_when_nothing_is_left() {
     }
     stage.say("more", false).await;
     let (done, nothing_left) = oneshot::channel();
-    stage.tell_stop(None, StopRequest::Silent(done));
+    stage.tell_stop(None, StopRequest::Silent { by: ann(), event_id: "delete".into(), done });
     nothing_left.await.expect("it is told");
     assert_eq!(stage.turns.running(), 0);
     assert_eq!(stage.heard().await.markdown, "Stopped, because the project was deleted.");
     assert_eq!(stage.heard().await.markdown, "1 message that waited was dropped, because the project was deleted.");
+    let SessionKey { project, room, .. } = &stage.session;
+    let stream = StreamId::new("session", format_args!("{project} {room}"));
+    let session = stage.journal.read(&stream, 0).await.expect("it is readable");
+    let removed = session.iter().find(|event| event.kind == "message.removed").expect("it was dropped");
+    assert_eq!(removed.actor, Actor::Person(ann().to_string()));
+    assert_eq!(removed.cause, Cause::Command("delete".into()));
 }
 
 /// A sled that ends the first attempt as `first` says and the second with an answer, and the prompts that it was given.
@@ -682,7 +688,9 @@ async fn a_question_is_told_and_decided_by_whom_it_concerns() {
     let room = stage.session.room.clone();
     let elsewhere = Room { id: "elsewhere".into(), ..room.clone() };
     let turns = stage.turns.clone();
-    let decide = async |by: &Person, role, room: &Room| turns.decide(&name, Verdict::Approve, by, role, room).await;
+    let decide = async |by: &Person, role, room: &Room| {
+        turns.decide(&name, Verdict::Approve, by, role, room, Cause::Command("word".into())).await
+    };
     let refusal = decide(&bob, Role::Member, &room).await.expect_err("he did not ask for this turn");
     assert_eq!(refusal.what, "this question is not yours to answer");
     decide(&ann(), Role::Member, &elsewhere).await.expect_err("it was asked in another room");

@@ -157,9 +157,12 @@ impl MatrixSurface {
                     })
                 })
             }
-            Reading::Redaction { redacts, sender, .. } => {
-                Some(Heard::Redacted(Redacted { room: there, event_id: redacts.to_string(), by: person(&sender) }))
-            }
+            Reading::Redaction { event_id, redacts, sender } => Some(Heard::Redacted(Redacted {
+                room: there,
+                event_id: redacts.to_string(),
+                redaction_id: event_id.to_string(),
+                by: person(&sender),
+            })),
             Reading::Reaction { event_id, target, sender, key } => Some(Heard::Reacted(Reacted {
                 room: there,
                 event_id: target.to_string(),
