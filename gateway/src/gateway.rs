@@ -433,9 +433,8 @@ impl Gateway {
             self.outbox.add(Arc::clone(&console) as SharedSurface);
             println!("{greeting}");
             self.closed.open();
-            console::run_prompt(&console, inbox, &SystemClock, self.home.console_history(), self.tasks.stopping())
-                .await
-                .map_err(broken)
+            let history = (self.home.console_history(), keeps as fn(&str) -> bool);
+            console::run_prompt(&console, inbox, &SystemClock, history, self.tasks.stopping()).await.map_err(broken)
         } else {
             self.outbox.add(Arc::new(Console::plain(std::io::stdout())));
             eprintln!("{greeting}");
@@ -477,6 +476,11 @@ impl Gateway {
     }
 }
 
+/// Whether a line may stand in the prompt's history.
+fn keeps(line: &str) -> bool {
+    commands::exposed::look(line).is_none()
+}
+
 /// Why no messages are taken, while that is so.
 #[derive(Debug, Clone)]
 struct Closed(Arc<Mutex<Option<String>>>);
@@ -502,3 +506,6 @@ fn reasons(closed: &Closed, outbox: &Outbox) -> Vec<String> {
     let surfaces = [SurfaceKind::Console, SurfaceKind::Matrix].into_iter().filter_map(|kind| outbox.surface(kind));
     surfaces.filter_map(|surface| surface.health().err().map(|why| format!("{}: {why}", surface.kind()))).collect()
 }
+
+#[cfg(test)]
+mod tests;

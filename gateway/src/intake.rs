@@ -15,6 +15,7 @@ use crate::{
     chat::{Edited, Inbound, Inbox, InboxError, Mark, Missed, Person, Reacted, Redacted, Room, SurfaceKind},
     commands::{
         Asked, Commands,
+        exposed::{self, Exposed},
         grammar::{self, Said},
         rights,
     },
@@ -77,7 +78,7 @@ impl Intake {
         self.registry.get(id).filter(|project| project.stage == Stage::Registered).map(|_| id)
     }
 
-    async fn take(&self, message: Inbound) -> Result<(), InboxError> {
+    async fn take(&self, mut message: Inbound) -> Result<(), InboxError> {
         let Some(role) = self.people.role(&message.sender) else {
             debug!(sender = %message.sender, room = %message.room, "not listened to");
             return Ok(());
@@ -92,9 +93,15 @@ impl Intake {
             mention: Some(message.sender.clone()),
             pending: message.pending.clone(),
         };
+        // A command that carries a credential does not stay where others read it. What is meant for the agent is its sender's matter.
+        if let Some(Exposed { kept, refusal }) = exposed::look(&message.text) {
+            message.text = kept;
+            self.answer(&message, to, refusal.to_markdown()).await?;
+            self.outbox.take_back(&message.room, &message.event_id);
+            return Ok(());
+        }
         let project = self.project(&message.room, &message.sender);
         let said = grammar::read(&message.text);
-        // A command that carries a credential does not stay where others read it. What is meant for the agent is its sender's matter.
         let exposed = (!matches!(said, Said::Text(_)) && masked(&message.text) != message.text)
             .then(|| (message.room.clone(), message.event_id.clone()));
         let taken = match said {

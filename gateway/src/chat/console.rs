@@ -286,11 +286,12 @@ async fn take(
 }
 
 /// Runs the prompt until the person ends it (Ctrl-C, Ctrl-D) or `stopping` is cancelled. What is under way then goes on.
+/// Lines go into the file `history`, as far as they may.
 pub async fn run_prompt(
     console: &Console,
     inbox: &dyn Inbox,
     clock: &dyn Clock,
-    history: PathBuf,
+    (history, may): (PathBuf, fn(&str) -> bool),
     stopping: CancellationToken,
 ) -> io::Result<()> {
     let printer = match &console.output {
@@ -298,7 +299,7 @@ pub async fn run_prompt(
         Output::Plain(_) => None,
     };
     let printer = printer.ok_or_else(|| io::Error::other("this console has no prompt, or one that runs already"))?;
-    let history = Discreet(FileBackedHistory::with_file(HISTORY, history).map_err(io::Error::other)?);
+    let history = Discreet(FileBackedHistory::with_file(HISTORY, history).map_err(io::Error::other)?, may);
     let (ending, ended) = channel::<()>();
     let editing = Editing { stop: Arc::default(), ended };
     let mut editor = Reedline::create()
@@ -354,12 +355,13 @@ impl Drop for Editing {
     }
 }
 
-/// A history that lines with credentials do not get into.
-struct Discreet(FileBackedHistory);
+/// A history that lines with credentials do not get into, nor those that may not by the rule beside it.
+struct Discreet(FileBackedHistory, fn(&str) -> bool);
 
 impl History for Discreet {
     fn save(&mut self, item: HistoryItem) -> reedline::Result<HistoryItem> {
-        if text::masked(&item.command_line) == item.command_line { self.0.save(item) } else { Ok(item) }
+        let line = &item.command_line;
+        if text::masked(line) == *line && self.1(line) { self.0.save(item) } else { Ok(item) }
     }
 
     fn load(&self, id: HistoryItemId) -> reedline::Result<HistoryItem> {
@@ -471,8 +473,9 @@ mod tests {
     fn lines_with_credentials_stay_out_of_the_history() {
         let folder = tempfile::tempdir().expect("there is room");
         let file = folder.path().join("history");
-        let mut history = Discreet(FileBackedHistory::with_file(HISTORY, file.clone()).expect("it can be made"));
-        for line in ["new project a --git https://ann:tok@h/a.git", "new project b --git https://h/b.git"] {
+        let inner = FileBackedHistory::with_file(HISTORY, file.clone()).expect("it can be made");
+        let mut history = Discreet(inner, |line| line != "private");
+        for line in ["new project a --git https://ann:tok@h/a.git", "private", "new project b --git https://h/b.git"] {
             history.save(HistoryItem::from_command_line(line)).expect("it is taken");
         }
         drop(history);

@@ -1,7 +1,8 @@
-//! Commands: what they say ([`grammar`]) and what they do.
+//! Commands: what they say ([`grammar`]), what of that is not kept ([`exposed`]), and what they do.
 //!
 //! A command is answered at once, on its own; what takes long goes on beside everything else.
 
+pub mod exposed;
 pub mod git_audit;
 pub mod grammar;
 mod members;

@@ -269,6 +269,21 @@ async fn a_command_with_a_credential_in_it_is_refused_and_taken_out_of_the_room(
     let taken = scene.say(&say).await?;
     scene.hear(&taken, "carries").await?;
     scene.ann.wait_redacted(&scene.room, &taken).await?;
+    // Forms that are no address at all, and that only a whole word hides.
+    for (value, told) in [
+        (format!("git:{typed}@example.org:a/b"), "carries"),
+        (format!("https://example.org/a?token={typed}"), "carries"),
+        (format!("https://example.org/a#{typed}"), "carries"),
+        (format!("https://ann:p\"{typed}@example.org/a"), "carries"),
+        (format!("https://ann:p`<{typed}>@example.org/a"), "carries"),
+        (format!("https://ann:s3c/{typed}@example.org/a"), "not the address"),
+        (format!("'https://ann:my {typed}@example.org/a'"), "not the address"),
+    ] {
+        let taken = scene.say(&format!("!new project leak --git {value}")).await?;
+        let told = scene.hear(&taken, told).await.with_context(|| value.replace(&typed, "…"))?;
+        assert!(!told.body.contains(&typed), "{}", told.body.replace(&typed, "…"));
+        scene.ann.wait_redacted(&scene.room, &taken).await?;
+    }
     // What is meant for the agent is its sender's matter.
     let prose = scene.say(&format!("is https://ann:{typed}@example.org/ a good example?")).await?;
     scene.answer(&prose, "").await?;

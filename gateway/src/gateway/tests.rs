@@ -1,0 +1,164 @@
+//! What becomes of what surfaces give, in a gateway that is put together whole, without an engine and without sleds.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use jiff::Timestamp;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+
+use super::*;
+use crate::chat::{Inbound, Outbound, Person, SendError};
+
+/// Gives what is sent the ids `$0`, `$1`, …, and tells of it and of what it takes back.
+struct Hall {
+    sent: UnboundedSender<Outbound>,
+    taken_back: UnboundedSender<String>,
+    number: AtomicUsize,
+}
+
+impl Surface for Hall {
+    fn kind(&self) -> SurfaceKind {
+        SurfaceKind::Matrix
+    }
+    fn send<'a>(&'a self, _: &'a Room, message: &'a Outbound) -> BoxFuture<'a, Result<String, SendError>> {
+        self.sent.send(message.clone()).ok();
+        let event_id = format!("${}", self.number.fetch_add(1, Ordering::SeqCst));
+        async { Ok(event_id) }.boxed()
+    }
+    fn edit<'a>(&'a self, _: &'a Room, _: &'a str, _: &'a Outbound) -> BoxFuture<'a, Result<(), SendError>> {
+        async { Ok(()) }.boxed()
+    }
+    fn find<'a>(&'a self, _: &'a Room, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Option<String>, SendError>> {
+        async { Ok(None) }.boxed()
+    }
+    fn mark(&self, _: &Room, _: &str, _: Mark) {}
+    fn take_back(&self, _: &Room, event_id: &str) {
+        self.taken_back.send(event_id.to_owned()).ok();
+    }
+    fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {
+        async {}.boxed()
+    }
+    fn edit_interval(&self) -> Duration {
+        Duration::ZERO
+    }
+    fn health(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// A gateway's life on a folder.
+struct Life {
+    gateway: Gateway,
+    sent: UnboundedReceiver<Outbound>,
+    taken_back: UnboundedReceiver<String>,
+}
+
+/// A gateway that listens to her, and has no engine.
+const CONFIG: &str = r#"
+transport = "console"
+admins = ["@ann:example.org"]
+[agent]
+runtime = "echo"
+[engine]
+host = "unix:///nowhere/docker.sock"
+[http]
+listen = "127.0.0.1:0"
+"#;
+
+impl Life {
+    async fn begin(folder: &tempfile::TempDir) -> Self {
+        let home = Home::open(&folder.path().join("state")).expect("it can be made");
+        std::fs::write(home.config_file(), CONFIG).expect("there is room");
+        let config = settings::load(&home).expect("it is right");
+        let path = folder.path().to_str().expect("it is text").to_owned();
+        let environment = Environment {
+            variable: &move |name| (name == "HOME").then(|| path.clone()),
+            musher: PathBuf::from("/nowhere/musher"),
+        };
+        let gateway = Gateway::build(&config, &environment, home).await.expect("it needs no engine");
+        let (sender, sent) = mpsc::unbounded_channel();
+        let (taking, taken_back) = mpsc::unbounded_channel();
+        gateway.outbox.add(Arc::new(Hall { sent: sender, taken_back: taking, number: AtomicUsize::new(0) }));
+        Self { gateway, sent, taken_back }
+    }
+
+    async fn say(&self, event_id: &str, text: &str) {
+        let said = Inbound {
+            room: room(),
+            event_id: event_id.into(),
+            sender: ann(),
+            at: Timestamp::UNIX_EPOCH,
+            text: text.into(),
+            quoted: None,
+            thread: None,
+            addressed: true,
+            pending: None,
+        };
+        self.gateway.intake.accept(said).await.expect("it is taken");
+    }
+
+    async fn hear(&mut self) -> Outbound {
+        self.sent.recv().await.expect("the surface is alive")
+    }
+
+    async fn end(self) {
+        self.gateway.tasks.shutdown(SHUTDOWN).await.expect("it ends");
+        self.gateway.journal.close().await;
+    }
+}
+
+fn room() -> Room {
+    Room { surface: SurfaceKind::Matrix, id: "!a:example.org".into() }
+}
+
+fn ann() -> Person {
+    Person { surface: SurfaceKind::Matrix, id: "@ann:example.org".into() }
+}
+
+#[tokio::test]
+async fn an_answer_is_given_also_where_its_first_append_fails() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    for (event_id, text, told) in [("$a", "!version", "musher"), ("$b", "!nonsense", "⚠"), ("$c", "words", "⚠")] {
+        life.gateway.journal.refuse("command.answered", 1);
+        life.say(event_id, text).await;
+        let answer = life.hear().await;
+        assert!(answer.markdown.starts_with(told), "{}", answer.markdown);
+        assert_eq!(answer.answers, [event_id]);
+    }
+    assert_eq!(life.gateway.journal.append_failures(), 3);
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_command_with_a_credential_in_it_is_refused_taken_back_and_nowhere_on_the_disk() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    let values = [
+        "git:s3cret@example.org:a/b",
+        "https://example.org/a?token=s3cret",
+        "https://example.org/a#s3cret",
+        "https://ann:p\"s3cret@h/a",
+        "https://ann:s3c/s3cret@h/a",
+        "'https://ann:my s3cret@h/a'",
+        "https://ann:s3cret@h/a",
+    ];
+    for (number, value) in values.into_iter().enumerate() {
+        let event_id = format!("$said{number}");
+        life.say(&event_id, &format!("!new project a --git {value}")).await;
+        assert_eq!(life.taken_back.recv().await.as_ref(), Some(&event_id), "{value}");
+        let answer = life.hear().await;
+        assert!(answer.markdown.starts_with('⚠') && !answer.markdown.contains("s3c"), "{}", answer.markdown);
+    }
+    life.say("$kept", "!new project A --git https://example.org/a").await;
+    assert!(life.hear().await.markdown.contains('⚠'));
+    assert!(life.taken_back.try_recv().is_err(), "it carries none");
+    life.end().await;
+    for entry in std::fs::read_dir(folder.path().join("state")).expect("it is readable") {
+        let path = entry.expect("it is readable").path();
+        if path.is_file() {
+            let bytes = std::fs::read(&path).expect("it is readable");
+            assert!(!bytes.windows(6).any(|bytes| bytes == b"s3cret"), "it is in {}", path.display());
+        }
+    }
+}
