@@ -16,7 +16,7 @@ use crate::{
     commands::{
         Asked, Commands,
         exposed::{self, Exposed},
-        grammar::{self, Said},
+        grammar::{self, Command, Said},
         rights,
     },
     dispatch::{SessionKey, actor::Dispatcher, core::Event},
@@ -273,47 +273,68 @@ impl Intake {
     async fn react(&self, reaction: Reacted) -> Result<(), InboxError> {
         let Some(role) = self.people.role(&reaction.sender) else { return Ok(()) };
         let Some(verdict) = verdict_of(&reaction, self.reaction_approvals) else { return Ok(()) };
-        let (commands, turns) = (self.commands.clone(), self.turns.clone());
-        let known = turns.question_at(&reaction.room, &reaction.event_id);
-        if known.is_none() && !turns.takes_up() {
+        let Some(question) = self.question_of(&reaction).await? else { return Ok(()) };
+        let Reacted { room, event_id, reaction_id, sender, .. } = reaction;
+        if !self
+            .rooms
+            .receive(&stands_for(&room, &reaction_id, &sender, verdict, &question), None)
+            .await
+            .map_err(unjournaled)?
+        {
             return Ok(());
         }
-        // What is known is journaled before anything else is taken; a question of a turn that is being taken up comes yet.
-        let cause = Cause::Command(reaction.reaction_id.clone());
-        let decided = match known {
-            Some(question) => {
-                Some(commands.rule_on(&question, verdict, &reaction.sender, role, &reaction.room, cause.clone()).await)
-            }
+        let (commands, turns, rooms, tasks) =
+            (self.commands.clone(), self.turns.clone(), Arc::clone(&self.rooms), self.tasks.clone());
+        let cause = Cause::Command(reaction_id.clone());
+        // What is open is decided before anything else is taken; a question of a turn that is being taken up comes yet.
+        let decided = match turns.project_of(&question) {
+            Some(_) => Some(commands.rule_on(&question, verdict, &sender, role, &room, cause.clone()).await),
             None => None,
         };
-        let outbox = self.outbox.clone();
-        let (room, event_id, sender) = (reaction.room.clone(), reaction.event_id.clone(), reaction.sender.clone());
-        let to = Address {
-            room: reaction.room,
-            thread: None,
-            reply_to: Some(reaction.event_id),
-            mention: None,
-            pending: None,
-        };
-        let transaction = format!("reaction-{}", reaction.reaction_id);
         // Its sled may be away, and what others say must not wait for it.
         self.tasks.spawn("a reaction", async move {
-            let decided = if let Some(decided) = decided {
-                decided
-            } else {
-                let Some(question) = turns.expect_question_at(&room, &event_id).await else { return };
-                commands.rule_on(&question, verdict, &sender, role, &room, cause).await
+            let decided = match decided {
+                Some(decided) => Some(decided),
+                None => {
+                    turns.expect_question(&question).await;
+                    let open = turns.project_of(&question).is_some();
+                    let ruling = commands.rule_on(&question, verdict, &sender, role, &room, cause);
+                    if open { Some(ruling.await) } else { None }
+                }
             };
             let told = match decided {
-                Ok(word) => turns.carry_word(word).await,
-                Err(refusal) => Err(refusal),
+                Some(Ok(word)) => Some(turns.carry_word(word).await),
+                Some(Err(refusal)) => Some(Err(refusal)),
+                // A sign on a question that was answered long ago.
+                None => None,
             };
-            let post = Post::notice(to, transaction, told.unwrap_or_else(|refusal| refusal.to_markdown()));
-            if let Err(refusal) = outbox.post(post).await {
-                warn!(%refusal, "what a reaction did is not told");
-            }
+            let to =
+                Address { room: room.clone(), thread: None, reply_to: Some(event_id), mention: None, pending: None };
+            let post = |told: Result<_, Refusal>| {
+                let markdown = told.unwrap_or_else(|refusal| refusal.to_markdown());
+                Post::notice(to, format!("reaction-{reaction_id}"), markdown)
+            };
+            rooms.answer_in_the_end(&tasks, &room, &reaction_id, told.map(post).into_iter().collect()).await;
         });
         Ok(())
+    }
+
+    /// The question that the sign was put on, also when an earlier gateway told it, and its turn is only being taken up.
+    async fn question_of(&self, reaction: &Reacted) -> Result<Option<String>, InboxError> {
+        let Reacted { room, event_id, .. } = reaction;
+        let open = self.turns.question_at(room, event_id);
+        if open.is_some() || !self.turns.takes_up() {
+            return Ok(open);
+        }
+        if let Some(transaction) = self.outbox.transaction_of(room, event_id).await.map_err(unjournaled)? {
+            return Ok(Turns::question_told_by(&transaction).map(str::to_owned));
+        }
+        if self.outbox.undelivered_in(room) == 0 {
+            return Ok(None);
+        }
+        // It may have been told by a gateway that ended before it could journal that: then it is found any moment. Only until then
+        // the room waits, because nothing names the question that could be journaled.
+        Ok(self.turns.expect_question_at(room, event_id).await)
     }
 
     /// Answers what needs nothing but an answer. It is journaled as seen first: when the same event comes again it may mean
@@ -343,6 +364,28 @@ fn verdict_of(reaction: &Reacted, reaction_approvals: bool) -> Option<Verdict> {
         key if APPROVING.contains(&key) => Some(Verdict::Approve),
         key if DENYING.contains(&key) => Some(Verdict::Deny),
         _ => None,
+    }
+}
+
+/// The command that a reaction stands for, as which it is journaled: when the gateway ends before it is carried out, the next one
+/// does that.
+fn stands_for(room: &Room, reaction_id: &str, sender: &Person, verdict: Verdict, question: &str) -> Inbound {
+    let question = question.to_owned();
+    let command = match verdict {
+        Verdict::Approve => Command::Approve { question },
+        Verdict::Deny => Command::Deny { question },
+    };
+    Inbound {
+        room: room.clone(),
+        event_id: reaction_id.to_owned(),
+        sender: sender.clone(),
+        // Surfaces do not tell when. Before everything that was said is where it does not count for how far they go back.
+        at: Timestamp::UNIX_EPOCH,
+        text: command.to_string(),
+        quoted: None,
+        thread: None,
+        addressed: true,
+        pending: None,
     }
 }
 

@@ -109,10 +109,10 @@ pub enum Command {
     Version,
 }
 
-/// A question's name: six hexadecimal digits.
+/// A question's name: six hexadecimal digits; or its id, by which a reaction that came early names it.
 fn question(name: &str) -> Result<String, String> {
     let name = name.to_ascii_lowercase();
-    if name.len() == 6 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
+    if name.len() == 6 && name.bytes().all(|b| b.is_ascii_hexdigit()) || uuid::Uuid::parse_str(&name).is_ok() {
         Ok(name)
     } else {
         Err("a question has a name of six characters, such as `3fa81c`".to_owned())

@@ -7,7 +7,11 @@ use jiff::Timestamp;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use super::*;
-use crate::chat::{Inbound, Outbound, Person, SendError};
+use crate::{
+    chat::{Inbound, Outbound, Person, Reacted, SendError},
+    dispatch::SessionKey,
+    projects::{ProjectEvent, Spec},
+};
 
 /// Gives what is sent the ids `$0`, `$1`, …, and tells of it and of what it takes back.
 struct Hall {
@@ -161,4 +165,54 @@ async fn a_command_with_a_credential_in_it_is_refused_taken_back_and_nowhere_on_
             assert!(!bytes.windows(6).any(|bytes| bytes == b"s3cret"), "it is in {}", path.display());
         }
     }
+}
+
+#[tokio::test]
+async fn a_sign_on_a_question_of_a_turn_that_is_taken_up_outlives_the_gateway() {
+    let folder = tempfile::tempdir().expect("there is room");
+    // A gateway that has begun a turn, and told its question.
+    let mut life = Life::begin(&folder).await;
+    let session = SessionKey { project: Uuid::now_v7(), room: room(), thread: None };
+    let said = Inbound {
+        room: room(),
+        event_id: "$said".into(),
+        sender: ann(),
+        at: Timestamp::UNIX_EPOCH,
+        text: "do it".into(),
+        quoted: None,
+        thread: None,
+        addressed: true,
+        pending: None,
+    };
+    let Intake { registry, sessions, .. } = &*life.gateway.intake;
+    let made = [ProjectEvent::Reserved(Spec::example("/srv/app")), ProjectEvent::Registered];
+    registry.append(session.project, &made, Actor::Gateway, Cause::None).await.expect("it is journaled");
+    sessions.accept(&session, &said, "do it", Role::Admin).await.expect("it is accepted");
+    sessions.begin(&session, Uuid::now_v7(), &["$said"]).await.expect("it begins").expect("it waits");
+    let to = Address { room: room(), thread: None, reply_to: None, mention: None, pending: None };
+    let question = Uuid::new_v5(&Uuid::nil(), b"what the sled calls it");
+    let asked = Post::notice(to, format!("question-{question}"), "may I?");
+    life.gateway.outbox.post(asked).await.expect("it is journaled");
+    life.hear().await;
+    while life.gateway.outbox.undelivered() > 0 {
+        tokio::task::yield_now().await;
+    }
+    life.end().await;
+
+    // The next one takes the turn up, and waits for its sled.
+    let life = Life::begin(&folder).await;
+    assert!(life.gateway.intake.turns.takes_up());
+    let react = async |event_id: &str, reaction_id: &str| {
+        let (event_id, reaction_id) = (event_id.to_owned(), reaction_id.to_owned());
+        let reaction =
+            Reacted { room: room(), event_id, reaction_id, sender: ann(), key: "👍".into(), encrypted: false };
+        life.gateway.intake.reacted(reaction).await.expect("it is taken");
+    };
+    react("$0", "$sign").await;
+    react("$0", "$sign").await;
+    let unanswered = life.gateway.intake.rooms.unanswered().await.expect("they are readable");
+    let unanswered: Vec<_> = unanswered.iter().map(|(_, command, text)| (&*command.event_id, &**text)).collect();
+    let approval = format!("!approve {question}");
+    assert_eq!(unanswered, [("$sign", approval.as_str())], "it is journaled when it is taken, once");
+    life.end().await;
 }

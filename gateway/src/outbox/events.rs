@@ -53,6 +53,14 @@ pub(super) fn delivered(event: &Recorded, transaction: &str) -> Option<String> {
     }
 }
 
+/// The transaction of a message, where `event` tells of its delivery under the surface's id.
+pub(super) fn delivered_as(event: &Recorded, event_id: &str) -> Option<String> {
+    match event.decode() {
+        Ok(Decoded::Known(OutboxEvent::Delivered { transaction, event_id: of })) if of == event_id => Some(transaction),
+        _ => None,
+    }
+}
+
 /// A message without its text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Queued {

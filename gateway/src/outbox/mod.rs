@@ -288,6 +288,15 @@ impl Outbox {
         Ok(events.iter().find_map(|event| events::delivered(event, transaction)))
     }
 
+    /// The transaction of the message that was delivered to a room under this event, if one was.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn transaction_of(&self, room: &Room, event_id: &str) -> Result<Option<String>, Refusal> {
+        let events = self.inner.journal.read(&events::stream(room), 0).await.map_err(unreadable)?;
+        Ok(events.iter().rev().find_map(|event| events::delivered_as(event, event_id)))
+    }
+
     /// When the oldest message was queued that is on its way.
     ///
     /// # Errors

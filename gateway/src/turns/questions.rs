@@ -32,6 +32,8 @@ use crate::{
     text,
 };
 
+/// What the transactions of questions begin with.
+const QUESTION: &str = "question-";
 /// Bytes of a question's name, each two hexadecimal digits.
 const NAME_BYTES: usize = 3;
 /// How much of it stands in a line.
@@ -81,7 +83,7 @@ struct Question {
 impl Question {
     /// The id of the message that tells it.
     fn transaction(&self) -> String {
-        format!("question-{}", id(self.turn, &self.request))
+        format!("{QUESTION}{}", id(self.turn, &self.request))
     }
 }
 
@@ -107,8 +109,13 @@ struct Known {
 }
 
 impl Known {
+    /// The open question of this name, or of this id: under that the one of an earlier gateway is known before its turn has
+    /// been read again.
     fn called(&self, name: &str) -> Option<&Question> {
-        self.open.get(self.names.get(name)?)
+        match self.names.get(name) {
+            Some(key) => self.open.get(key),
+            None => self.open.values().find(|question| Turns::question_told_by(&question.transaction()) == Some(name)),
+        }
     }
 
     /// The name of a question: its own, or the first of those that it may have that is no other's.
@@ -357,6 +364,11 @@ impl Turns {
         }
         drop(known);
         self.inner.questions.asked.notify_waiters();
+    }
+
+    /// The id of the question that was told under this transaction, if that is one; it serves as its name.
+    pub fn question_told_by(transaction: &str) -> Option<&str> {
+        transaction.strip_prefix(QUESTION)
     }
 
     /// The question that was told by this event, if one is open.
