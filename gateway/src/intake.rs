@@ -293,19 +293,19 @@ impl Intake {
         };
         // Its sled may be away, and what others say must not wait for it.
         self.tasks.spawn("a reaction", async move {
-            let decided = match decided {
-                Some(decided) => Some(decided),
-                None => {
-                    turns.expect_question(&question).await;
-                    let open = turns.project_of(&question).is_some();
-                    let ruling = commands.rule_on(&question, verdict, &sender, role, &room, cause);
-                    if open { Some(ruling.await) } else { None }
+            let decided = if let Some(decided) = decided {
+                Some(decided)
+            } else {
+                turns.expect_question(&question).await;
+                match turns.project_of(&question) {
+                    Some(_) => Some(commands.rule_on(&question, verdict, &sender, role, &room, cause).await),
+                    // A sign on a question that was answered long ago.
+                    None => None,
                 }
             };
             let told = match decided {
                 Some(Ok(word)) => Some(turns.carry_word(word).await),
                 Some(Err(refusal)) => Some(Err(refusal)),
-                // A sign on a question that was answered long ago.
                 None => None,
             };
             let to =

@@ -19,7 +19,7 @@ use crate::failpoint;
 /// A [`journal::Journal`] whose appends are watched. Cheap to clone; all clones are the same.
 #[derive(Clone)]
 pub struct Journal {
-    journal: journal::Journal,
+    inner: journal::Journal,
     failures: Arc<AtomicU64>,
     /// Events of which kind are not taken, and how often, as if the disk were full.
     #[cfg(test)]
@@ -31,7 +31,7 @@ impl Deref for Journal {
     type Target = journal::Journal;
 
     fn deref(&self) -> &journal::Journal {
-        &self.journal
+        &self.inner
     }
 }
 
@@ -42,7 +42,7 @@ impl Journal {
     /// As there.
     pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         Ok(Self {
-            journal: journal::Journal::open(path, clock)?,
+            inner: journal::Journal::open(path, clock)?,
             failures: Arc::default(),
             #[cfg(test)]
             refusing: Arc::default(),
@@ -76,7 +76,7 @@ impl Journal {
             if self.refuses(&appends) {
                 return Err(AppendError::Closed);
             }
-            self.journal.append_all(appends).await
+            self.inner.append_all(appends).await
         };
         let appended = appending.await.inspect_err(|error| {
             // A lost race is decided anew, and a key that was used before says that it has happened already.

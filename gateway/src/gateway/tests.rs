@@ -79,7 +79,7 @@ impl Life {
             variable: &move |name| (name == "HOME").then(|| path.clone()),
             musher: PathBuf::from("/nowhere/musher"),
         };
-        let gateway = Gateway::build(&config, &environment, home).await.expect("it needs no engine");
+        let gateway = Box::pin(Gateway::build(&config, &environment, home)).await.expect("it needs no engine");
         let (sender, sent) = mpsc::unbounded_channel();
         let (taking, taken_back) = mpsc::unbounded_channel();
         gateway.outbox.add(Arc::new(Hall { sent: sender, taken_back: taking, number: AtomicUsize::new(0) }));

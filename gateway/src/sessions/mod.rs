@@ -119,7 +119,6 @@ impl Sessions {
     pub async fn recover(&self) -> Result<Left, Refusal> {
         let all = self.inner.journal.load_all_snapshots::<Session>(STREAM).await.map_err(|error| unreadable(&error))?;
         let mut left = Left::default();
-        let mut live = self.inner.live.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, session) in all {
             let Session { key: Some(key), waiting, running, newest, .. } = &session.state else { continue };
             if let Some(at) = *newest {
@@ -134,9 +133,9 @@ impl Sessions {
             let unfinished = running.clone().map(|running| Unfinished { session: key.clone(), running });
             left.unfinished.extend(unfinished);
             let key = key.clone();
-            live.insert(key, Arc::new(tokio::sync::Mutex::new(Some(session))));
+            let slot = Arc::new(tokio::sync::Mutex::new(Some(session)));
+            self.inner.live.lock().unwrap_or_else(PoisonError::into_inner).insert(key, slot);
         }
-        drop(live);
         left.waiting.sort_by_key(|(_, message)| message.position);
         let running = left.unfinished.iter().flat_map(|Unfinished { session, running }| {
             running.messages.iter().map(move |message| (&session.room, message))
