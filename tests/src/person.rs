@@ -131,6 +131,18 @@ impl Person {
         self.request(Method::PUT, &path, &json!({ "users": { who: 50 } })).await.map(drop)
     }
 
+    /// Sets what a room of one's own says of itself, such as `m.room.topic`.
+    pub async fn set_room(&self, room: &str, kind: &str, content: &Value) -> Result<()> {
+        let path = format!("rooms/{}/state/{kind}", escaped(room));
+        self.request(Method::PUT, &path, content).await.map(drop)
+    }
+
+    /// Takes another display name, in all rooms.
+    pub async fn set_name(&self, name: &str) -> Result<()> {
+        let path = format!("profile/{}/displayname", escaped(&self.id));
+        self.request(Method::PUT, &path, &json!({ "displayname": name })).await.map(drop)
+    }
+
     /// Says `text`; gives the event's id.
     pub async fn say(&self, room: &str, text: &str) -> Result<String> {
         self.send(room, &json!({ "msgtype": "m.text", "body": text })).await

@@ -1,5 +1,5 @@
-//! Hostile strings (SEC-5) through commands, names, paths, branches, files, what the model says and what tools print, on
-//! both surfaces: they are shown, and nothing of them is acted on.
+//! Hostile strings (SEC-5) through commands, names of rooms and people, paths, branches, files, what the model says and what
+//! tools print, on both surfaces: they are shown, and nothing of them is acted on.
 //!
 //! The strings are those of `tests/hostile.json`, which the gateway's own tests give to each place where text is made
 //! safe. `CANARY` in them is a file that must never be there.
@@ -84,9 +84,11 @@ fn lines(hostile: &[String], source: &Path) -> Vec<String> {
             "ssh",
             "members",
             "members add",
+            "members remove",
             "cancel",
             "mode",
             "approve",
+            "deny",
             "logs --lines",
             "stacks check",
             "delete project",
@@ -103,11 +105,26 @@ fn lines(hostile: &[String], source: &Path) -> Vec<String> {
             }
         }
         lines.push(format!("!new project evil --git {} --branch={word}", source.display()));
-        // What could be an address is asked for nowhere.
-        if !one.contains(':') {
-            lines.push(format!("!new project evil --git={word}"));
-        }
+        lines.push(format!("!new project evil --git {} --depth={word}", source.display()));
+        // What is an address for all that is wrong with it leads nowhere but to this host.
+        lines.push(format!("!new project evil --git={word}"));
         lines.push(format!("!{one}"));
+    }
+    lines
+}
+
+/// Lines about a project in which something has changed: what git, in its container, is to make of each string.
+fn lines_of_files(hostile: &[String]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (number, one) in hostile.iter().filter(|one| !one.contains(['\n', '\r', '\0'])).enumerate() {
+        let word = format!("'{}'", one.replace('\'', "'\\''"));
+        // Each of them starts git: one for each string.
+        lines.push(match number % 3 {
+            0 => format!("!git {word}"),
+            1 => format!("!git log -1 {word}"),
+            _ => format!("!git log -1 -- {word}"),
+        });
+        lines.push(format!("!diff -- {word}"));
     }
     lines
 }
@@ -241,6 +258,10 @@ async fn what_is_hostile_is_shown_on_the_console_and_does_nothing() -> Result<()
     ] {
         gateway.ask(line).await.with_context(|| gateway.all())?;
     }
+    for line in lines_of_files(&hostile) {
+        gateway.write(&line).await?;
+    }
+    gateway.ask("!version").await.with_context(|| gateway.all())?;
     files_are_whole(&home, "app").await?;
     harmless("the console", &gateway.all())?;
     for args in [&["journal", "tail", "--lines", "100000"][..], &["doctor"], &["git", "audit", "app"]] {
@@ -267,10 +288,32 @@ async fn what_is_hostile_is_shown_in_a_room_and_does_nothing() -> Result<()> {
     let (scene, gateway) = Scene::set(Cast::of(&model, "app")).await?;
     name_files(&scene.home.project("app"), &hostile)?;
     // A homeserver takes no NUL.
-    let verbs = ["switch", "help", "members add", "new project"];
+    let verbs = [
+        "switch",
+        "help",
+        "members add",
+        "new project",
+        "members remove",
+        "deny",
+        "git",
+        "diff --",
+        "new project evil --git",
+        "new project evil --git https://127.0.0.1:1/x --depth",
+    ];
     for (one, verb) in hostile.iter().filter(|one| !one.contains('\0')).zip(verbs.into_iter().cycle()) {
         let word = format!("'{}'", one.replace('\'', "'\\''"));
         let asked = scene.say(&format!("!{verb} {word}")).await?;
+        scene.hear(&asked, "").await.with_context(|| gateway.all())?;
+    }
+    // What a room is called and what it is about, and what she is called: a homeserver takes so much of it at once.
+    let named: Vec<&str> = hostile.iter().map(String::as_str).filter(|one| !one.contains('\0')).collect();
+    let all = named.join(" ");
+    scene.ann.set_room(&scene.room, "m.room.name", &json!({ "name": all })).await?;
+    scene.ann.set_room(&scene.room, "m.room.topic", &json!({ "topic": all })).await?;
+    let letters: Vec<char> = all.chars().collect();
+    for name in letters.chunks(250) {
+        scene.ann.set_name(&name.iter().collect::<String>()).await?;
+        let asked = scene.say("members").await?;
         scene.hear(&asked, "").await.with_context(|| gateway.all())?;
     }
     scene.ask("say it all", "<script>").await.with_context(|| gateway.all())?;
