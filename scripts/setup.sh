@@ -14,7 +14,7 @@ readonly unavailable=69 # sysexits' EX_UNAVAILABLE: a part is missing and cannot
 readonly proxy_variables=http_proxy,https_proxy,no_proxy,HTTP_PROXY,HTTPS_PROXY,NO_PROXY
 
 # What the build and the gateway need, by Debian's package names; scripts/test adds its own.
-parts=(gcc libc6-dev make pkg-config libssl-dev git curl ca-certificates openssh-client mmdebstrap uidmap)
+parts=(gcc libc6-dev make git curl ca-certificates openssh-client mmdebstrap uidmap)
 
 say() { printf '==> %s\n' "$*" >&2; }
 
@@ -90,7 +90,6 @@ part_is_present() {
     debian-archive-keyring) [ -s /usr/share/keyrings/debian-archive-keyring.gpg ] ;;
     docker.io) have dockerd || socket_is_closed || engine_answers ;;
     libc6-dev) [ -e /usr/include/stdlib.h ] ;;
-    libssl-dev) have pkg-config && pkg-config --exists openssl ;;
     openssh-client) have ssh && have ssh-keygen && have sftp ;;
     python3-venv) [ -n "$(python_with_venv)" ] ;;
     uidmap) have newuidmap ;;

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::fcntl::{FcntlArg, fcntl};
 
 /// How long a sled that is just starting may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -21,6 +22,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How much is passed on at once, in bytes: what a pipe holds.
 const BUFFER: usize = 64 * 1024;
 
+/// How much the engine's two pipes shall hold, in bytes: the most that anybody may ask for. A transfer then goes on while a
+/// process on its way waits for a processor.
+const PIPE: i32 = 1024 * 1024;
+
 /// Copies until the sled closes its side. The end of standard input is passed on to the sled, which may go on talking.
 pub fn run(socket: &Path) -> anyhow::Result<()> {
     let sled = wait_for(socket).with_context(|| format!("no sled listens on {}", socket.display()))?;
@@ -28,6 +33,10 @@ pub fn run(socket: &Path) -> anyhow::Result<()> {
     // Unbuffered on both sides: what comes is passed on at once.
     let mut stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    for pipe in [&stdin, &stdout] {
+        // It works as well with what there is: another kind of stream, or a user who has many pipes.
+        let _size = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
+    }
     std::thread::spawn(move || {
         // Whatever ends the input, an error too, ends this direction only.
         copy(&mut stdin, &mut to_sled).ok();

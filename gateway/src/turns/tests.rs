@@ -629,7 +629,8 @@ async fn questions_that_would_have_the_same_name_are_all_told_and_not_taken_for_
         assert_ne!(name_of(&first), name_of(&second));
         assert!(second.markdown.contains("Bash `rm`"), "{}", second.markdown);
         let (turns, room) = (stage.turns.clone(), stage.session.room.clone());
-        let decide = async |name: &str| turns.decide(name, Verdict::Approve, &ann(), Role::Member, &room).await;
+        let decide =
+            async |name: &str| turns.decide(name, Verdict::Approve, &ann(), Role::Member, &room, Cause::None).await;
         while decide(&name_of(&first)).await.is_ok() {
             // It is not settled yet.
             tokio::task::yield_now().await;
