@@ -5,11 +5,17 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
+use crate::plan::{Target, project_of};
+
 /// What every message that wants an answer ends with; its number stands before it.
 pub const PLEASE: &str = " please answer";
 
 /// DESIGN's bound on the attempts of a batch.
 pub const MAX_ATTEMPTS: u64 = 2;
+
+/// How long after a part of a project was killed that may still fail what is said: the gateway's own patience with a
+/// sled that it has started.
+const RECOVERY: Duration = Duration::from_secs(20);
 
 /// How much of what happened around a fault is shown.
 const AROUND: Duration = Duration::from_secs(8);
@@ -61,7 +67,7 @@ pub struct Asked {
 #[derive(Debug, Clone)]
 pub struct Outage {
     /// What.
-    pub what: String,
+    pub what: Target,
     /// When.
     pub from: Duration,
     /// When it was up again, as far as it is for us to start it.
@@ -73,6 +79,8 @@ pub struct Outage {
 pub enum Fault {
     /// Neither answered nor visibly failed.
     Lost,
+    /// Visibly failed, though nothing was killed that may fail it.
+    Needless,
     /// Settled by two messages.
     Twice,
     /// Settled before an earlier message of its room.
@@ -95,8 +103,9 @@ pub enum Fault {
 
 impl Fault {
     /// All, in the order of the table.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Lost,
+        Self::Needless,
         Self::Twice,
         Self::Disordered,
         Self::Attempts,
@@ -111,6 +120,7 @@ impl Fault {
     fn name(self) -> &'static str {
         match self {
             Self::Lost => "messages lost",
+            Self::Needless => "failed though nothing of their project was killed",
             Self::Twice => "answered twice",
             Self::Disordered => "answered out of order",
             Self::Attempts => "batches with more than two attempts",
@@ -194,6 +204,9 @@ impl Ledger {
             let end = &self.heard[at];
             let count = if end.failed() { &mut failed } else { &mut answered };
             *count += 1;
+            if end.failed() && !self.may_fail(said, end.at) {
+                faults.push((Fault::Needless, self.story(said, "failed though nothing of its project was killed")));
+            }
             if settlements.len() > 1 {
                 faults.push((Fault::Twice, self.story(said, &format!("is settled by {} messages", settlements.len()))));
             }
@@ -224,9 +237,9 @@ impl Ledger {
         for (fault, _) in &faults {
             *counts.entry(*fault).or_default() += 1;
         }
-        let mut killed: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut killed: BTreeMap<Target, usize> = BTreeMap::new();
         for outage in &self.outages {
-            *killed.entry(&outage.what).or_default() += 1;
+            *killed.entry(outage.what).or_default() += 1;
         }
         let killed: Vec<String> = killed.into_iter().map(|(what, times)| format!("{what} {times}")).collect();
         let summary = format!(
@@ -264,6 +277,25 @@ impl Ledger {
     /// Whether nothing was killed or away between the message and its settlement.
     fn undisturbed(&self, said: &Said, settled: Duration) -> bool {
         self.outages.iter().all(|outage| outage.to < said.at || settled < outage.from)
+    }
+
+    /// Whether something was killed in the message's life, or so shortly before that it may not have recovered, that may
+    /// fail a turn of its project. Gateway and homeserver may be killed as often as they like: what runs goes on without
+    /// them.
+    fn may_fail(&self, said: &Said, settled: Duration) -> bool {
+        let project = project_of(said.room);
+        let touches = |what: Target| match what {
+            Target::Sled(of) | Target::Agent(of) | Target::Container(of) => of == project,
+            Target::Engine => true,
+            Target::Gateway | Target::Homeserver => false,
+        };
+        let within = |outage: &Outage| outage.from <= settled && said.at <= outage.to.saturating_add(RECOVERY);
+        self.outages.iter().any(|outage| touches(outage.what) && within(outage))
+    }
+
+    /// From when on no kill is an excuse for a failure.
+    pub fn calm_from(&self) -> Duration {
+        self.outages.iter().map(|outage| outage.to.saturating_add(RECOVERY)).max().unwrap_or_default()
     }
 
     /// What was said, asked and killed around the fate of a message, in order of time.

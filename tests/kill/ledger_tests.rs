@@ -20,6 +20,11 @@ fn asked(at: u64, prompts: &[&str]) -> Asked {
     Asked { at: secs(at), prompts: prompts.iter().map(|&prompt| prompt.to_owned()).collect(), after_tool: false }
 }
 
+/// At that second, and over at once.
+fn killed(what: Target, at: u64) -> Outage {
+    Outage { what, from: secs(at), to: secs(at) }
+}
+
 /// The faults that are counted, each as often as it is.
 fn faults(ledger: &Ledger) -> Vec<Fault> {
     let verdict = ledger.judge();
@@ -35,6 +40,7 @@ fn one_answer_for_a_batch_and_one_failure_that_is_said_are_clean() {
     let mut ledger = said(3);
     ledger.heard = vec![heard(21, "answer: m1 m2", &["$1", "$2"]), heard(31, "⚠ The agent ended twice.", &["$3"])];
     ledger.asked = vec![asked(20, &["m1 please answer\nm2 please answer"]), asked(30, &["m3 please answer"])];
+    ledger.outages = vec![killed(Target::Sled(0), 30)];
     assert_eq!(faults(&ledger), []);
     assert!(ledger.open().is_empty());
     let table = ledger.judge().to_string();
@@ -45,7 +51,7 @@ fn one_answer_for_a_batch_and_one_failure_that_is_said_are_clean() {
 fn what_has_no_answer_is_lost_and_its_surroundings_are_told() {
     let mut ledger = said(2);
     ledger.heard = vec![heard(11, "answer: m1", &["$1"])];
-    ledger.outages = vec![Outage { what: "gateway".into(), from: secs(21), to: secs(23) }];
+    ledger.outages = vec![Outage { what: Target::Gateway, from: secs(21), to: secs(23) }];
     assert_eq!(ledger.open(), [2]);
     assert_eq!(faults(&ledger), [Fault::Lost]);
     let told = ledger.judge().to_string();
@@ -62,6 +68,7 @@ fn an_edit_or_a_notice_is_no_answer_and_a_notice_that_warns_is_a_failure() {
     ledger.heard = vec![Heard { text: false, ..heard(11, "It runs.", &["$1"]) }];
     assert_eq!(faults(&ledger), [Fault::Lost]);
     ledger.heard = vec![Heard { text: false, ..heard(11, "⚠ It failed.", &["$1"]) }];
+    ledger.outages = vec![killed(Target::Engine, 10)];
     assert_eq!(faults(&ledger), []);
 }
 
@@ -72,6 +79,7 @@ fn a_warning_before_the_answer_does_not_settle() {
         vec![Heard { text: false, ..heard(11, "⚠ Interrupted.", &["$1"]) }, heard(12, "answer: m1", &["$1"])];
     assert_eq!(faults(&ledger), []);
     ledger.heard = vec![heard(11, "⚠ Interrupted.", &["$1"]), heard(12, "answer: m1", &["$1"])];
+    ledger.outages = vec![killed(Target::Agent(0), 10)];
     assert_eq!(faults(&ledger), [Fault::Twice], "an m.text does");
 }
 
@@ -105,7 +113,7 @@ fn an_answer_names_what_it_is_about() {
 fn prompts_of_a_batch_are_its_attempts() {
     let mut ledger = said(2);
     ledger.heard = vec![heard(15, "answer: m1", &["$1"]), heard(25, "answer: m2", &["$2"])];
-    ledger.outages = vec![Outage { what: "sled".into(), from: secs(0), to: secs(100) }];
+    ledger.outages = vec![Outage { what: Target::Sled(0), from: secs(0), to: secs(100) }];
     let words = "m1 please answer";
     ledger.asked = vec![
         asked(11, &[words]),
@@ -126,10 +134,54 @@ fn a_turn_that_nothing_disturbed_asks_once() {
     ledger.asked[1].after_tool = true;
     assert_eq!(faults(&ledger), [], "a tool's result is the same turn");
     ledger.asked[1].after_tool = false;
-    ledger.outages = vec![Outage { what: "gateway".into(), from: secs(11), to: secs(30) }];
+    ledger.outages = vec![Outage { what: Target::Gateway, from: secs(11), to: secs(30) }];
     assert_eq!(faults(&ledger), [], "the agent may ask again when the way to the model broke");
-    ledger.outages = vec![Outage { what: "gateway".into(), from: secs(1), to: secs(9) }];
+    ledger.outages = vec![Outage { what: Target::Gateway, from: secs(1), to: secs(9) }];
     assert_eq!(faults(&ledger), [Fault::Requests], "it was over by then");
+}
+
+#[test]
+fn a_failure_needs_a_kill_that_touches_its_project_in_its_life() {
+    let mut ledger = said(2);
+    // m1 is at 10 s, and fails at 40 s; m2 belongs to the other project.
+    ledger.said[1].room = 1;
+    ledger.heard = vec![heard(40, "⚠ It failed.", &["$1"]), Heard { room: 1, ..heard(21, "answer: m2", &["$2"]) }];
+    assert_eq!(faults(&ledger), [Fault::Needless], "nothing was killed");
+    let long_before = Outage { what: Target::Sled(0), from: secs(0), to: secs(0) };
+    ledger.said[0].at = RECOVERY + secs(1);
+    for (outage, needless) in [
+        (killed(Target::Gateway, 30), true),
+        (killed(Target::Homeserver, 30), true),
+        (killed(Target::Sled(1), 30), true),
+        (killed(Target::Agent(1), 30), true),
+        (killed(Target::Container(1), 30), true),
+        (killed(Target::Sled(0), 41), true),
+        (long_before.clone(), true),
+        (killed(Target::Sled(0), 30), false),
+        (killed(Target::Agent(0), 30), false),
+        (killed(Target::Container(0), 30), false),
+        (killed(Target::Engine, 30), false),
+        (killed(Target::Sled(0), 40), false),
+        // It may not have recovered yet when the message came, or is still away.
+        (Outage { to: secs(1), ..long_before.clone() }, false),
+        (Outage { to: Duration::MAX, ..long_before }, false),
+    ] {
+        ledger.outages = vec![outage.clone()];
+        let wanted = if needless { vec![Fault::Needless] } else { vec![] };
+        assert_eq!(faults(&ledger), wanted, "{outage:?}");
+    }
+    let told = Ledger { outages: vec![], ..ledger }.judge().to_string();
+    for part in ["m1 in room 0 failed though nothing of its project was killed", "    1  failed though nothing"] {
+        assert!(told.contains(part), "`{part}` is not in\n{told}");
+    }
+}
+
+#[test]
+fn calm_is_when_everything_has_recovered() {
+    let mut ledger = said(1);
+    assert_eq!(ledger.calm_from(), Duration::ZERO);
+    ledger.outages = vec![Outage { what: Target::Engine, from: secs(1), to: secs(9) }, killed(Target::Sled(0), 5)];
+    assert_eq!(ledger.calm_from(), secs(9) + RECOVERY);
 }
 
 #[test]

@@ -7,7 +7,10 @@ use std::{
 
 use ::tests::person::Message;
 
-use crate::ledger::{Asked, Fault, Heard, Ledger, Outage, Said};
+use crate::{
+    ledger::{Asked, Fault, Heard, Ledger, Outage, Said},
+    plan::Target,
+};
 
 /// What has been seen so far.
 #[derive(Debug)]
@@ -71,11 +74,11 @@ impl Record {
     }
 
     /// A part is away from now on; gives what to hand to [`Record::back`].
-    pub fn away(&self, what: impl Into<String>) -> usize {
+    pub fn away(&self, what: Target) -> usize {
         let from = self.now();
         let mut ledger = self.ledger();
         // Until it is known when it came back, it is away for ever.
-        ledger.outages.push(Outage { what: what.into(), from, to: Duration::MAX });
+        ledger.outages.push(Outage { what, from, to: Duration::MAX });
         ledger.outages.len() - 1
     }
 

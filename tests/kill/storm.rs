@@ -47,6 +47,9 @@ pub async fn run(engine: Engine, options: &Options, seed: u64) -> Result<bool> {
         settle(&record, quiet, &mut given_up).await;
         // A gateway that starts anew repeats nothing that it has delivered.
         world.restart().await?;
+        // What is said in the calm has no kill to excuse a failure.
+        let calm_from = record.ledger().calm_from();
+        tokio::time::sleep(calm_from.saturating_sub(record.now())).await;
         for say in &plan.calm {
             speak(&world, &record, *say).await;
             settle(&record, quiet, &mut given_up).await;

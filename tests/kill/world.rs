@@ -156,7 +156,7 @@ impl World {
             Target::Gateway => self.kill_gateway(down).await,
             Target::Homeserver => {
                 let _held = self.away.lock().await;
-                let outage = self.record.away(target.to_string());
+                let outage = self.record.away(target);
                 self.homeserver.kill().await?;
                 tokio::time::sleep(down).await;
                 self.homeserver.revive().await?;
@@ -165,7 +165,7 @@ impl World {
             }
             Target::Engine => {
                 let engine = self.engine.lock().await;
-                let outage = self.record.away(target.to_string());
+                let outage = self.record.away(target);
                 engine.kill().await?;
                 tokio::time::sleep(down).await;
                 engine.start().await?;
@@ -181,7 +181,7 @@ impl World {
                     drop(held);
                     return self.instead(target).await;
                 };
-                let outage = self.record.away(target.to_string());
+                let outage = self.record.away(target);
                 docker(&["kill", &container]).await?;
                 self.record.back(outage);
                 Ok(())
@@ -191,7 +191,7 @@ impl World {
 
     async fn kill_gateway(&self, down: Duration) -> Result<()> {
         let mut gateway = self.gateway.lock().await;
-        let outage = self.record.away(Target::Gateway.to_string());
+        let outage = self.record.away(Target::Gateway);
         if let Some(running) = gateway.take() {
             running.kill().await?;
         }
@@ -206,7 +206,7 @@ impl World {
 
     async fn kill_process(&self, target: Target, project: usize, mark: &str) -> Result<()> {
         let Some(id) = self.find(project, mark).await? else { return self.instead(target).await };
-        let outage = self.record.away(target.to_string());
+        let outage = self.record.away(target);
         engine::kill(id, "KILL").await?;
         self.record.back(outage);
         Ok(())
