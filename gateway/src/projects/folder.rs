@@ -2,14 +2,16 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
+    os::unix::fs::{DirBuilderExt, chown},
     path::{Path, PathBuf},
 };
 
 use super::{
     Made, Owner, Project, Spec,
     place::{self, Found, Place},
+    removal::remove_content,
 };
+pub use super::removal::remove_tree;
 use crate::{refusal::Refusal, text};
 
 /// Makes the folder at a place that the rules allow, where there is none, and says what of it is ours.
@@ -43,9 +45,7 @@ pub fn unmake(project: &Project, spec: &Spec) -> Result<(), Refusal> {
     match &project.made {
         Made::Nothing => Ok(()),
         Made::Content { before: Owner { uid, gid } } => {
-            for entry in fs::read_dir(&spec.path).map_err(failed)? {
-                remove_tree(&entry.map_err(failed)?.path()).map_err(failed)?;
-            }
+            remove_content(&spec.path).map_err(failed)?;
             if nix::unistd::geteuid().is_root() {
                 chown(&spec.path, Some(*uid), Some(*gid)).map_err(failed)?;
             }
@@ -62,41 +62,6 @@ pub fn unmake(project: &Project, spec: &Spec) -> Result<(), Refusal> {
             Ok(())
         }
     }
-}
-
-/// Removes a file or a tree; one that is not there is fine. Links are removed, not followed. Folders that their owner
-/// has closed to himself are opened first: no program in a container may keep us from tidying up.
-pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match remove(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_folders(path)?;
-            remove(path)
-        }
-        other => other,
-    }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-fn open_folders(path: &Path) -> io::Result<()> {
-    if !fs::symlink_metadata(path)?.is_dir() {
-        return Ok(());
-    }
-    fs::set_permissions(path, PermissionsExt::from_mode(0o700))?;
-    for entry in fs::read_dir(path)? {
-        open_folders(&entry?.path())?;
-    }
-    Ok(())
 }
 
 fn refused(what: &str, path: &Path, error: io::Error) -> Refusal {
@@ -153,19 +118,5 @@ mod tests {
         fs::create_dir(case.folder.path().join("repo")).expect("it can be made");
         Case::made_and_unmade(&case.place("repo", Found::Repository));
         assert!(case.folder.path().join("repo/.git").exists(), "an adopted repository is not touched");
-    }
-
-    #[test]
-    fn a_closed_folder_and_a_link_are_removed() {
-        let case = Case::new();
-        let (tree, outside) = (case.folder.path().join("tree"), case.folder.path().join("outside"));
-        fs::create_dir_all(tree.join("closed/inner")).expect("it can be made");
-        fs::create_dir(&outside).expect("it can be made");
-        fs::write(outside.join("kept"), "x").expect("it can be written");
-        std::os::unix::fs::symlink(&outside, tree.join("link")).expect("a link can be made");
-        fs::set_permissions(tree.join("closed"), PermissionsExt::from_mode(0o500)).expect("it is ours");
-        remove_tree(&tree).expect("it can be removed");
-        assert!(!tree.exists() && outside.join("kept").exists());
-        remove_tree(&tree).expect("what is gone is fine");
     }
 }

@@ -11,6 +11,7 @@ pub mod keys;
 pub mod name;
 pub mod place;
 pub mod project;
+mod removal;
 pub mod repository;
 pub mod saga;
 pub mod ssh_config;
