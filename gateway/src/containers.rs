@@ -17,6 +17,7 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::{
+    failpoint,
     home::Home,
     projects::{Owner, Project, Spec, place},
     refusal::Refusal,
@@ -155,7 +156,8 @@ impl Containers {
         plan: &ImagePlan,
         progress: &mut (dyn FnMut(BuildProgress) + Send),
     ) -> Result<(), Refusal> {
-        self.engine()?.ensure_image(plan, progress).await.map_err(refused)
+        let engine = self.engine()?;
+        failpoint::around("ensure_image", engine.ensure_image(plan, progress)).await.map_err(refused)
     }
 
     /// The project's container, if the engine has one. It is found by the project's id: a reused name inherits nothing.
@@ -191,18 +193,20 @@ impl Containers {
             match found.state {
                 ContainerState::Running => return Ok(Started { id: found.id, port: found.port }),
                 // Its port is fixed at creation; one that was made for another port cannot serve.
-                ContainerState::Created | ContainerState::Exited => match engine.start(&found.id).await {
-                    Ok(()) => {
-                        let port = self.find(id).await?.and_then(|found| found.port);
-                        return Ok(Started { id: found.id, port });
+                ContainerState::Created | ContainerState::Exited => {
+                    match failpoint::around("start_container", engine.start(&found.id)).await {
+                        Ok(()) => {
+                            let port = self.find(id).await?.and_then(|found| found.port);
+                            return Ok(Started { id: found.id, port });
+                        }
+                        Err(EngineError::PortTaken(port)) => {
+                            remove(&engine, &found.id).await?;
+                            return Err(StartError::PortTaken(port));
+                        }
+                        Err(error) => return Err(refused(error).into()),
                     }
-                    Err(EngineError::PortTaken(port)) => {
-                        engine.remove(&found.id).await.map_err(refused)?;
-                        return Err(StartError::PortTaken(port));
-                    }
-                    Err(error) => return Err(refused(error).into()),
-                },
-                _ => engine.remove(&found.id).await.map_err(refused)?,
+                }
+                _ => remove(&engine, &found.id).await?,
             }
         }
         let image = project.image.clone().ok_or_else(|| incomplete("image"))?;
@@ -210,7 +214,7 @@ impl Containers {
         let mut wanted = self.spec(&engine, id, spec, image, owner).await?;
         let name = wanted.name.clone();
         for attempt in 2..NAMES {
-            let made = match engine.create(&wanted).await {
+            let made = match failpoint::around("create_container", engine.create(&wanted)).await {
                 Ok(made) => made,
                 Err(EngineError::Conflict { .. }) => {
                     wanted.name = format!("{name}-{attempt}");
@@ -219,8 +223,9 @@ impl Containers {
                 Err(EngineError::NotFound { .. }) => return Err(StartError::ImageMissing(owner)),
                 Err(error) => return Err(refused(error).into()),
             };
-            let Err(error) = engine.start(&made).await else { return Ok(Started { id: made, port: wanted.port }) };
-            engine.remove(&made).await.map_err(refused)?;
+            let started = failpoint::around("start_container", engine.start(&made)).await;
+            let Err(error) = started else { return Ok(Started { id: made, port: wanted.port }) };
+            remove(&engine, &made).await?;
             return Err(match error {
                 EngineError::PortTaken(port) => StartError::PortTaken(port),
                 other => refused(other).into(),
@@ -234,7 +239,7 @@ impl Containers {
     /// Kills and removes the project's container, if there is one.
     pub async fn remove(&self, project: Uuid) -> Result<(), Refusal> {
         match self.find(project).await? {
-            Some(found) => self.engine()?.remove(&found.id).await.map_err(refused),
+            Some(found) => remove(&self.engine()?, &found.id).await,
             None => Ok(()),
         }
     }
@@ -257,7 +262,8 @@ impl Containers {
     pub async fn tidy_network(&self) -> Result<(), Refusal> {
         let _bridge = self.bridge.write().await;
         if self.list().await?.is_empty() {
-            self.engine()?.remove_network(&self.gateway.to_string()).await.map_err(refused)?;
+            let (engine, gateway) = (self.engine()?, self.gateway.to_string());
+            failpoint::around("remove_network", engine.remove_network(&gateway)).await.map_err(refused)?;
         }
         Ok(())
     }
@@ -281,7 +287,9 @@ impl Containers {
             ..defaults
         };
         let network = if settings.network {
-            Network::Bridge(engine.ensure_network(&self.gateway.to_string()).await.map_err(refused)?)
+            let gateway = self.gateway.to_string();
+            let network = failpoint::around("ensure_network", engine.ensure_network(&gateway)).await;
+            Network::Bridge(network.map_err(refused)?)
         } else {
             Network::None
         };
@@ -310,6 +318,10 @@ impl Containers {
             env: environment,
         })
     }
+}
+
+async fn remove(engine: &Engine, container: &ContainerId) -> Result<(), Refusal> {
+    failpoint::around("remove_container", engine.remove(container)).await.map_err(refused)
 }
 
 /// A number of processors as thousandths. Settings and grammar have bounded it.

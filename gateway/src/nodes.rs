@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     containers::{SharedContainers, StartError, Started, refused},
+    failpoint,
     git::Git,
     model::Proxy,
     projects::{Owner, ProjectEvent, Registry, Stage, saga, ssh_config::Doors},
@@ -146,7 +147,8 @@ impl Nodes {
             drop(sender.send(this.running(project, &slot).await));
         });
         let container = started.await.map_err(|_| Refusal::unavailable("the gateway is stopping"))??;
-        self.inner.containers.engine()?.exec(&container, argv, &[]).await.map_err(refused)
+        let engine = self.inner.containers.engine()?;
+        failpoint::around("exec", engine.exec(&container, argv, &[])).await.map_err(refused)
     }
 
     /// Ends the link and forgets the project.
@@ -235,8 +237,8 @@ impl Nodes {
         loop {
             let container = self.running(project, slot).await?;
             let engine = self.inner.containers.engine()?;
-            let session = engine.exec(&container, &[SLED, "connect"], &[]).await.map_err(refused)?;
-            let ExecSession { stream, process } = session;
+            let session = failpoint::around("exec", engine.exec(&container, &[SLED, "connect"], &[])).await;
+            let ExecSession { stream, process } = session.map_err(refused)?;
             // Each link has a router, and so bounds, of its own: one project cannot use up another's.
             let router = self.inner.model.router(project).merge(self.inner.git.router(project));
             match link::open(stream, Side::Gateway, Hello::current(), router, link::Limits::default()).await {

@@ -1,4 +1,4 @@
-//! The gateway's journal: every append of the gateway passes here, between the points at which tests kill it, and those
+//! The gateway's journal: every append of the gateway, and all that it erases, passes here, between the points at which tests kill it, and those
 //! that the journal does not take are counted.
 //!
 //! It adds nothing to what is appended and decides nothing about it.
@@ -12,7 +12,9 @@ use std::{
     },
 };
 
+use jiff::Timestamp;
 use journal::{Append, AppendError, Appended, Clock, OpenError};
+use uuid::Uuid;
 
 use crate::failpoint;
 
@@ -26,7 +28,7 @@ pub struct Journal {
     refusing: Arc<std::sync::Mutex<(&'static str, u64)>>,
 }
 
-/// For what does not append.
+/// For what neither appends nor erases.
 impl Deref for Journal {
     type Target = journal::Journal;
 
@@ -90,6 +92,22 @@ impl Journal {
         Ok(appended)
     }
 
+    /// As [`journal::Journal::erase`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn erase(&self, ids: Vec<Uuid>) -> Result<u64, AppendError> {
+        failpoint::around("erase", self.journal.erase(ids)).await
+    }
+
+    /// As [`journal::Journal::erase_before`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn erase_before(&self, time: Timestamp) -> Result<u64, AppendError> {
+        failpoint::around("erase_before", self.journal.erase_before(time)).await
+    }
+
     /// How many appends the journal has not taken since the start, other than for a lost race or a used key.
     pub fn append_failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
@@ -114,7 +132,6 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
     use journal::{Actor, Cause, Expected, NewEvent, StreamId};
 
     use super::*;

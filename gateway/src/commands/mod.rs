@@ -33,6 +33,7 @@ use crate::{
     containers::SharedContainers,
     dispatch::{SessionKey, actor::Dispatcher, core::Event},
     doctor::{Doctor, Seen},
+    failpoint,
     git::Git,
     home::Home,
     nodes::Nodes,
@@ -438,7 +439,7 @@ impl Commands {
         let (id, _) = self.chosen(asked)?;
         let work = async {
             let sled = self.inner.nodes.sled(id).await?;
-            Ok(show(&self.heard(id, sled.git(args).await)?))
+            Ok(show(&self.heard(id, failpoint::around("git", sled.git(args)).await)?))
         };
         self.patiently("git", asked, work).await
     }

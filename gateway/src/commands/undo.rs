@@ -9,7 +9,7 @@ use link::{
 };
 
 use super::{Asked, Commands, OUTPUT_MAX, grammar::Command};
-use crate::{refusal::Refusal, text};
+use crate::{failpoint, refusal::Refusal, text};
 
 /// How many paths are named.
 const NAMES: usize = 20;
@@ -34,7 +34,7 @@ impl Commands {
         let (id, _) = self.chosen(asked)?;
         let work = async {
             let sled = self.inner.nodes.sled(id).await?;
-            let answer = sled.undo().await;
+            let answer = failpoint::around("undo", sled.undo()).await;
             if let Err(CallError::Refused(refusal)) = &answer
                 && refusal.kind == RefusalKind::Busy
             {

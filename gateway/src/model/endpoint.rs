@@ -23,7 +23,7 @@ use tracing::warn;
 use url::Host;
 
 use super::{PREFIX, headers};
-use crate::refusal::Refusal;
+use crate::{failpoint, refusal::Refusal};
 
 /// The largest body of a request, in bytes: what the public API takes.
 pub(super) const REQUEST_MAX: usize = 32 * 1024 * 1024;
@@ -146,7 +146,7 @@ impl Models {
             .request(parts.method, endpoint.url(parts.uri.path(), parts.uri.query()))
             .headers(headers)
             .body(reqwest::Body::wrap_stream(body));
-        sent.send().await.map_err(|error| {
+        failpoint::around("ask_model", sent.send()).await.map_err(|error| {
             if let Some(fault) = upload.fault() {
                 return fault;
             }

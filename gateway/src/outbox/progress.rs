@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{Address, Draft, Outbox, gate::Gate, lane::Backoff};
 use crate::{
     chat::{Outbound, SendError, SharedSurface, Weight},
-    text,
+    failpoint, text,
 };
 
 /// How often the time in a draft is brought up to date when nothing else happens.
@@ -254,7 +254,7 @@ impl Writing {
         }
         if let Some(event) = &self.event {
             let edit = Outbound { transaction: Uuid::now_v7().to_string(), ..self.outbound(newest) };
-            surface.edit(room, event, &edit).await?;
+            failpoint::around("edit_draft", surface.edit(room, event, &edit)).await?;
             self.doubtful = false;
             return Ok(Said::Shown);
         }
@@ -263,7 +263,7 @@ impl Writing {
             mention: self.place.to.mention.clone(),
             ..self.outbound(newest)
         };
-        self.event = Some(surface.send(room, &first).await?);
+        self.event = Some(failpoint::around("send_draft", surface.send(room, &first)).await?);
         // The surface may have known the transaction, with the text of an earlier try.
         Ok(if self.doubtful { Said::NotShown(None) } else { Said::Shown })
     }

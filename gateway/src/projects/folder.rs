@@ -9,13 +9,19 @@ use std::{
 use super::{
     Made, Owner, Project, Spec,
     place::{self, Found, Place},
-    removal::remove_content,
+    removal,
 };
-pub use super::removal::remove_tree;
-use crate::{refusal::Refusal, text};
+use crate::{failpoint, refusal::Refusal, text};
 
 /// Makes the folder at a place that the rules allow, where there is none, and says what of it is ours.
 pub fn make(place: &Place) -> Result<Made, Refusal> {
+    failpoint::reach("before", "make_folder");
+    let made = make_unwatched(place);
+    failpoint::reach("after", "make_folder");
+    made
+}
+
+fn make_unwatched(place: &Place) -> Result<Made, Refusal> {
     let failed = |error| refused("made", &place.path, error);
     match place.found {
         Found::Repository => Ok(Made::Nothing),
@@ -37,22 +43,29 @@ pub fn make(place: &Place) -> Result<Made, Refusal> {
 
 /// Removes what was made of a project's folder, as long as the same folder still stands there.
 pub fn unmake(project: &Project, spec: &Spec) -> Result<(), Refusal> {
-    let failed = |error| refused("removed", &spec.path, error);
     let same = project.directory.map(|(identity, _)| identity) == place::identity(&spec.path).ok();
     if !same {
         return Ok(());
     }
+    failpoint::reach("before", "unmake_folder");
+    let unmade = unmake_same(project, spec);
+    failpoint::reach("after", "unmake_folder");
+    unmade
+}
+
+fn unmake_same(project: &Project, spec: &Spec) -> Result<(), Refusal> {
+    let failed = |error| refused("removed", &spec.path, error);
     match &project.made {
         Made::Nothing => Ok(()),
         Made::Content { before: Owner { uid, gid } } => {
-            remove_content(&spec.path).map_err(failed)?;
+            removal::remove_content(&spec.path).map_err(failed)?;
             if nix::unistd::geteuid().is_root() {
                 chown(&spec.path, Some(*uid), Some(*gid)).map_err(failed)?;
             }
             Ok(())
         }
         Made::Folder { parents } => {
-            remove_tree(&spec.path).map_err(failed)?;
+            removal::remove_tree(&spec.path).map_err(failed)?;
             for parent in parents.iter().rev() {
                 // One that somebody has put something into meanwhile is theirs by now, and stays.
                 if fs::remove_dir(parent).is_err() {
@@ -62,6 +75,14 @@ pub fn unmake(project: &Project, spec: &Spec) -> Result<(), Refusal> {
             Ok(())
         }
     }
+}
+
+/// Removes a file or a tree, whatever a container has made of it; one that is not there is fine.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    failpoint::reach("before", "remove_tree");
+    let removed = removal::remove_tree(path);
+    failpoint::reach("after", "remove_tree");
+    removed
 }
 
 fn refused(what: &str, path: &Path, error: io::Error) -> Refusal {

@@ -14,12 +14,20 @@ use ssh_key::{Algorithm, LineEnding, PrivateKey, PublicKey, rand_core::OsRng};
 
 use super::project::Owner;
 use crate::{
+    failpoint,
     git::Remote,
     home::{ProjectHome, make_private, write_private},
 };
 
 /// Makes whatever of it is missing. What is there is kept, so that it can be repeated.
 pub fn make(home: &ProjectHome, owner: Owner, remote: Option<&Remote>) -> io::Result<()> {
+    failpoint::reach("before", "make_keys");
+    let made = make_unwatched(home, owner, remote);
+    failpoint::reach("after", "make_keys");
+    made
+}
+
+fn make_unwatched(home: &ProjectHome, owner: Owner, remote: Option<&Remote>) -> io::Result<()> {
     make_private(home.root())?;
     make_private(&home.root().join("ssh"))?;
     let door = home.door();

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{Registry, Stage, Step, keys};
 use crate::{
+    failpoint,
     home::{Home, write_private},
     refusal::Refusal,
 };
@@ -74,8 +75,13 @@ pub struct Door {
 
 /// Writes both files anew, each whole or not at all.
 pub fn write(home: &Home, musher: &Path, doors: &[Door]) -> io::Result<()> {
+    failpoint::reach("before", "write_known_hosts");
     write_private(&home.known_hosts(), known_hosts(doors).as_bytes())?;
-    write_private(&home.ssh_config(), config(home, musher, doors)?.as_bytes())
+    failpoint::reach("after", "write_known_hosts");
+    failpoint::reach("before", "write_ssh_config");
+    write_private(&home.ssh_config(), config(home, musher, doors)?.as_bytes())?;
+    failpoint::reach("after", "write_ssh_config");
+    Ok(())
 }
 
 /// The name under which a project's host key is pinned: a rebuild or a new port never changes it.

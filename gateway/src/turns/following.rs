@@ -215,7 +215,7 @@ impl Turns {
         };
         if !known {
             warn!(turn = %stranger.id, "a turn that nobody knows is stopped");
-            match sled.stop_turn(stranger.id, self.grace_ms()).await {
+            match failpoint::around("stop_turn", sled.stop_turn(stranger.id, self.grace_ms())).await {
                 // It may have ended meanwhile; whether there is room now, the next hand-over tells.
                 Ok(_) | Err(CallError::Refused(_)) => {}
                 Err(error) => return Err(error),

@@ -2,14 +2,15 @@
 //! gateway makes it good: what was said is answered once, or visibly failed once.
 //!
 //! The points are the gateway's own (its feature `failpoints`): `before` and `after` each kind of event, and each thing
-//! that it does to the world. A last test sees to it that none is missing here.
+//! that it does to the world. Last tests see to it that none is missing here, and no effect without a point there. What
+//! has none, and why, says docs/durability.md.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tests::{
-    engine,
+    engine::{self, Holdings},
     gateway::Gateway,
     git_server::{Content, WebServer},
     home::Home,
@@ -27,9 +28,10 @@ use crate::git_clone::store;
 use crate::scene::{Cast, Scene, TOOL, is_answer, names};
 
 /// What a message to the practice agent passes, from its acceptance to its delivery.
-const TURN: [&str; 8] = [
+const TURN: [&str; 9] = [
     "message.accepted",
     "session.turn_begun",
+    "exec",
     "put_turn",
     "session.turn_finished",
     "send.queued",
@@ -38,41 +40,38 @@ const TURN: [&str; 8] = [
     "usage.turn_ended",
 ];
 /// What commands pass, and which.
-const COMMANDS: [(&str, &str); 5] = [
+const COMMANDS: [(&str, &str); 7] = [
     ("command.received", "version"),
     ("command.answered", "version"),
     ("room.project_switched", "switch points"),
     ("room.mode_set", "mode queue"),
     ("session.opened", "reset"),
+    ("git", "git status"),
+    ("undo", "undo"),
 ];
-/// What `new project` passes, and `delete project`.
-const PROJECT: [&str; 8] = [
+/// What `new project` passes,
+const MAKING: [&str; 14] = [
     "project.reserved",
     "project.step_begun",
+    "make_folder",
     "project.directory_found",
     "project.stack_chosen",
     "project.image_chosen",
+    "ensure_image",
+    "send_draft",
+    "edit_draft",
+    "make_keys",
+    "ensure_network",
+    "create_container",
+    "start_container",
     "project.registered",
-    "project.deletion_begun",
-    "project.removed",
 ];
-/// What only a real agent's turns pass.
-const AGENT: [&str; 5] =
-    ["usage.counted", "stop_turn", "session.permission_decided", "answer_permission", "session.turn_resumed"];
+/// and `delete project`.
+const DELETING: [&str; 4] = ["project.deletion_begun", "remove_container", "remove_tree", "project.removed"];
 /// What every use of a git credential passes.
 const GIT: [&str; 2] = ["git.use_begun", "git.use_ended"];
-/// What has a test of its own.
-const OTHERS: [&str; 9] = [
-    "message.edited",
-    "message.removed",
-    "position",
-    "gateway.created",
-    "project.abandoned",
-    "project.port_moved",
-    "project.member_added",
-    "project.member_removed",
-    "send.given_up",
-];
+/// What a new state directory passes.
+const BEGINNING: [&str; 3] = ["gateway.created", "write_known_hosts", "write_ssh_config"];
 
 fn both(what: &str) -> [String; 2] {
     [format!("before {what}"), format!("after {what}")]
@@ -96,7 +95,7 @@ impl Scene {
     /// Waits until that gateway has ended there, and starts one that lives.
     async fn revived(&self, point: &str, mut doomed: Gateway) -> Result<Gateway> {
         let what = format!("the gateway ends at `{point}`");
-        let ended = wait::until(&what, wait::SHORT, || {
+        let ended = wait::until(&what, wait::LONG, || {
             let ended = doomed.ended();
             async { ended }
         });
@@ -194,43 +193,116 @@ async fn what_happens_to_a_message_that_waits_has_happened_wherever_the_gateway_
 }
 
 #[tokio::test]
-async fn a_project_is_made_or_undone_or_deleted_wherever_the_gateway_ends_under_it() -> Result<()> {
+async fn a_project_is_made_or_undone_wherever_the_gateway_ends_under_it() -> Result<()> {
     let scene = practice("points", 100).await?;
-    for what in PROJECT {
-        for point in both(what) {
-            let deletes = what.starts_with("project.deletion") || what == "project.removed";
-            if deletes {
-                let gateway = scene.up().await?;
-                scene.ask("!new project brief", "**brief** is ready").await.with_context(|| gateway.all())?;
-                gateway.stop().await?;
-            }
-            let doomed = scene.doomed(&point)?;
-            let said = if deletes {
-                scene.ask("!delete project brief", "confirm delete brief").await?;
-                scene.say("!confirm delete brief").await?
-            } else {
-                scene.say("!new project brief").await?
-            };
-            let gateway = scene.revived(&point, doomed).await?;
-            ensure!(scene.settled(&said).await.with_context(|| gateway.all())? == 1, "{point}");
-            // Whatever became of it, it can be made, and deleted.
-            let listed = scene.ask("!projects", "**points**").await?.body;
-            if !listed.contains("**brief**") {
-                // A project's files outlive it.
-                let _made = fs::remove_dir_all(scene.home.project("brief"));
-                scene
-                    .ask("!new project brief", "**brief** is ready")
-                    .await
-                    .with_context(|| format!("{point}{}", gateway.all()))?;
-            }
-            scene.ask("!delete project brief", "confirm delete brief").await?;
-            scene
-                .ask("!confirm delete brief", "**brief** is deleted")
-                .await
-                .with_context(|| format!("{point}{}", gateway.all()))?;
-            let _made = fs::remove_dir_all(scene.home.project("brief"));
-            gateway.stop().await?;
+    for point in MAKING.into_iter().flat_map(both) {
+        let doomed = scene.doomed(&point)?;
+        let said = scene.say("!new project brief").await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        ensure!(scene.settled(&said).await.with_context(|| gateway.all())? == 1, "{point}");
+        scene.can_be_made_and_deleted().await.with_context(|| format!("{point}{}", gateway.all()))?;
+        gateway.stop().await?;
+    }
+    scene.sound().await
+}
+
+#[tokio::test]
+async fn a_project_is_deleted_wherever_the_gateway_ends_under_it() -> Result<()> {
+    let scene = practice("points", 100).await?;
+    for point in DELETING.into_iter().flat_map(both) {
+        let gateway = scene.up().await?;
+        scene.ask("!new project brief", "**brief** is ready").await.with_context(|| gateway.all())?;
+        gateway.stop().await?;
+        let doomed = scene.doomed(&point)?;
+        scene.ask("!delete project brief", "confirm delete brief").await?;
+        let said = scene.say("!confirm delete brief").await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        ensure!(scene.settled(&said).await.with_context(|| gateway.all())? == 1, "{point}");
+        scene.can_be_made_and_deleted().await.with_context(|| format!("{point}{}", gateway.all()))?;
+        gateway.stop().await?;
+    }
+    scene.sound().await
+}
+
+impl Scene {
+    /// Whatever became of `brief`: it can be made, and deleted.
+    async fn can_be_made_and_deleted(&self) -> Result<()> {
+        if !self.ask("!projects", "**points**").await?.body.contains("**brief**") {
+            // A project's files outlive it.
+            let _made = fs::remove_dir_all(self.home.project("brief"));
+            self.ask("!new project brief", "**brief** is ready").await?;
         }
+        self.ask("!delete project brief", "confirm delete brief").await?;
+        self.ask("!confirm delete brief", "**brief** is deleted").await?;
+        let _made = fs::remove_dir_all(self.home.project("brief"));
+        Ok(())
+    }
+
+    /// Waits until nothing of the words is left in the gateway's journal.
+    async fn forgotten(&self, words: &str) -> Result<()> {
+        wait::until(&format!("`{words}` is erased"), wait::SHORT, || async {
+            let mut left = false;
+            for file in ["journal.db", "journal.db-wal"] {
+                let bytes = fs::read(self.home.state().join(file))?;
+                left |= bytes.windows(words.len()).any(|part| part == words.as_bytes());
+            }
+            Ok((!left).then_some(()))
+        })
+        .await
+    }
+}
+
+#[tokio::test]
+async fn the_network_of_the_last_project_is_removed_wherever_the_gateway_ends() -> Result<()> {
+    let home = Home::practice().await?;
+    let delete = ["delete project brief", "confirm delete brief"];
+    for point in both("remove_network") {
+        let mut gateway = Gateway::console(&home).await?;
+        gateway.make("brief", "").await?;
+        let id = home.gateway().await?.context("the gateway has an id")?;
+        gateway.finish().await?;
+        let mut doomed = Gateway::start_with(&home, &[], &[("FAILPOINTS", &format!("{point}=return"))])?;
+        for line in delete {
+            doomed.write(line).await?;
+        }
+        wait_end(&point, doomed).await?;
+        // A bridge that stayed goes with the next that is the last.
+        let mut gateway = Gateway::console(&home).await?;
+        let _made = fs::remove_dir_all(home.project("brief"));
+        gateway.make("brief", "").await?;
+        for line in delete {
+            gateway.ask(line).await?;
+        }
+        let _made = fs::remove_dir_all(home.project("brief"));
+        let held = engine::holdings(&id).await?;
+        ensure!(held == Holdings::default(), "{point}: {held:?}{}", gateway.all());
+        gateway.finish().await?;
+    }
+    home.run(["journal", "verify"], "").await?.success().map(drop)
+}
+
+#[tokio::test]
+async fn what_is_to_be_erased_is_wherever_the_gateway_ends_under_it() -> Result<()> {
+    let model = Model::start().await?;
+    let echo = "[agent]\nruntime = \"echo\"".to_owned();
+    let cast = Cast::of(&model, "points").window(4000).top("retention_days = 30").tables(echo);
+    let (scene, gateway) = Scene::set(cast).await?;
+    gateway.stop().await?;
+    for point in both("erase_before") {
+        scene.made_good(&point, &format!("killed {point}")).await?;
+    }
+    for point in both("erase") {
+        let words = format!("withdrawn at {point}");
+        let doomed = scene.doomed(&point)?;
+        let said = scene.say(&words).await?;
+        scene.ann.wait_read(&scene.room, &scene.bot.id, &said).await?;
+        scene.ann.redact(&scene.room, &said).await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        scene.forgotten(&words).await.with_context(|| format!("{point}{}", gateway.all()))?;
+        let later = scene.say("said later").await?;
+        scene.answer(&later, "said later").await.with_context(|| gateway.all())?;
+        ensure!(scene.heard(&words) == 0, "{point}: what was withdrawn was answered{}", gateway.all());
+        gateway.stop().await?;
     }
     scene.sound().await
 }
@@ -247,7 +319,7 @@ async fn a_real_agents_turn_is_made_good_wherever_the_gateway_ends_under_it() ->
     let (scene, gateway) = Scene::set(cast).await?;
     gateway.stop().await?;
 
-    for point in both("usage.counted") {
+    for point in ["usage.counted", "ask_model"].into_iter().flat_map(both) {
         scene.made_good(&point, &format!("plainly, {point}")).await?;
     }
     // A turn that was begun and not handed over counts as interrupted.
@@ -272,10 +344,15 @@ async fn a_real_agents_turn_is_made_good_wherever_the_gateway_ends_under_it() ->
         fs::remove_file(scene.home.project("points").join("go")).context("the tool's sign")?;
         gateway.stop().await?;
     }
-    for point in both("stop_turn") {
+    // A sled that does not stop the turn loses its container.
+    for point in ["stop_turn", "remove_container"].into_iter().flat_map(both) {
         let doomed = scene.doomed(&point)?;
         let said = scene.say(&format!("endlessly, {point}")).await?;
         scene.hear(&said, "approve").await.with_context(|| doomed.all())?;
+        if point.ends_with("remove_container") {
+            let hold = "kill -STOP $(pgrep --full 'sled serve$' | tail -n 1)";
+            engine::docker(&["exec", &scene.home.container("points").await?, "sh", "-c", hold]).await?;
+        }
         let stop = scene.say("stop").await?;
         let gateway = scene.revived(&point, doomed).await?;
         ensure!(scene.settled(&stop).await.with_context(|| format!("{point}{}", gateway.all()))? == 1, "{point}");
@@ -287,15 +364,22 @@ async fn a_real_agents_turn_is_made_good_wherever_the_gateway_ends_under_it() ->
 #[tokio::test]
 async fn a_project_that_was_broken_off_is_removed_wherever_the_next_gateway_ends() -> Result<()> {
     let scene = practice("points", 100).await?;
-    for point in both("project.abandoned") {
-        let doomed = scene.doomed("after project.reserved")?;
-        let said = scene.say("!new project brief").await?;
-        wait_end("after project.reserved", doomed).await?;
-        let gateway = scene.revived(&point, scene.doomed(&point)?).await?;
-        ensure!(scene.settled(&said).await.with_context(|| gateway.all())? == 1, "{point}");
-        let listed = scene.ask("!projects", "**points**").await?.body;
-        ensure!(!listed.contains("**brief**"), "{point}: {listed}");
-        gateway.stop().await?;
+    for (what, broken_off) in [
+        ("project.abandoned", "after project.reserved"),
+        ("remove_tree", "before project.registered"),
+        ("unmake_folder", "before project.registered"),
+    ] {
+        for point in both(what) {
+            let doomed = scene.doomed(broken_off)?;
+            let said = scene.say("!new project brief").await?;
+            wait_end(broken_off, doomed).await?;
+            let gateway = scene.revived(&point, scene.doomed(&point)?).await?;
+            ensure!(scene.settled(&said).await.with_context(|| gateway.all())? == 1, "{point}");
+            let listed = scene.ask("!projects", "**points**").await?.body;
+            ensure!(!listed.contains("**brief**"), "{point}: {listed}");
+            ensure!(!scene.home.project("brief").exists(), "{point}: what was made is left");
+            gateway.stop().await?;
+        }
     }
     scene.sound().await
 }
@@ -375,7 +459,7 @@ async fn git_goes_on_and_its_uses_are_told_wherever_the_gateway_ends_under_them(
 
 #[tokio::test]
 async fn a_state_directory_is_begun_wherever_its_first_gateway_ends() -> Result<()> {
-    for point in both("gateway.created") {
+    for point in BEGINNING.into_iter().flat_map(both) {
         let home = Home::practice().await?;
         wait_end(&point, Gateway::start_with(&home, &[], &[("FAILPOINTS", &format!("{point}=return"))])?).await?;
         Gateway::console(&home).await.with_context(|| point)?.finish().await?;
@@ -383,36 +467,146 @@ async fn a_state_directory_is_begun_wherever_its_first_gateway_ends() -> Result<
     Ok(())
 }
 
-/// What the gateway's sources can append or do is all here.
+/// A way on which the gateway changes the world.
+struct Way {
+    /// The sources that offer it.
+    sources: &'static str,
+    /// What a line begins with there that offers something.
+    opens: &'static str,
+    /// What the gateway calls whoever stands at its end.
+    behind: &'static str,
+    /// What changes something, and the point around it.
+    effects: &'static [(&'static str, &'static str)],
+    /// What only looks, or has no point for a reason that docs/durability.md gives.
+    others: &'static [&'static str],
+}
+
+const WAYS: [Way; 3] = [
+    Way {
+        sources: "docker/src",
+        opens: "    pub async fn ",
+        behind: "engine",
+        effects: &[
+            ("ensure_image", "ensure_image"),
+            ("ensure_network", "ensure_network"),
+            ("remove_network", "remove_network"),
+            ("create", "create_container"),
+            ("start", "start_container"),
+            ("stop", "stop_container"),
+            ("remove", "remove_container"),
+            ("remove_image", "remove_image"),
+            ("exec", "exec"),
+        ],
+        others: &["ping", "info", "list", "inspect", "image_exists", "exit_code"],
+    },
+    Way {
+        sources: "link/src/client.rs",
+        opens: "    pub async fn ",
+        behind: "sled",
+        effects: &[
+            ("put_turn", "put_turn"),
+            ("stop_turn", "stop_turn"),
+            ("answer_permission", "answer_permission"),
+            ("git", "git"),
+            ("undo", "undo"),
+        ],
+        others: &["status", "diff", "logs", "erase", "git_fetching"],
+    },
+    Way {
+        sources: "gateway/src/chat/mod.rs",
+        // Of the surface's trait; the inbox's in the same file is the other way.
+        opens: "    fn ",
+        behind: "surface",
+        effects: &[("send", "send"), ("send", "send_draft"), ("edit", "edit_draft")],
+        others: &["find", "mark", "take_back", "typing", "kind", "edit_interval", "health"],
+    },
+];
+
+/// The sources beneath a folder, or in a file, without their tests.
+fn sources(of: &Path) -> Result<Vec<String>> {
+    let (mut texts, mut left) = (Vec::new(), vec![of.to_owned()]);
+    while let Some(path) = left.pop() {
+        if path.file_stem().is_some_and(|name| name == "tests") {
+            continue;
+        }
+        if path.is_dir() {
+            for entry in fs::read_dir(path)? {
+                left.push(entry?.path());
+            }
+            continue;
+        }
+        let text = fs::read_to_string(&path)?;
+        texts.push(text.split("#[cfg(test)]").next().unwrap_or_default().to_owned());
+    }
+    Ok(texts)
+}
+
+/// What begins each word after `before`, up to `end`.
+fn following<'a>(text: &'a str, before: &str, end: char) -> Vec<&'a str> {
+    text.split(before).skip(1).filter_map(|rest| rest.split(end).next()).collect()
+}
+
+/// What the gateway's sources can append, and each of their points, is killed at here.
 #[test]
 fn no_point_is_missing() -> Result<()> {
-    let mut known: BTreeSet<String> =
-        [&TURN[..], &PROJECT, &AGENT, &GIT, &OTHERS].concat().into_iter().map(str::to_owned).collect();
-    known.extend(COMMANDS.map(|(what, _)| what.to_owned()));
-    let mut found = BTreeSet::new();
-    let mut folders = vec![product::repository()?.join("gateway/src")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder)? {
-            let path = entry?.path();
-            if path.file_stem().is_some_and(|name| name == "tests") {
-                continue;
-            }
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let text = fs::read_to_string(&path)?;
-            let text = text.split("#[cfg(test)]").next().unwrap_or_default();
-            let points = text.split("failpoint::reach(\"before\", \"").skip(1);
-            let kinds = text
-                .split("const KINDS: &'static [&'static str] =")
-                .skip(1)
-                .map(|rest| rest.split(';').next().unwrap_or_default());
-            found.extend(points.filter_map(|rest| Some(rest.split('"').next()?.to_owned())));
-            found.extend(kinds.flat_map(|list| list.split('"').skip(1).step_by(2)).map(str::to_owned));
+    let (mut found, mut before, mut after) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for text in sources(&product::repository()?.join("gateway/src"))? {
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ").replace("( ", "(");
+        let own = |points: Vec<&str>| points.into_iter().map(str::to_owned).collect::<Vec<_>>();
+        before.extend(own(following(&text, "failpoint::reach(\"before\", \"", '"')));
+        after.extend(own(following(&text, "failpoint::reach(\"after\", \"", '"')));
+        found.extend(own(following(&text, "failpoint::around(\"", '"')));
+        for kinds in following(&text, "const KINDS: &'static [&'static str] =", ';') {
+            found.extend(kinds.split('"').skip(1).step_by(2).map(str::to_owned));
         }
     }
-    let missing: Vec<_> = found.difference(&known).collect();
+    // The homeserver's position is kept by its client, when we return.
+    after.insert("position".to_owned());
+    ensure!(before == after, "points on one side alone: {:?}", before.symmetric_difference(&after));
+    found.extend(before);
+    ensure!(found.len() > 40, "the sources are read: {found:?}");
+    let here = include_str!("failpoints.rs").split("struct Way").next().unwrap_or_default();
+    let killed_at = |point: &&String| ["", "before "].iter().any(|when| here.contains(&format!("\"{when}{point}\"")));
+    let missing: Vec<_> = found.iter().filter(|point| !killed_at(point)).collect();
     ensure!(missing.is_empty(), "no test ends the gateway at {missing:?}");
+    Ok(())
+}
+
+/// Whatever can be done on the ways to engine, sleds and rooms is told apart here, and is done between points.
+#[test]
+fn no_effect_is_without_a_point() -> Result<()> {
+    let repository = product::repository()?;
+    let gateway = sources(&repository.join("gateway/src"))?;
+    for Way { sources: at, opens, behind, effects, others } in WAYS {
+        let mut known: BTreeSet<&str> =
+            effects.iter().map(|(effect, _)| *effect).chain(others.iter().copied()).collect();
+        let mut new = Vec::new();
+        for text in sources(&repository.join(at))? {
+            let text = text.split_once("pub trait Surface").map_or(text.as_str(), |(_, of_it)| of_it);
+            for line in text.lines().filter_map(|line| line.strip_prefix(opens)) {
+                let name = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
+                if !effects.iter().any(|(effect, _)| *effect == name) && !others.contains(&name) {
+                    new.push(name.to_owned());
+                }
+                known.remove(name);
+            }
+        }
+        ensure!(new.is_empty(), "{at}: is there to be a point around {new:?}?");
+        ensure!(known.is_empty(), "{at} has no {known:?}");
+        for (effect, _) in effects {
+            let call = format!("{behind}.{effect}(");
+            for text in &gateway {
+                for (place, _) in text.match_indices(&call) {
+                    let near: Vec<&str> = text[..place].lines().rev().take(3).collect();
+                    let of_it = effects.iter().filter(|(other, _)| other == effect);
+                    let points: Vec<String> = of_it.map(|(_, point)| format!("\"{point}\"")).collect();
+                    let held = near.iter().any(|line| {
+                        line.contains("failpoint::") && points.iter().any(|point| line.contains(point.as_str()))
+                    });
+                    ensure!(held, "`{call}` is called without one of {points:?}:\n{near:#?}");
+                }
+            }
+        }
+    }
     Ok(())
 }
