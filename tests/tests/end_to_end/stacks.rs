@@ -19,6 +19,15 @@ async fn without_a_stack_there_is_the_base_alone() -> Result<()> {
     let tools = "for tool in bash tar gzip xz unzip curl wget ps less ssh rsync perl file ip lsof git; do command -v $tool >/dev/null || echo no $tool; done; command -v cargo node";
     let shown = ssh::run(&home, "ssh", [&Door::Port.host("plain"), tools], "", wait::LONG).await?;
     assert_eq!(shown.text(), "", "the base has what editors need, and no language");
+    // What is no program: certificates, terminals, fonts, and what JetBrains' windows are drawn with; and the rest by name.
+    let packages = "bash ca-certificates curl file fontconfig fonts-dejavu-core git gzip iproute2 less libfreetype6 libx11-6 libxext6 libxi6 libxrender1 libxtst6 lsof ncurses-term openssh-client openssh-server openssh-sftp-server perl procps rsync tar tini unzip wget xz-utils";
+    let missing = format!(
+        "for package in {packages}; do [ \"$(dpkg-query --show --showformat='${{db:Status-Status}}' $package 2>&1)\" = installed ] || echo no $package; done"
+    );
+    let shown = ssh::run(&home, "ssh", [&Door::Port.host("plain"), &missing], "", wait::LONG).await?;
+    assert_eq!(shown.text(), "", "the base has the packages that STK-6 wants");
+    let rest = "fc-list | grep --quiet DejaVu && infocmp alacritty >/dev/null && printf '#!/bin/sh\necho runs' >/tmp/x && chmod +x /tmp/x && /tmp/x";
+    assert_eq!(ssh::command(&home, Door::Port, "plain", rest).await?, "runs\n");
     gateway.finish().await.map(drop)
 }
 
