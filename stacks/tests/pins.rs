@@ -213,6 +213,7 @@ fn package_managers_are_used_only_where_they_check_digests() {
         ("pip", "/opt/language-server/venv/bin/pip install --require-hashes --only-binary :all: --no-deps "),
         ("gem", "gem fetch "),
         ("gem", "gem install --local --ignore-dependencies "),
+        ("rustup-init", "RUSTUP_DIST_SERVER=file:///tmp/rust CARGO_HOME=/opt/rust/cargo /tmp/rustup-init -y "),
         ("go", "go install \"golang.org/x/tools/gopls@v${GOPLS_VERSION}\""),
     ];
     for stack in all() {
@@ -222,7 +223,8 @@ fn package_managers_are_used_only_where_they_check_digests() {
                     let word = command.split(' ').find(|word| !word.contains('=')).unwrap_or_default();
                     let program = word.rsplit('/').next().unwrap_or_default();
                     let known: Vec<_> = forms.iter().filter(|(name, _)| *name == program).collect();
-                    let other = ["npx", "pip3", "cargo", "bundle", "mvn", "pipx", "uv", "yarn", "pnpm", "corepack"];
+                    let other =
+                        ["npx", "pip3", "cargo", "rustup", "bundle", "mvn", "pipx", "uv", "yarn", "pnpm", "corepack"];
                     assert!(!other.contains(&program), "{}: {command}", stack.name());
                     assert!(
                         known.is_empty() || known.iter().any(|(_, form)| command.starts_with(form)),
