@@ -107,27 +107,34 @@ impl Engine {
     /// [`EngineError::PortTaken`] when its port belongs to somebody else. A container that had never run is removed
     /// then, because its port cannot be changed; one that has run before is left as it was.
     pub async fn start(&self, id: &ContainerId) -> Result<(), EngineError> {
-        let error = match self.call("start a container", self.docker().start_container(id.as_str(), None)).await {
-            Ok(()) => return Ok(()),
-            Err(error @ EngineError::Api { .. }) => error,
-            Err(error) => return Err(error),
-        };
-        let inspection = self.inspect(id).await?;
-        let Some(port) = inspection
-            .published
-            .iter()
-            .find(|published| published.container_port == SSH_PORT)
-            .map(|published| published.host_port)
-        else {
-            return Err(error);
-        };
-        if !self.port_is_taken(port).await? {
-            return Err(error);
+        let mut again = true;
+        loop {
+            let error = match self.call("start a container", self.docker().start_container(id.as_str(), None)).await {
+                Ok(()) => return Ok(()),
+                Err(error @ EngineError::Api { .. }) => error,
+                Err(error) => return Err(error),
+            };
+            let inspection = self.inspect(id).await?;
+            let Some(port) = inspection
+                .published
+                .iter()
+                .find(|published| published.container_port == SSH_PORT)
+                .map(|published| published.host_port)
+            else {
+                return Err(error);
+            };
+            if self.port_is_taken(port).await? {
+                if inspection.state == ContainerState::Created {
+                    self.remove(id).await?;
+                }
+                return Err(EngineError::PortTaken(port));
+            }
+            // Whoever had the port may have let go of it before we looked: then it is ours now.
+            if !again {
+                return Err(error);
+            }
+            again = false;
         }
-        if inspection.state == ContainerState::Created {
-            self.remove(id).await?;
-        }
-        Err(EngineError::PortTaken(port))
     }
 
     /// Whether somebody holds the port: another container, or, where the engine is on this host, any process.
