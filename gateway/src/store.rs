@@ -97,7 +97,7 @@ impl Journal {
     /// # Errors
     /// As there.
     pub async fn erase(&self, ids: Vec<Uuid>) -> Result<u64, AppendError> {
-        failpoint::around("erase", self.journal.erase(ids)).await
+        failpoint::around("erase", self.inner.erase(ids)).await
     }
 
     /// As [`journal::Journal::erase_before`].
@@ -105,7 +105,7 @@ impl Journal {
     /// # Errors
     /// As there.
     pub async fn erase_before(&self, time: Timestamp) -> Result<u64, AppendError> {
-        failpoint::around("erase_before", self.journal.erase_before(time)).await
+        failpoint::around("erase_before", self.inner.erase_before(time)).await
     }
 
     /// How many appends the journal has not taken since the start, other than for a lost race or a used key.
