@@ -10,7 +10,6 @@ use journal::AppendError;
 use link::requests::{Decision, FailureReason, Outcome, TurnEvent, Usage};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use crate::agent::live::{DoesNotListen, LiveAgent, Sound};
 use crate::agent::stream_json::{self, Heard, Limit, Listener};
@@ -78,6 +77,10 @@ pub struct Wishes {
 pub struct Attempt<'a> {
     pub recorder: &'a mut Recorder,
     pub questions: Questions,
+    /// Its number, from 1.
+    number: u32,
+    /// How often words were given.
+    given: u32,
     /// The agent is known to have the people's words.
     pub heard: bool,
     /// The agent has said or done something since this was last asked.
@@ -147,8 +150,9 @@ impl Talk {
 
 impl<'a> Attempt<'a> {
     /// Nothing has been said yet.
-    pub fn new(recorder: &'a mut Recorder, questions: Questions) -> Self {
-        Self { recorder, questions, heard: false, got_on: false, usage: None, tail: Tail::default() }
+    pub fn new(recorder: &'a mut Recorder, questions: Questions, number: u32) -> Self {
+        let (given, heard, got_on, usage) = (0, false, false, None);
+        Self { recorder, questions, number, given, heard, got_on, usage, tail: Tail::default() }
     }
 
     /// Gives the agent its words and hears it to its end, or to the point from which it waits. `started` is stored before anything that it says;
@@ -160,7 +164,8 @@ impl<'a> Attempt<'a> {
         started: Vec<TurnEvent>,
         wishes: &mut Wishes,
     ) -> Conversation {
-        let id = Uuid::new_v4();
+        let id = stream_json::words_id(self.recorder.turn(), self.number, self.given);
+        self.given += 1;
         let mut listener = Listener::new(id, self.heard);
         if words.waited && words.echoes {
             listener.await_echo();

@@ -126,6 +126,11 @@ impl Recorder {
         Ok(recorder)
     }
 
+    /// The turn's id.
+    pub fn turn(&self) -> &str {
+        &self.stream.id
+    }
+
     /// Goes on after `version`: for an attempt whose sled died, to say so.
     pub fn take_up(journal: Journal, actor: Actor, stream: StreamId, version: u64) -> Self {
         let (cause, begun_after) = (Cause::None, version);

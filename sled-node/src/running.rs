@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::agent;
 use crate::agent::live::LiveAgent;
-use crate::agent::stream_json::Limit;
+use crate::agent::stream_json::{self, Limit};
 use crate::attempt::{Answer, Attempt, Conversation, Wishes, Words};
 use crate::permissions::Questions;
 use crate::record::Recorder;
@@ -40,7 +40,7 @@ pub struct Verdict {
 /// Runs an attempt to its end. When it returns, no process of it lives but an agent that waits for the session's next turn.
 pub async fn run(request: &TurnRequest, site: &Site, recorder: &mut Recorder, wishes: &mut Wishes) -> Verdict {
     let questions = Questions::new(request.attempt, request.permissions);
-    let mut attempt = Attempt::new(recorder, questions);
+    let mut attempt = Attempt::new(recorder, questions, request.attempt);
     let outcome = match converse(request, site, &mut attempt, wishes).await {
         Ok(outcome) => outcome,
         Err(error) => {
@@ -65,9 +65,9 @@ async fn converse(
     let mut limits = Limits::default();
     loop {
         let waited = waiting.is_some();
-        let (agent, session_found) = match waiting.take() {
-            Some(agent) => (agent, true),
-            None => start(request, attempt.heard, site).await?,
+        let (agent, Memory { session_found, words_found }) = match waiting.take() {
+            Some(agent) => (agent, Memory { session_found: true, words_found: true }),
+            None => start(request, attempt, site).await?,
         };
         let started = if std::mem::replace(&mut told_started, true) {
             Vec::new()
@@ -76,7 +76,7 @@ async fn converse(
         };
         let text = match &request.afresh {
             _ if attempt.heard && session_found => GO_ON,
-            Some(afresh) if !session_found => afresh,
+            Some(afresh) if !session_found || !words_found => afresh,
             _ => &request.prompt,
         };
         let echoes = matches!(request.agent, Agent::Claude { .. });
@@ -112,14 +112,30 @@ async fn converse(
     }
 }
 
-async fn start(request: &TurnRequest, heard: bool, site: &Site) -> Result<(LiveAgent, bool), StartError> {
+/// What an agent that is started has of before.
+struct Memory {
+    /// Its session, or none is expected.
+    session_found: bool,
+    /// The people's words that an earlier attempt gave it, or none are expected. One that was killed soon after may have lost them.
+    words_found: bool,
+}
+
+async fn start(request: &TurnRequest, attempt: &Attempt<'_>, site: &Site) -> Result<(LiveAgent, Memory), StartError> {
     let (mut request, surroundings) = (request.clone(), site.surroundings.clone());
     // Who has the words of this attempt remembers them.
-    request.session.resumed |= heard;
-    let prepared = tokio::task::spawn_blocking(move || agent::prepare(&request, &surroundings));
-    let launch = prepared.await.map_err(std::io::Error::other)??;
-    let session_found = launch.session_found;
-    Ok((LiveAgent::start(launch, &site.workspace, &site.supervision).await?, session_found))
+    request.session.resumed |= attempt.heard;
+    let times = 0..=MAX_WAITS + 1;
+    let earlier: Vec<_> = (1..request.attempt)
+        .flat_map(|number| times.clone().map(move |nth| (number, nth)))
+        .map(|(number, nth)| stream_json::words_id(attempt.recorder.turn(), number, nth))
+        .collect();
+    let prepared = tokio::task::spawn_blocking(move || {
+        let words_found = earlier.is_empty() || agent::remembers(&request, &surroundings, &earlier)?;
+        Ok::<_, std::io::Error>((agent::prepare(&request, &surroundings)?, words_found))
+    });
+    let (launch, words_found) = prepared.await.map_err(std::io::Error::other)??;
+    let memory = Memory { session_found: launch.session_found, words_found };
+    Ok((LiveAgent::start(launch, &site.workspace, &site.supervision).await?, memory))
 }
 
 /// The limits that an attempt has met.

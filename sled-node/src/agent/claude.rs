@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Result};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Result, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -47,7 +47,7 @@ const BYPASS: [&str; 1] = ["--dangerously-skip-permissions"];
 const ASK: [&str; 4] =
     ["--permission-prompt-tool=stdio", "--setting-sources=user", "--strict-mcp-config", "--add-dir=."];
 
-/// How much of a session's file is looked through for a conversation, which is at its beginning, in bytes.
+/// How much of a session's file is looked through, in bytes: for a conversation from its beginning, for words at its end.
 const MAX_SEARCH: u64 = 64 * 1024 * 1024;
 
 /// Longest line that is understood there, in bytes.
@@ -92,22 +92,46 @@ enum Memory {
 
 /// Looks for the session in `~/.claude/projects/<folder>/<id>.jsonl`. It can be resumed if a line of it is part of a conversation.
 fn memory(home: &Path, session: Uuid) -> Result<Memory> {
+    let mut unusable = Vec::new();
+    for (path, file) in files(home, session)? {
+        match file {
+            Some(file) if any_entry(BufReader::new(&file), Entry::is_of_conversation)? => return Ok(Memory::Found),
+            _ => unusable.push(path),
+        }
+    }
+    Ok(if unusable.is_empty() { Memory::Absent } else { Memory::Unusable(unusable) })
+}
+
+/// Whether one of the lines by which the agent was handed words stands in the session. The latest are looked through.
+pub fn remembers(home: &Path, session: Uuid, words: &[Uuid]) -> Result<bool> {
+    for (_, file) in files(home, session)? {
+        let Some(mut file) = file else { continue };
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(MAX_SEARCH)))?;
+        if any_entry(BufReader::new(file), |entry| entry.is_one_of(words))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Where the session may lie, and what is there if it is a file.
+fn files(home: &Path, session: Uuid) -> Result<Vec<(PathBuf, Option<File>)>> {
     let projects = match std::fs::read_dir(home.join(".claude/projects")) {
         Ok(projects) => projects,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Memory::Absent),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let mut unusable = Vec::new();
+    let mut files = Vec::new();
     for project in projects {
         let path = project?.path().join(format!("{session}.jsonl"));
         match open_regular(&path) {
-            Ok(Some(file)) if holds_conversation(BufReader::new(&file))? => return Ok(Memory::Found),
-            Ok(_) => unusable.push(path),
+            Ok(file) => files.push((path, file)),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(if unusable.is_empty() { Memory::Absent } else { Memory::Unusable(unusable) })
+    Ok(files)
 }
 
 /// Opens a regular file; `None` if it is something else. Whoever works in the project can put anything there, such as a pipe, and may exchange it meanwhile.
@@ -119,12 +143,25 @@ fn open_regular(path: &Path) -> Result<Option<File>> {
     OpenOptions::new().read(true).custom_flags(flags).open(path).map(Some)
 }
 
-fn holds_conversation(file: impl BufRead) -> Result<bool> {
-    /// What of a line matters here.
-    #[derive(Deserialize)]
-    struct Entry {
-        r#type: String,
+/// What of a session's line matters here.
+#[derive(Deserialize)]
+struct Entry {
+    r#type: String,
+    uuid: Option<String>,
+}
+
+impl Entry {
+    fn is_of_conversation(&self) -> bool {
+        matches!(self.r#type.as_str(), "user" | "assistant")
     }
+
+    fn is_one_of(&self, words: &[Uuid]) -> bool {
+        let uuid = self.uuid.as_deref().and_then(|uuid| Uuid::parse_str(uuid).ok());
+        self.r#type == "user" && uuid.is_some_and(|uuid| words.contains(&uuid))
+    }
+}
+
+fn any_entry(file: impl BufRead, wanted: impl Fn(&Entry) -> bool) -> Result<bool> {
     let mut file = file.take(MAX_SEARCH);
     let mut line = Vec::new();
     while file.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? > 0 {
@@ -132,9 +169,7 @@ fn holds_conversation(file: impl BufRead) -> Result<bool> {
             file.skip_until(b'\n')?;
         }
         // A line that was not written to its end is none.
-        if serde_json::from_slice::<Entry>(&line)
-            .is_ok_and(|entry| matches!(entry.r#type.as_str(), "user" | "assistant"))
-        {
+        if serde_json::from_slice::<Entry>(&line).is_ok_and(|entry| wanted(&entry)) {
             return Ok(true);
         }
         line.clear();
@@ -181,6 +216,23 @@ mod tests {
     }
 
     #[test]
+    fn words_are_remembered_where_their_line_was_written_to_its_end() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join(".claude/projects/-workspace");
+        let [session, words, others] = [1, 2, 3].map(Uuid::from_u128);
+        let remembers = || remembers(home.path(), session, &[others, words]).unwrap();
+        assert!(!remembers(), "there is no session");
+        std::fs::create_dir_all(&folder).unwrap();
+        let line = |kind: &str, uuid: Uuid| format!("{{\"type\":\"{kind}\",\"uuid\":\"{uuid}\",\"message\":{{}}}}");
+        let before = format!("{}\n{}\n", line("user", Uuid::nil()), line("assistant", words));
+        let whole = line("user", words);
+        for (end, remembered) in [("", false), (&whole[..whole.len() - 1], false), (&whole, true)] {
+            std::fs::write(folder.join(format!("{session}.jsonl")), format!("{before}{end}")).unwrap();
+            assert_eq!(remembers(), remembered, "{end}");
+        }
+    }
+
+    #[test]
     fn what_is_no_regular_file_is_set_aside_unread() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join(".claude/projects/-workspace");
@@ -203,13 +255,15 @@ mod tests {
     #[test]
     fn a_line_without_an_end_is_not_read_to_its_end() {
         let endless = |beginning: &'static str| beginning.as_bytes().chain(std::io::repeat(b'x'));
-        assert!(holds_conversation(BufReader::new(endless("{\"type\":\"user\"}\n"))).unwrap());
-        assert!(!holds_conversation(BufReader::new(endless("{\"type\":\"queue-operation\"}\n"))).unwrap());
+        assert!(any_entry(BufReader::new(endless("{\"type\":\"user\"}\n")), Entry::is_of_conversation).unwrap());
+        assert!(
+            !any_entry(BufReader::new(endless("{\"type\":\"queue-operation\"}\n")), Entry::is_of_conversation).unwrap()
+        );
 
         // What follows in a line that is too long is no line, and what follows that line is one.
         let long = |rest: &str| format!("{}{rest}\n", "x".repeat(usize::try_from(MAX_LINE).unwrap()));
-        assert!(!holds_conversation(long("{\"type\":\"user\"}").as_bytes()).unwrap());
-        assert!(holds_conversation(long("\n{\"type\":\"user\"}").as_bytes()).unwrap());
+        assert!(!any_entry(long("{\"type\":\"user\"}").as_bytes(), Entry::is_of_conversation).unwrap());
+        assert!(any_entry(long("\n{\"type\":\"user\"}").as_bytes(), Entry::is_of_conversation).unwrap());
     }
 
     #[test]

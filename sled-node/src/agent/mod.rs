@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use link::requests::{Agent, GitIdentity, Permissions, TurnRequest};
+use uuid::Uuid;
 
 use crate::environment::Environment;
 
@@ -68,6 +69,15 @@ pub fn prepare(request: &TurnRequest, surroundings: &Surroundings) -> std::io::R
     Ok(Launch { argv, environment, session_found })
 }
 
+/// Whether an agent's memory holds one of these words, which an earlier attempt gave it. Looks at the file system, so it blocks. Of an agent whose
+/// memory cannot be looked into it is taken to.
+pub fn remembers(request: &TurnRequest, surroundings: &Surroundings, words: &[Uuid]) -> std::io::Result<bool> {
+    match &request.agent {
+        Agent::Claude { .. } => claude::remembers(&surroundings.home, request.session.id, words),
+        Agent::Command { .. } | Agent::Echo { .. } => Ok(true),
+    }
+}
+
 fn permissions(permissions: Permissions) -> &'static str {
     match permissions {
         Permissions::Bypass => "bypass",
@@ -78,7 +88,6 @@ fn permissions(permissions: Permissions) -> &'static str {
 #[cfg(test)]
 mod tests {
     use link::requests::AgentSession;
-    use uuid::Uuid;
 
     use super::*;
 

@@ -31,6 +31,11 @@ const MAX_NAME: usize = 80;
 /// Longest name that an agent gives a request, in bytes.
 const MAX_REQUEST_ID: usize = 200;
 
+/// The id of the words that an attempt gives its agents, the `nth` time from 0. The agent keeps it in its memory, where a later attempt looks for it.
+pub fn words_id(turn: &str, attempt: u32, nth: u32) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{turn}#{attempt} {nth}").as_bytes())
+}
+
 /// The line that hands an agent its words. By `id` it is known again when the agent echoes it; the CLI lets a line go whose id it has seen
 /// before, so each gets a fresh one.
 pub fn prompt_line(words: &str, id: Uuid) -> Vec<u8> {

@@ -129,8 +129,11 @@ async fn a_turn_whose_container_is_killed_is_said_to_be_interrupted_and_resumed_
     notice.await.with_context(|| gateway.all())?;
     scene.answer(&question, "Done after all.").await.with_context(|| gateway.all())?;
     scene.answered_once(&question, "Done after all.").await?;
-    let turns = model.requests().into_iter().filter(|request| request.for_turn && !request.said.contains("and now?"));
-    assert_eq!(turns.count(), 2, "one request for each attempt");
+    let turns: Vec<_> =
+        model.requests().into_iter().filter(|request| request.for_turn && !request.said.contains("and now?")).collect();
+    let said: Vec<_> = turns.iter().map(|request| request.said.as_str()).collect();
+    assert_eq!(said.len(), 2, "one request for each attempt: {said:?}");
+    assert!(!said[1].contains("begin, please"), "the agent had the words, and is not told again: {said:?}");
     gateway.stop().await.map(drop)
 }
 
