@@ -125,9 +125,12 @@ pub enum Failure {
     /// A repository on this host holds something that is neither a file nor a folder.
     #[error("{0} in it is neither a file nor a folder")]
     Strange(String),
-    /// The connection broke, or the disk.
+    /// The connection broke.
     #[error("{0}")]
     Connection(String),
+    /// The disk of this host fails, or is full.
+    #[error("{0}")]
+    Disk(String),
     /// Anything else that git says.
     #[error("{0}")]
     Git(String),
@@ -137,7 +140,8 @@ impl From<git2::Error> for Failure {
     fn from(error: git2::Error) -> Self {
         let said = text::one_line(error.message(), 200);
         match error.class() {
-            ErrorClass::Net | ErrorClass::Os => Self::Connection(said),
+            ErrorClass::Net => Self::Connection(said),
+            ErrorClass::Os | ErrorClass::Filesystem => Self::Disk(said),
             _ => Self::Git(said),
         }
     }
@@ -145,7 +149,7 @@ impl From<git2::Error> for Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::Connection(error.to_string())
+        Self::Disk(error.to_string())
     }
 }
 

@@ -171,6 +171,7 @@ fn refused(order: &Order, failure: &Failure) -> NotCloned {
             let hint = "Check the address, and that this host reaches it; the same command tries it again.";
             return (Outcome::Unreachable, said(failure).hint(hint));
         }
+        Failure::Disk(_) => said(failure).hint("Look whether this host's disk has room, and whether musher may read and write there."),
         Failure::Git(_) => said(failure).hint("Check the address; the same command tries it again."),
     };
     (Outcome::Failed, refusal)
