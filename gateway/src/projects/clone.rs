@@ -71,14 +71,12 @@ impl Default for Limits {
 pub enum Doing {
     /// The server prepares; it is alive.
     Waiting,
-    /// Objects come.
+    /// Objects come, and when all are there, are looked through.
     Objects {
         /// So many are there.
         have: usize,
         /// Of so many.
         all: usize,
-        /// Bytes that have come.
-        bytes: usize,
     },
     /// Files are written.
     Files {
@@ -172,9 +170,9 @@ pub fn clone(order: &Order, mut progress: impl FnMut(Doing)) -> Result<Cloned, F
     };
     let mut callbacks = RemoteCallbacks::new();
     callbacks.transfer_progress(|transfer| {
-        let (have, all, bytes) = (transfer.received_objects(), transfer.total_objects(), transfer.received_bytes());
-        told.borrow_mut()(Doing::Objects { have, all, bytes });
-        within(bytes, limits.bytes, "bytes") && within(all, limits.objects, "objects")
+        let (have, all) = (transfer.received_objects(), transfer.total_objects());
+        told.borrow_mut()(Doing::Objects { have, all });
+        within(transfer.received_bytes(), limits.bytes, "bytes") && within(all, limits.objects, "objects")
     });
     callbacks.sideband_progress(|_| {
         told.borrow_mut()(Doing::Waiting);

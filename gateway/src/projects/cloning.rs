@@ -84,9 +84,14 @@ pub(super) async fn fetch_submodules(sled: &SledClient) -> Option<String> {
     }
 }
 
-/// Whether people are told of that many.
-fn is_told(have: usize, all: usize) -> bool {
-    have == all || have.is_multiple_of(1000)
+/// What people are told of it.
+fn describe(doing: Doing) -> Option<String> {
+    match doing {
+        Doing::Waiting => None,
+        // By hundredths: where each edit is a line of its own, a large repository would fill the screen.
+        Doing::Objects { have, all } => Some(format!("{} % of {all} objects", have * 100 / all.max(1))),
+        Doing::Files { have, all } => Some(format!("{} % of {all} files", have * 100 / all.max(1))),
+    }
 }
 
 /// Has a worker clone; given up when nothing comes any more, or when this future is dropped.
@@ -99,6 +104,8 @@ async fn watched(
     let broken = |error| (Outcome::Failed, Refusal::internal("the clone broke off", error));
     let mut worker = Worker::start(order).await.map_err(broken)?;
     let mut longest = std::pin::pin!(tokio::time::sleep(CLONE_LONGEST));
+    // What is copied on this host is copied without a word.
+    let silence = if port.is_some() { CLONE_SILENCE } else { CLONE_LONGEST };
     let ended = loop {
         let told = tokio::select! {
             told = worker.next() => told,
@@ -107,20 +114,18 @@ async fn watched(
                 let refusal = Refusal::unavailable(format!("the clone is given up: it took more than {mins} minutes"));
                 break Err((Outcome::CutOff, refusal.hint("Fewer commits may do: `--depth 1`.")));
             }
-            () = tokio::time::sleep(CLONE_SILENCE) => {
+            () = tokio::time::sleep(silence) => {
                 let secs = CLONE_SILENCE.as_secs();
                 let refusal = Refusal::unavailable(format!("the clone is given up: nothing came for {secs} s"));
                 break Err((Outcome::CutOff, refusal.hint("Check the address, and that this host reaches it.")));
             }
         };
         match told {
-            Ok(Some(Told::Doing(Doing::Objects { have, all, .. }))) if is_told(have, all) => {
-                steps.detail(format!("{have} of {all} objects"));
+            Ok(Some(Told::Doing(doing))) => {
+                if let Some(detail) = describe(doing) {
+                    steps.detail(detail);
+                }
             }
-            Ok(Some(Told::Doing(Doing::Files { have, all }))) if is_told(have, all) => {
-                steps.detail(format!("{have} of {all} files"));
-            }
-            Ok(Some(Told::Doing(_))) => {}
             Ok(Some(Told::Cloned(cloned))) => break Ok(cloned),
             // What stands behind the port knows more of what went wrong there.
             Ok(Some(Told::Failed(failure))) => {
