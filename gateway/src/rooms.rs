@@ -370,8 +370,6 @@ fn failed(error: &dyn std::fmt::Display) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use Arc;
-
     use futures_util::future::join_all;
     use journal::SystemClock;
 

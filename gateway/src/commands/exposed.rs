@@ -49,8 +49,9 @@ fn values(message: &str, words: &[Range<usize>]) -> impl Iterator<Item = (usize,
         let option = option.strip_prefix(['—', '–']).map_or(option.clone(), |name| format!("--{name}"));
         let rest = option.get(..OPTION.len()).filter(|name| name.eq_ignore_ascii_case(OPTION))?;
         let (cut, value) = match option[rest.len()..].chars().next() {
-            // The next option is no value.
-            None => at(place + 1).filter(|(_, next)| !next.starts_with(['-', '—', '–']))?,
+            // The next option is no value, but what is spelt like an address is one.
+            None => at(place + 1)
+                .filter(|(_, next)| !next.starts_with(['-', '—', '–']) || next.contains('@') || next.contains("://"))?,
             Some(sign) if sign == '=' || sign.is_whitespace() => {
                 (word.start, option[rest.len() + sign.len_utf8()..].to_owned())
             }
@@ -111,6 +112,7 @@ mod tests {
             "https://ann:s3cret@example.org/a",
             "\u{a0}https://ann:s3cret@example.org/a",
             "#s3cret@",
+            "-git:s3cret@example.org:a/b",
         ] {
             for message in [
                 format!("!new project a --git {value}"),

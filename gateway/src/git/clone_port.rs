@@ -223,9 +223,12 @@ async fn session(way: &Way, remote: &SshRemote, mut stream: TcpStream) -> io::Re
             ));
             way.note(Outcome::Failed, refusal.hint("Check the address, and whether the key may read there."));
         }
+        // Why, is told in words for containers.
         Ended::Broken(why) => {
+            debug!(why, "the session of a clone broke off");
             let shown = text::code(&remote.to_string());
-            way.note(Outcome::CutOff, Refusal::unavailable(format!("{shown} cannot be cloned: {why}")).hint(AGAIN));
+            let what = format!("{shown} cannot be cloned: the session with the git server {server} broke off");
+            way.note(Outcome::CutOff, Refusal::unavailable(what).hint(AGAIN));
         }
     }
     Ok(())

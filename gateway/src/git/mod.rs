@@ -60,7 +60,7 @@ use crate::{
 const AT_ONCE: usize = 32;
 /// The most that is taken from a container for one use, in bytes.
 const BODY_MAX: usize = 8 * 1024 * 1024 * 1024;
-/// Clones that the gateway may have under way; one whose thread hangs counts until that ends.
+/// Clones that the gateway may have under way.
 const CLONES_AT_ONCE: usize = 4;
 /// How long connecting to a remote may take.
 const CONNECT: Duration = Duration::from_secs(30);
@@ -182,7 +182,7 @@ impl Git {
         }))
     }
 
-    /// A place for one clone, to be given back by the thread that makes it.
+    /// A place for one clone, to be given back when it has ended.
     ///
     /// # Errors
     /// When too many are under way.

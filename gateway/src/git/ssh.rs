@@ -49,6 +49,8 @@ const OPENING: Duration = Duration::from_mins(1);
 const SILENCE: Duration = Duration::from_hours(1);
 /// How long the session may take to close once its program has ended.
 const CLOSING: Duration = Duration::from_secs(10);
+/// How long the last of what was said may wait for whoever reads it.
+const UNREAD: Duration = Duration::from_mins(10);
 /// How often a silent server is asked whether it is there; it is gone when it has not answered three times.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// What SSH calls standard error.
@@ -128,8 +130,8 @@ async fn session(door: &Door, service: Service, request: Request) -> Response {
                 Err(io::Error::other(why))
             }
         };
-        // The container may have gone.
-        drop(frames.send(last).await);
+        // The container may have gone, or not read on.
+        drop(timeout(UNREAD, frames.send(last)).await);
         drop(place);
     });
     let frames = futures_util::stream::poll_fn(move |context| heard.poll_recv(context));

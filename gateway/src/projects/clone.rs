@@ -26,6 +26,10 @@ const SUBMODULE: u32 = 0o160_000;
 const ATTRIBUTES: usize = 1000;
 const ATTRIBUTES_BYTES: usize = 256 * 1024;
 
+/// What the process of a clone may allocate, in bytes: libgit2 holds whole objects, two at a time where one is kept as the
+/// difference to another.
+pub const MEMORY: usize = 4 * 1024 * 1024 * 1024;
+
 /// What to clone and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Order {
@@ -114,6 +118,9 @@ pub enum Failure {
     /// The branch is not there.
     #[error("it has no such branch")]
     NoBranch,
+    /// What lies there is no repository.
+    #[error("it is no git repository")]
+    NoRepository,
     /// A repository on this host keeps its data elsewhere.
     #[error("the repository lies elsewhere")]
     Elsewhere,
@@ -139,6 +146,7 @@ impl From<git2::Error> for Failure {
         let said = text::one_line(error.message(), 200);
         match error.class() {
             ErrorClass::Net => Self::Connection(said),
+            ErrorClass::NoMemory => Self::TooMuch { limit: MEMORY, of: "bytes of memory for one object".into() },
             ErrorClass::Os | ErrorClass::Filesystem => Self::Disk(said),
             _ => Self::Git(said),
         }
@@ -225,6 +233,12 @@ fn inspect(source: &Path) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => source.to_owned(),
         Err(error) => return Err(error.into()),
     };
+    let is = |name: &str, kind: fn(&fs::Metadata) -> bool| {
+        fs::symlink_metadata(folder.join(name)).is_ok_and(|meta| kind(&meta) || meta.is_symlink())
+    };
+    if !is("HEAD", fs::Metadata::is_file) || !is("objects", fs::Metadata::is_dir) {
+        return Err(Failure::NoRepository);
+    }
     let mut folders = vec![folder];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder)? {
@@ -291,17 +305,16 @@ fn check_out(repository: &Repository, limits: Limits, told: &RefCell<&mut impl F
     Ok(repository.checkout_head(Some(&mut checkout))?)
 }
 
-/// Counts the files of a tree and their bytes, without reading any.
+/// Counts the files and folders of a tree and their bytes, without reading any.
 fn measure(objects: &Odb<'_>, tree: &Tree<'_>, limits: Limits) -> Result<(), Failure> {
     let (mut files, mut content, mut failure) = (0, 0_usize, None);
     let walked = tree.walk(TreeWalkMode::PreOrder, |_, entry| {
-        if entry.kind() != Some(ObjectType::Blob) {
-            return TreeWalkResult::Ok;
-        }
         files += 1;
-        match objects.read_header(entry.id()) {
-            Ok((bytes, _)) => content = content.saturating_add(bytes),
-            Err(error) => failure = Some(error.into()),
+        if entry.kind() == Some(ObjectType::Blob) {
+            match objects.read_header(entry.id()) {
+                Ok((bytes, _)) => content = content.saturating_add(bytes),
+                Err(error) => failure = Some(error.into()),
+            }
         }
         if files > limits.files {
             failure = Some(Failure::TooMuch { limit: limits.files, of: "files".into() });
@@ -495,6 +508,8 @@ mod tests {
                 .expect("it can be written");
         });
         assert_eq!(common, Err(Failure::Elsewhere));
+        let none = bend("none", &|git| fs::remove_file(git.join("HEAD")).expect("it can be removed"));
+        assert_eq!(none, Err(Failure::NoRepository));
         let bent = bend("bent", &|git| {
             fs::rename(git, git.with_file_name("moved")).expect("it can be moved");
             fs::write(git, format!("gitdir: {}\n", root.join("other/.git").display())).expect("it can be written");

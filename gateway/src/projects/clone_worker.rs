@@ -7,11 +7,12 @@
 use std::{
     fs,
     io::{self, BufRead, Read, Write},
-    process::{ExitCode, Stdio},
+    process::{ExitCode, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
-use nix::sys::resource::{Resource, setrlimit};
+use futures_util::{Stream, stream};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
@@ -22,8 +23,8 @@ use super::clone::{self, Cloned, Doing, Failure, Order};
 
 /// The verb of the command line that becomes the worker.
 pub const VERB: &str = "clone-worker";
-/// What it may allocate, in bytes: libgit2 holds whole objects, two at a time where one is kept as the difference to another.
-const MEMORY: u64 = 4 * 1024 * 1024 * 1024;
+/// How long it may take to end by itself.
+const ENDING: Duration = Duration::from_secs(5);
 /// How often it tells how far it is.
 const TELLING: Duration = Duration::from_millis(200);
 
@@ -74,20 +75,32 @@ impl Worker {
         Ok(Self { child, told: BufReader::new(told).lines(), _wanted: wanted })
     }
 
-    /// What it says next; nothing when it is gone.
-    ///
-    /// # Errors
-    /// When that cannot be read.
-    pub async fn next(&mut self) -> io::Result<Option<Told>> {
-        let line = self.told.next_line().await?;
-        line.map(|line| serde_json::from_str(&line)).transpose().map_err(io::Error::other)
+    /// What it says, until it is gone; what cannot be read is an error.
+    pub fn told(&mut self) -> impl Stream<Item = io::Result<Told>> + Send {
+        stream::try_unfold(&mut self.told, async |told| {
+            let Some(line) = told.next_line().await? else { return Ok(None) };
+            Ok(Some((serde_json::from_str(&line)?, told)))
+        })
     }
 
-    /// Ends it, and waits until it is gone.
+    /// Ends it, waits until it is gone, and tells how it ended.
     ///
     /// # Errors
     /// When it cannot be ended.
-    pub async fn end(mut self) -> io::Result<()> {
+    pub async fn end(mut self) -> io::Result<ExitStatus> {
+        // Who has closed his output has ended, or will in a moment: how, is told by itself.
+        if let Ok(ended) = tokio::time::timeout(ENDING, self.child.wait()).await {
+            return ended;
+        }
+        self.child.start_kill()?;
+        self.child.wait().await
+    }
+
+    /// Ends it at once, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it cannot be ended.
+    pub async fn kill(mut self) -> io::Result<()> {
         self.child.kill().await
     }
 }
@@ -128,9 +141,12 @@ fn work() -> io::Result<()> {
 /// Takes from itself what a clone needs not.
 fn bound(order: &Order) -> io::Result<()> {
     let file = u64::try_from(order.limits.bytes.max(order.limits.content)).unwrap_or(u64::MAX);
+    let memory = u64::try_from(clone::MEMORY).unwrap_or(u64::MAX);
     for (resource, limit) in
-        [(Resource::RLIMIT_DATA, MEMORY), (Resource::RLIMIT_FSIZE, file), (Resource::RLIMIT_CORE, 0)]
+        [(Resource::RLIMIT_DATA, memory), (Resource::RLIMIT_FSIZE, file), (Resource::RLIMIT_CORE, 0)]
     {
+        // Whoever started the gateway may have allowed less.
+        let limit = limit.min(getrlimit(resource)?.1);
         setrlimit(resource, limit, limit)?;
     }
     // When memory is short it goes first; where that may not be said, all are alike.

@@ -24,6 +24,8 @@ use nix::{
 
 /// How many inner folders of one folder are remembered at a time: whoever makes millions gets no memory for them.
 const AT_ONCE: usize = 1024;
+/// On how many levels that is done; below them each remembers the folder that it is in alone.
+const REMEMBERED: usize = 64;
 
 /// Removes a file or a tree; one that is not there is fine. Links are removed, not followed. Folders that their owner
 /// has closed to himself are opened first: no program in a container may keep us from tidying up.
@@ -84,6 +86,12 @@ fn empty(mut folder: Dir) -> io::Result<()> {
                 continue;
             };
             let inner_of_below = sweep(&mut below)?;
+            if above.len() >= REMEMBERED {
+                // The others are looked for again on the way back.
+                inner.more |= inner.names.len() > 1;
+                inner.names.drain(..inner.names.len() - 1);
+                inner.names.shrink_to_fit();
+            }
             let identity = identity(&fstat(&folder)?);
             above.push(Level { identity, inner: mem::replace(&mut inner, inner_of_below) });
             folder = below;

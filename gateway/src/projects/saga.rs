@@ -440,10 +440,10 @@ impl Sagas {
     }
 }
 
-/// The folders that are not for this person: of all projects that are there, and of those that were.
 /// What a project takes from somebody who asks.
 type Taking = fn(&Project, &Person, Role) -> Option<place::Taken>;
 
+/// What all projects take, those that are there and those that were.
 fn taken(registry: &Registry, taking: impl Fn(&Project) -> Option<place::Taken>) -> Vec<place::Taken> {
     registry.read(|projects| projects.values().filter_map(|loaded| taking(&loaded.state)).collect())
 }
