@@ -20,6 +20,8 @@ use uuid::Uuid;
 
 use crate::{git::Remote, text};
 
+/// What a clone calls where it came from.
+const REMOTE: &str = "origin";
 /// The mode of a submodule in a tree.
 const SUBMODULE: u32 = 0o160_000;
 /// Files of attributes that are looked at, and how large they may be, in bytes.
@@ -112,7 +114,7 @@ pub enum Failure {
         /// Of what.
         of: String,
     },
-    /// Git's settings on this host make another address of the one that was given.
+    /// Git's settings on this host make another address of the one that libgit2 is told.
     #[error("this host's git configuration rewrites the address")]
     Rewritten,
     /// The branch is not there.
@@ -199,10 +201,10 @@ pub fn clone(order: &Order, mut progress: impl FnMut(Doing)) -> Result<Cloned, F
     if let Some(branch) = &order.branch {
         builder.branch(branch);
     }
-    let through = order.through.as_deref();
-    builder.remote_create(|repository, name, url| at_address(repository, name, url, through, &rewritten));
+    builder.remote_create(|repository, name, url| as_it_stands(repository, name, url, &rewritten));
     let stage = order.into.join(format!(".musher-clone-{}", order.id));
-    let made = builder.clone(&order.remote.shown(), &stage);
+    let address = order.remote.shown();
+    let made = builder.clone(order.through.as_deref().unwrap_or(&address), &stage);
     drop(builder);
     let repository = made.map_err(|error| {
         if let Some(too_much) = too_much.take() {
@@ -214,8 +216,8 @@ pub fn clone(order: &Order, mut progress: impl FnMut(Doing)) -> Result<Cloned, F
             _ => error.into(),
         }
     })?;
-    if let Some(through) = through {
-        forget(&repository, through)?;
+    if order.through.is_some() {
+        forget(&repository, &address)?;
     }
     check_out(&repository, limits, &told)?;
     let cloned = look(&repository)?;
@@ -261,34 +263,25 @@ fn inspect(source: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes the remote, and has libgit2 ask `through` for it. Git's own settings on this host may say that the address means another
-/// (`insteadOf`), which nobody has judged: a longer rule counts more than theirs, but where theirs is as long nothing is asked.
-fn at_address<'a>(
+/// Makes the remote, unless git's settings on this host say that another address is meant (`insteadOf`), which nobody has judged.
+fn as_it_stands<'a>(
     repository: &'a Repository,
     name: &str,
     url: &str,
-    through: Option<&str>,
     rewritten: &Cell<bool>,
 ) -> Result<git2::Remote<'a>, git2::Error> {
-    if let Some(through) = through {
-        repository.config()?.set_str(&instead_of(through), url)?;
-    }
     let remote = repository.remote(name, url)?;
-    rewritten.set(remote.url_bytes() != through.unwrap_or(url).as_bytes());
+    rewritten.set(remote.url_bytes() != url.as_bytes());
     if rewritten.get() {
         return Err(git2::Error::new(ErrorCode::GenericError, ErrorClass::Callback, "the address is rewritten"));
     }
     Ok(remote)
 }
 
-fn instead_of(through: &str) -> String {
-    format!("url.{through}.insteadOf")
-}
-
 /// Takes what libgit2 asked in place of the remote out of the clone: from its settings, and from its reflogs, which tell
 /// nothing but where it came from.
-fn forget(repository: &Repository, through: &str) -> Result<(), Failure> {
-    repository.config()?.remove(&instead_of(through))?;
+fn forget(repository: &Repository, address: &str) -> Result<(), Failure> {
+    repository.remote_set_url(REMOTE, address)?;
     match fs::remove_dir_all(repository.path().join("logs")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
@@ -387,20 +380,27 @@ mod tests {
         let mut config = repository.config().expect("it has settings");
         config.set_str("url.https://evil.example/.insteadOf", "https://example.org/").expect("it can be set");
         let rewritten = Cell::new(false);
+        let made = as_it_stands(&repository, "other", "https://example.com/a", &rewritten).map(drop);
+        assert!(made.is_ok() && !rewritten.get());
+        let made = as_it_stands(&repository, "another", "https://example.org/a", &rewritten).map(drop);
+        assert!(made.is_err() && rewritten.get());
+    }
+
+    #[test]
+    fn a_clone_tells_of_its_remote_and_not_of_the_way_there() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let repository = Repository::init(folder.path()).expect("a repository can be begun");
         let port = "http://127.0.0.1:9/clone-x";
-        for (name, address) in [("other", "https://example.com/a"), ("origin", "https://example.org/a")] {
-            let made = at_address(&repository, name, address, Some(port), &rewritten).expect("it can be made");
-            assert_eq!((made.url().ok(), rewritten.get()), (Some(port), false), "ours is the longer rule");
-            forget(&repository, port).expect("it can be forgotten");
-        }
-        let kept = config.snapshot().expect("it can be read");
-        assert_eq!(kept.get_str("remote.origin.url").ok(), Some("https://example.org/a"));
-        // A rule for the very address, of a level that counts as much.
-        config.set_str("url.https://evil.example/.insteadOf", "https://example.net/a").expect("it can be set");
-        let made = at_address(&repository, "exact", "https://example.net/a", Some(port), &rewritten);
-        assert!(made.is_err() && rewritten.get());
-        let made = at_address(&repository, "direct", "https://example.net/a", None, &rewritten);
-        assert!(made.is_err() && rewritten.get());
+        repository.remote(REMOTE, port).expect("it can be made");
+        fs::create_dir_all(repository.path().join("logs/refs")).expect("it can be made");
+        fs::write(repository.path().join("logs/HEAD"), port).expect("it can be written");
+        forget(&repository, "https://example.org/a").expect("it can be forgotten");
+        let told = |path: &PathBuf| {
+            path.is_file() && String::from_utf8_lossy(&fs::read(path).expect("a file")).contains("clone-x")
+        };
+        assert_eq!(walk(repository.path()).into_iter().find(told), None);
+        let remote = repository.find_remote(REMOTE).expect("it is there");
+        assert_eq!(remote.url().ok(), Some("https://example.org/a"));
     }
 
     /// A repository of one commit with a file `file` and, in a folder, another.

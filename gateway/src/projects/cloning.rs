@@ -204,8 +204,8 @@ fn refused(order: &Order, failure: &Failure) -> NotCloned {
     let refusal = match failure {
         Failure::TooMuch { limit, of } => Refusal::usage(format!("{shown} has more than {limit} {of}"))
             .hint("It is not cloned. Fewer commits may do: `--depth 1`."),
-        Failure::Rewritten => Refusal::config(format!("`/etc/gitconfig` rewrites the address {shown}"))
-            .hint("Give the address that is meant, or take the `url.….insteadOf` that fits it out of there."),
+        Failure::Rewritten => Refusal::config("`/etc/gitconfig` rewrites the address that this is cloned by")
+            .hint("Take the `url.….insteadOf` out of there that fits `http://127.0.0.1`, `git://127.0.0.1` or a path."),
         Failure::NoBranch => {
             let branch = text::code(order.branch.as_deref().unwrap_or_default());
             Refusal::usage(format!("{shown} has no branch {branch}"))
