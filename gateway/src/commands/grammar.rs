@@ -303,7 +303,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
     };
     Command::try_parse_from(&words).map_err(|error| {
         let known = Command::command().get_subcommands().any(|verb| verb.get_name() == first);
-        let rendered = text::plain(&error.render().to_string());
+        let rendered = text::plain(&error.render().to_string()).replace('\t', " ");
         let mut what = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
         if what.ends_with(':') {
             let listed: Vec<_> =
