@@ -157,6 +157,10 @@ impl Remote {
             return Ok(Self::Local(place::expand(text, home)?));
         }
         let remote = Self::parse_remote(text)?;
+        // Encoded it may be three times as long, and it is that which is stored and given again.
+        if remote.shown().len() > ADDRESS_MAX {
+            return Err(not_an_address());
+        }
         if let Self::Web(web) = &remote {
             if web.path.is_empty() {
                 return Err(refused("the address names a server and no repository on it"));
