@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 use uuid::{ContextV7, Uuid};
 
+use crate::heads::{Head, Heads};
 use crate::{Append, AppendError, Appended, Recorded, StreamId, store, texts};
 
 /// The transaction that is open, and what its next events are stamped with.
@@ -13,17 +14,19 @@ pub(crate) struct Stamped<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) now: Timestamp,
     pub(crate) ids: &'a ContextV7,
+    /// As of this transaction; to be cleared when it is rolled back.
+    pub(crate) heads: &'a mut Heads,
 }
 
 impl Stamped<'_> {
     /// Appends all or nothing. Refuses before it writes anything: an error other than of `SQLite`
     /// leaves the transaction as it was.
-    pub(crate) fn append_all(&self, appends: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
+    pub(crate) fn append_all(&mut self, appends: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
         let connection = self.connection;
         if let Some(first_outcome) = repeated(connection, &appends)? {
             return Ok(first_outcome);
         }
-        let places = places(connection, &appends)?;
+        let places = self.places(&appends)?;
         check_once(connection, &appends)?;
         // From here on nothing is refused any more: what fails now fails the transaction.
         let mut rows = Vec::with_capacity(appends.len());
@@ -49,8 +52,32 @@ impl Stamped<'_> {
         Ok(outcomes)
     }
 
+    /// Finds each append's place, or refuses.
+    fn places(&self, appends: &[Append]) -> Result<Vec<Placed>, AppendError> {
+        let mut places: Vec<Placed> = Vec::with_capacity(appends.len());
+        for (index, append) in appends.iter().enumerate() {
+            let earlier = appends[..index].iter().rposition(|earlier| earlier.stream == append.stream);
+            let placed = match earlier {
+                Some(earlier) => {
+                    let version = places[earlier].version + appends[earlier].events.len() as u64;
+                    Placed { place: Place::SameAs(earlier), version }
+                }
+                None => match self.heads.of(self.connection, &append.stream)? {
+                    Some(Head { row, version }) => Placed { place: Place::Row(row), version },
+                    None => Placed { place: Place::New, version: 0 },
+                },
+            };
+            if !append.expected.admits(placed.version) {
+                let (stream, expected, actual) = (append.stream.clone(), append.expected, placed.version);
+                return Err(AppendError::Conflict { stream, expected, actual });
+            }
+            places.push(placed);
+        }
+        Ok(places)
+    }
+
     /// Adds events to the stream with this row after its last version.
-    fn append_one(&self, append: Append, row: i64, version: u64) -> Result<Appended, rusqlite::Error> {
+    fn append_one(&mut self, append: Append, row: i64, version: u64) -> Result<Appended, rusqlite::Error> {
         let Append { stream, events, actor, cause, .. } = append;
         // What is handed back is what a reader will find.
         let time_us = self.now.as_microsecond();
@@ -92,6 +119,7 @@ impl Stamped<'_> {
                 data: event.data,
             });
         }
+        self.heads.advance(stream, Head { row, version: version + recorded.len() as u64 });
         Ok(Appended::new(recorded, false))
     }
 }
@@ -137,30 +165,6 @@ enum Place {
     SameAs(usize),
     /// To a stream that it makes.
     New,
-}
-
-/// Finds each append's place, or refuses.
-fn places(connection: &Connection, appends: &[Append]) -> Result<Vec<Placed>, AppendError> {
-    let mut places: Vec<Placed> = Vec::with_capacity(appends.len());
-    for (index, append) in appends.iter().enumerate() {
-        let earlier = appends[..index].iter().rposition(|earlier| earlier.stream == append.stream);
-        let placed = match earlier {
-            Some(earlier) => {
-                let version = places[earlier].version + appends[earlier].events.len() as u64;
-                Placed { place: Place::SameAs(earlier), version }
-            }
-            None => match store::head(connection, &append.stream)? {
-                Some((row, version)) => Placed { place: Place::Row(row), version },
-                None => Placed { place: Place::New, version: 0 },
-            },
-        };
-        if !append.expected.admits(placed.version) {
-            let (stream, expected, actual) = (append.stream.clone(), append.expected, placed.version);
-            return Err(AppendError::Conflict { stream, expected, actual });
-        }
-        places.push(placed);
-    }
-    Ok(places)
 }
 
 /// Refuses a key that stands twice in one request, and a text whose id is not new.

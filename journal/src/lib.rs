@@ -102,6 +102,7 @@ mod error;
 mod event;
 mod fold;
 mod handle;
+mod heads;
 mod reader;
 mod readers;
 mod schema;

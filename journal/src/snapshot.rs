@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::heads::Head;
 use crate::{AppendError, EncodeError, Expected, Fold, Journal, Loaded, ReadError, StreamId, store};
 
 /// A state that can be kept. It must come back from JSON as it went, and it must not hold texts of
@@ -122,7 +123,7 @@ pub(crate) struct Encoded {
 /// Puts a snapshot into the file unless one that is there goes before it.
 pub(crate) fn keep(connection: &Connection, snapshot: &Encoded) -> Result<(), AppendError> {
     let Encoded { stream, fold, fold_version, version, state } = snapshot;
-    let (row, actual) = store::head(connection, stream)?.unwrap_or_default();
+    let Head { row, version: actual } = store::head(connection, stream)?.unwrap_or_default();
     if *version > actual {
         let (stream, expected) = (stream.clone(), Expected::Version(*version));
         return Err(AppendError::Conflict { stream, expected, actual });

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::heads::Head;
 use crate::schema::{self, SCHEMA_VERSION};
 use crate::{OpenError, ReadError, Recorded, StreamId};
 
@@ -114,14 +115,14 @@ pub(crate) fn position(connection: &Connection) -> Result<u64, rusqlite::Error> 
     connection.query_row("SELECT coalesce(max(position), 0) FROM events", (), |row| row.get(0))
 }
 
-/// The stream's row, if it exists, and its version.
-pub(crate) fn head(connection: &Connection, stream: &StreamId) -> Result<Option<(i64, u64)>, rusqlite::Error> {
+/// Where a stream ends, if it exists.
+pub(crate) fn head(connection: &Connection, stream: &StreamId) -> Result<Option<Head>, rusqlite::Error> {
     connection
         .prepare_cached(
             "SELECT stream, (SELECT coalesce(max(version), 0) FROM events e WHERE e.stream = s.stream)
              FROM streams s WHERE kind = ?1 AND id = ?2",
         )?
-        .query_row((&stream.kind, &stream.id), |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row((&stream.kind, &stream.id), |row| Ok(Head { row: row.get(0)?, version: row.get(1)? }))
         .optional()
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::{ContextV7, Uuid};
 
 use crate::append::Stamped;
+use crate::heads::Heads;
 use crate::snapshot::{self, Encoded};
 use crate::{Append, AppendError, Appended, Clock, StorageError, store, texts};
 
@@ -59,7 +60,7 @@ enum Settled {
 
 impl Settled {
     /// Carries a request out in the transaction that is open; without one it has failed already.
-    fn by(request: Request, open: Result<&Stamped<'_>, &StorageError>) -> Self {
+    fn by(request: Request, open: Result<&mut Stamped<'_>, &StorageError>) -> Self {
         let open = open.map_err(|error| AppendError::Storage(error.clone()));
         match request {
             Request::Append { appends, reply } => {
@@ -122,6 +123,7 @@ pub(crate) struct Writer {
     connection: Connection,
     clock: Arc<dyn Clock>,
     ids: ContextV7,
+    heads: Heads,
     /// The log holds bytes that were erased.
     log_remembers: bool,
     /// How many requests the next group is likely to have: those that waited and those that were
@@ -134,8 +136,16 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(connection: Connection, clock: Arc<dyn Clock>, position: watch::Sender<u64>) -> Self {
-        let (expected, patience) = (0, Duration::ZERO);
-        Self { connection, clock, ids: ContextV7::new(), log_remembers: false, expected, patience, position }
+        Self {
+            connection,
+            clock,
+            ids: ContextV7::new(),
+            heads: Heads::default(),
+            log_remembers: false,
+            expected: 0,
+            patience: Duration::ZERO,
+            position,
+        }
     }
 
     pub(crate) fn spawn(self, messages: mpsc::Receiver<Message>) -> io::Result<thread::JoinHandle<()>> {
@@ -191,6 +201,7 @@ impl Writer {
                 }
             }
             Err(error) => {
+                self.heads.clear();
                 tracing::error!(%error, requests, "a transaction failed and was rolled back");
                 settled = settled.into_iter().map(|done| done.failed(&error)).collect();
                 settled.extend(group.map(|request| Settled::by(request, Err(&error))));
@@ -221,9 +232,11 @@ impl Writer {
         settled: &mut Vec<Settled>,
     ) -> Result<(), StorageError> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        self.heads.check(&transaction)?;
         for request in group {
-            let open = Stamped { connection: &transaction, now: self.clock.now(), ids: &self.ids };
-            let done = Settled::by(request, Ok(&open));
+            let (now, ids, heads) = (self.clock.now(), &self.ids, &mut self.heads);
+            let mut open = Stamped { connection: &transaction, now, ids, heads };
+            let done = Settled::by(request, Ok(&mut open));
             let failed = done.failure().cloned();
             settled.push(done);
             if let Some(error) = failed {
@@ -349,6 +362,33 @@ mod tests {
         );
         let positions: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap()[0].position).collect();
         assert_eq!((positions, *position.borrow()), (vec![2, 3], 3));
+    }
+
+    #[test]
+    fn what_another_program_appended_is_seen() {
+        let (folder, writer, _position) = writer();
+        let connection = store::open_writer(&folder.path().join("journal.db")).unwrap();
+        let other = Writer::new(connection, Arc::new(Timestamp::UNIX_EPOCH), watch::channel(0).0);
+        let mut writers = [writer, other];
+        for (turn, version) in [0, 1, 0].into_iter().zip(0..) {
+            let expected = Expected::Version(version);
+            let group = vec![one("a", expected, None, "1"), one("a", expected, None, "2")];
+            let outcomes = commit(&mut writers[turn], group);
+            assert_eq!(outcomes[0].as_ref().unwrap()[0].last_version, version + 1);
+            assert!(matches!(outcomes[1], Err(AppendError::Conflict { .. })));
+        }
+    }
+
+    #[test]
+    fn more_streams_than_are_remembered_keep_their_versions() {
+        let (_folder, mut writer, _position) = writer();
+        let streams = crate::heads::LIMIT + 2;
+        for version in 0..2 {
+            let appends = (0..streams).map(|stream| one(&stream.to_string(), Expected::Version(version), None, "1"));
+            for outcome in commit(&mut writer, appends.collect()) {
+                assert_eq!(outcome.unwrap()[0].last_version, version + 1);
+            }
+        }
     }
 
     #[test]
