@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// Memory is short when less than this part of what there may be is left.
 const SHORT: u64 = 8;
 
+/// It is ample when at least this part is.
+const AMPLE: u64 = 2;
+
 /// Where the kernel tells of memory.
 #[derive(Debug, Clone)]
 pub struct Memory {
@@ -14,6 +17,17 @@ pub struct Memory {
     pub cgroups: PathBuf,
     /// Where processes are: `/proc`.
     pub proc: PathBuf,
+}
+
+/// How much is left of the container's memory or of the machine's, whichever is nearer its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Left {
+    /// Less than an eighth: what is not needed should go.
+    Short,
+    /// Enough for what is there.
+    Enough,
+    /// At least half.
+    Ample,
 }
 
 /// Memory in bytes.
@@ -24,15 +38,19 @@ struct Room {
 }
 
 impl Room {
-    fn is_short(self) -> bool {
-        self.left < self.limit / SHORT
+    fn judged(self) -> Left {
+        match self {
+            Self { limit, left } if left < limit / SHORT => Left::Short,
+            Self { limit, left } if left < limit / AMPLE => Left::Enough,
+            Self { .. } => Left::Ample,
+        }
     }
 }
 
 impl Memory {
-    /// Whether so little is left that what is not needed should go. What cannot be read limits nothing.
-    pub fn is_short(&self) -> bool {
-        [self.of_cgroup(), self.of_machine()].into_iter().flatten().any(Room::is_short)
+    /// How much is left. What cannot be read limits nothing.
+    pub fn left(&self) -> Left {
+        [self.of_cgroup(), self.of_machine()].into_iter().flatten().map(Room::judged).min().unwrap_or(Left::Ample)
     }
 
     fn of_cgroup(&self) -> Option<Room> {
@@ -91,21 +109,21 @@ fn field(text: &str, name: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// Whether memory is short where the files have these contents.
-    fn check(files: &[(&str, &str)]) -> bool {
+    /// How much is left where the files have these contents.
+    fn left(files: &[(&str, &str)]) -> Left {
         let folder = tempfile::tempdir().unwrap();
         for (path, content) in files {
             let path = folder.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, content).unwrap();
         }
-        Memory { cgroups: folder.path().join("cgroup"), proc: folder.path().join("proc") }.is_short()
+        Memory { cgroups: folder.path().join("cgroup"), proc: folder.path().join("proc") }.left()
     }
 
     #[test]
     fn both_versions_of_cgroups_are_read() {
         let v2 = |place: &str, limit: &str, used: &str, cache: &str| {
-            check(&[
+            left(&[
                 ("proc/self/cgroup", "0::/slice/own\n"),
                 (&format!("cgroup/{place}memory.max"), limit),
                 (&format!("cgroup/{place}memory.current"), used),
@@ -113,14 +131,15 @@ mod tests {
             ])
         };
         for place in ["", "slice/own/"] {
-            assert!(!v2(place, "1000\n", "100\n", "0"));
-            assert!(v2(place, "1000\n", "900\n", "0"));
+            assert_eq!(v2(place, "1000\n", "500\n", "0"), Left::Ample);
+            assert_eq!(v2(place, "1000\n", "501\n", "0"), Left::Enough);
+            assert_eq!(v2(place, "1000\n", "900\n", "0"), Left::Short);
             // Cache that the kernel can have back is not in the way.
-            assert!(!v2(place, "1000\n", "900\n", "300"));
-            assert!(!v2(place, "max\n", "900\n", "0"));
+            assert_eq!(v2(place, "1000\n", "900\n", "300"), Left::Enough);
+            assert_eq!(v2(place, "max\n", "900\n", "0"), Left::Ample);
         }
         let v1 = |place: &str, limit: &str| {
-            check(&[
+            left(&[
                 ("proc/self/cgroup", "11:cpu,cpuacct:/x\n4:memory:/docker/own\n0::/\n"),
                 (&format!("cgroup/memory/{place}memory.limit_in_bytes"), limit),
                 (&format!("cgroup/memory/{place}memory.usage_in_bytes"), "950\n"),
@@ -128,27 +147,30 @@ mod tests {
             ])
         };
         for place in ["", "docker/own/"] {
-            assert!(v1(place, "1000\n"));
-            assert!(!v1(place, "10000\n"));
-            assert!(!v1(place, "9223372036854771712\n"));
+            assert_eq!(v1(place, "1000\n"), Left::Short);
+            assert_eq!(v1(place, "1800\n"), Left::Enough);
+            assert_eq!(v1(place, "10000\n"), Left::Ample);
+            assert_eq!(v1(place, "9223372036854771712\n"), Left::Ample);
         }
     }
 
     #[test]
     fn the_machines_memory_counts_too() {
         let machine = |available: u64| {
-            check(&[(
+            left(&[(
                 "proc/meminfo",
                 &format!("MemTotal:        8000 kB\nMemFree: 1 kB\nMemAvailable:   {available} kB\n"),
             )])
         };
-        assert!(machine(900));
-        assert!(!machine(1100));
+        assert_eq!(machine(900), Left::Short);
+        assert_eq!(machine(1100), Left::Enough);
+        assert_eq!(machine(4000), Left::Ample);
     }
 
     #[test]
     fn what_is_not_there_limits_nothing() {
-        assert!(!check(&[]));
-        assert!(!check(&[("proc/meminfo", "?"), ("cgroup/memory.max", "?"), ("proc/self/cgroup", "x\n1:y\n")]));
+        assert_eq!(left(&[]), Left::Ample);
+        let unread = [("proc/meminfo", "?"), ("cgroup/memory.max", "?"), ("proc/self/cgroup", "x\n1:y\n")];
+        assert_eq!(left(&unread), Left::Ample);
     }
 }

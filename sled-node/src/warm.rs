@@ -17,11 +17,20 @@ use uuid::Uuid;
 use crate::agent::live::{LiveAgent, Sound};
 use crate::agent::stream_json;
 use crate::lines::Line;
-use crate::memory::Memory;
+use crate::memory::{Left, Memory};
 use crate::supervised::News;
 
-/// How many agents wait at most. The one that was used longest ago goes first.
-const MAX_WARM: usize = 4;
+/// How many agents wait at most, by how much memory is left. The one that has waited longest goes first.
+fn most(left: Left) -> usize {
+    match left {
+        Left::Short => 0,
+        Left::Enough => FEW,
+        Left::Ample => 16,
+    }
+}
+
+/// So many take little enough for nobody to look at memory on their account more often than [`LOOK_EVERY`] and at each start of a turn.
+const FEW: usize = 4;
 
 /// The longest that an agent waits, whatever is asked for.
 const LONGEST: Duration = Duration::from_hours(24);
@@ -118,7 +127,7 @@ impl Warm {
     pub async fn keep(&self, session: Uuid, kind: Kind, agent: LiveAgent, keep: Duration) {
         let (wishes, wished) = mpsc::channel(4);
         let since = Instant::now();
-        let Some((own, too_many)) = self.admit(session, kind, since, wishes) else {
+        let Some(own) = self.admit(session, kind, since, wishes) else {
             agent.end().await;
             return;
         };
@@ -127,21 +136,15 @@ impl Warm {
             wait(agent, wished, until).await;
             shared.forget(&own);
         });
-        if let Some(place) = too_many {
+        if let Some(place) = self.one_too_many(FEW, None) {
             tracing::info!(session = %place.session, "a waiting agent is ended: too many wait");
             // It need not be waited for: it does no harm until it is dead.
             place.ask_to_end();
         }
     }
 
-    /// A place, and the one that is to go for it, if any; `None` where none is given any more.
-    fn admit(
-        &self,
-        session: Uuid,
-        kind: Kind,
-        since: Instant,
-        wishes: mpsc::Sender<Wish>,
-    ) -> Option<(Handle, Option<Handle>)> {
+    /// A place; `None` where none is given any more.
+    fn admit(&self, session: Uuid, kind: Kind, since: Instant, wishes: mpsc::Sender<Wish>) -> Option<Handle> {
         let mut waiting = self.waiting();
         if waiting.over {
             return None;
@@ -150,17 +153,23 @@ impl Warm {
         waiting.next += 1;
         let own = place.handle(session);
         waiting.places.insert(session, place);
-        Some((own, (waiting.places.len() > MAX_WARM).then(|| waiting.oldest(None)).flatten()))
+        Some(own)
     }
 
-    /// Ends agents that wait until memory is no longer short, but not the one of `session`.
+    /// Who is to go, of more than `unasked`, since there is no memory for so many; never the one of `spared`.
+    fn one_too_many(&self, unasked: usize, spared: Option<Uuid>) -> Option<Handle> {
+        if self.waiting().places.len() <= unasked {
+            return None;
+        }
+        let most = most(self.shared.memory.left());
+        let waiting = self.waiting();
+        (waiting.places.len() > most).then(|| waiting.oldest(spared)).flatten()
+    }
+
+    /// Ends agents that wait until there is memory for those that are left, but not the one of `session`.
     pub async fn make_room(&self, session: Option<Uuid>) {
-        loop {
-            let Some(oldest) = self.waiting().oldest(session) else { return };
-            if !self.shared.memory.is_short() {
-                return;
-            }
-            tracing::warn!(session = %oldest.session, "a waiting agent is ended: memory is short");
+        while let Some(oldest) = self.one_too_many(0, session) {
+            tracing::warn!(session = %oldest.session, "a waiting agent is ended: memory is getting short");
             self.end(&oldest).await;
         }
     }

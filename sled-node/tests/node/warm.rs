@@ -154,20 +154,49 @@ async fn stop_during_a_later_turn_ends_the_agent() {
     assert!(!lives(pid));
 }
 
-#[tokio::test]
-async fn so_many_wait_and_no_more() {
-    let node = Node::start().await;
-    let client = node.client().await;
-    let requests: Vec<TurnRequest> = (0..6).map(|_| counter("", "")).collect();
-    let mut pids = Vec::new();
-    for request in &requests {
-        pids.push(count(&client, request).await.0);
+/// A container of a million bytes, as its cgroup tells of it.
+struct Container(tempfile::TempDir);
+
+impl Container {
+    /// One with so many bytes in use.
+    fn with(used: u32) -> Self {
+        let container = Self(tempfile::tempdir().unwrap());
+        container.uses(used);
+        container
     }
-    // The first two were used longest ago.
-    eventually(async || pids.iter().filter(|pid| lives(**pid)).count() == 4).await;
-    assert!(!lives(pids[0]) && !lives(pids[1]));
-    assert_eq!(count(&client, &requests[5]).await, (pids[5], 2));
-    assert_eq!(count(&client, &requests[0]).await.1, 1);
+
+    fn uses(&self, used: u32) {
+        let used = used.to_string();
+        for (name, content) in [("memory.max", "1000000"), ("memory.current", &used), ("memory.stat", "")] {
+            std::fs::write(self.0.path().join(name), content).unwrap();
+        }
+    }
+
+    async fn node(&self) -> Node {
+        Node::start_with(&["--no-sshd", "--cgroups", self.0.path().to_str().unwrap()]).await
+    }
+}
+
+#[tokio::test]
+async fn as_many_wait_as_there_is_memory_for() {
+    for (used, most) in [(1_000, 16), (600_000, 4)] {
+        let container = Container::with(used);
+        let node = container.node().await;
+        let client = node.client().await;
+        let requests: Vec<TurnRequest> = (0..most + 2).map(|_| counter("", "")).collect();
+        let mut pids = Vec::new();
+        for request in &requests {
+            pids.push(count(&client, request).await.0);
+        }
+        // The first two were used longest ago.
+        eventually(async || pids.iter().filter(|pid| lives(**pid)).count() == most).await;
+        assert!(!lives(pids[0]) && !lives(pids[1]));
+        assert_eq!(count(&client, &requests[most + 1]).await, (pids[most + 1], 2));
+        assert_eq!(count(&client, &requests[0]).await.1, 1);
+
+        container.uses(600_000);
+        eventually(async || pids.iter().filter(|pid| lives(**pid)).count() < 5).await;
+    }
 }
 
 #[tokio::test]
@@ -296,14 +325,8 @@ async fn what_an_agent_says_before_it_echoes_its_words_is_no_answer_to_them() {
 
 #[tokio::test]
 async fn nobody_waits_where_memory_is_short() {
-    let cgroups = tempfile::tempdir().unwrap();
-    let say = |current: &str| {
-        for (name, content) in [("memory.max", "1000000"), ("memory.current", current), ("memory.stat", "")] {
-            std::fs::write(cgroups.path().join(name), content).unwrap();
-        }
-    };
-    say("1000");
-    let node = Node::start_with(&["--no-sshd", "--cgroups", cgroups.path().to_str().unwrap()]).await;
+    let container = Container::with(1_000);
+    let node = container.node().await;
     let client = node.client().await;
     let (one, two) = (counter("", ""), counter("", ""));
     let (first, _) = count(&client, &one).await;
@@ -311,7 +334,7 @@ async fn nobody_waits_where_memory_is_short() {
     assert!(lives(first) && lives(second));
 
     // Before a turn begins the others go; its own stays, because it need not be started.
-    say("990000");
+    container.uses(990_000);
     assert_eq!(count(&client, &two).await, (second, 2));
     assert!(!lives(first));
     // And all go when somebody looks.
