@@ -29,7 +29,7 @@ use crate::{
     sessions::{Accepted, Message, Removal, Sessions},
     tasks::Tasks,
     text::masked,
-    turns::{Handle, StopRequest, Turns, Verdict},
+    turns::{Handle, StopRequest, Turns, Verdict, Word},
     usage::Usage,
 };
 
@@ -206,7 +206,7 @@ impl Intake {
 
     /// What can be repeated is carried out; of the rest people are told that it broke off.
     async fn take_command_up(&self, room: Room, received: Received, text: &str) -> Result<(), Refusal> {
-        let Received { event_id, sender, thread, project, .. } = received;
+        let Received { event_id, sender, thread, project, sign_on, .. } = received;
         let to = Address {
             room: room.clone(),
             thread,
@@ -215,7 +215,15 @@ impl Intake {
             pending: None,
         };
         let role = self.people.role(&sender);
-        match (grammar::read(text), role) {
+        let said = grammar::read(text);
+        if let Some(on) = sign_on {
+            let (Some(role), Some((verdict, question))) = (role, ruling(said)) else {
+                return self.rooms.answer(&room, &event_id, Vec::new()).await;
+            };
+            self.heed(Sign { room, on, reaction_id: event_id, sender, role, verdict, question }).await;
+            return Ok(());
+        }
+        match (said, role) {
             (Said::Command(command), Some(role)) if command.is_repeatable() => {
                 info!(%room, event_id, "a command is taken up");
                 let asked = Asked { by: sender, role, to, project, event_id };
@@ -275,55 +283,47 @@ impl Intake {
         let Some(verdict) = verdict_of(&reaction, self.reaction_approvals) else { return Ok(()) };
         let Some(question) = self.question_of(&reaction).await? else { return Ok(()) };
         let Reacted { room, event_id, reaction_id, sender, .. } = reaction;
-        if !self
-            .rooms
-            .receive(&stands_for(&room, &reaction_id, &sender, verdict, &question), None)
-            .await
-            .map_err(unjournaled)?
-        {
-            return Ok(());
+        let sign = Sign { room, on: event_id, reaction_id, sender, role, verdict, question };
+        if self.rooms.receive_sign(&sign.stands_for(), &sign.on).await.map_err(unjournaled)? {
+            self.heed(sign).await;
         }
+        Ok(())
+    }
+
+    /// Does what a sign wants. One on a question that was answered long ago does nothing, and nobody is told.
+    async fn heed(&self, sign: Sign) {
         let (commands, turns, rooms, tasks) =
             (self.commands.clone(), self.turns.clone(), Arc::clone(&self.rooms), self.tasks.clone());
-        let cause = Cause::Command(reaction_id.clone());
         // What is open is decided before anything else is taken; a question of a turn that is being taken up comes yet.
-        let decided = match turns.project_of(&question) {
-            Some(_) => Some(commands.rule_on(&question, verdict, &sender, role, &room, cause.clone()).await),
-            None => None,
-        };
+        let at_once = decide(&commands, &turns, &sign).await;
         // Its sled may be away, and what others say must not wait for it.
         self.tasks.spawn("a reaction", async move {
-            let decided = if let Some(decided) = decided {
+            let decided = if let Some(decided) = at_once {
                 Some(decided)
             } else {
-                turns.expect_question(&question).await;
-                match turns.project_of(&question) {
-                    Some(_) => Some(commands.rule_on(&question, verdict, &sender, role, &room, cause).await),
-                    // A sign on a question that was answered long ago.
-                    None => None,
-                }
+                turns.expect_question(&sign.question).await;
+                decide(&commands, &turns, &sign).await
             };
             let told = match decided {
                 Some(Ok(word)) => Some(turns.carry_word(word).await),
                 Some(Err(refusal)) => Some(Err(refusal)),
                 None => None,
             };
-            let to =
-                Address { room: room.clone(), thread: None, reply_to: Some(event_id), mention: None, pending: None };
+            let Sign { room, on, reaction_id, .. } = sign;
+            let to = Address { room: room.clone(), thread: None, reply_to: Some(on), mention: None, pending: None };
             let post = |told: Result<_, Refusal>| {
                 let markdown = told.unwrap_or_else(|refusal| refusal.to_markdown());
                 Post::notice(to, format!("reaction-{reaction_id}"), markdown)
             };
             rooms.answer_in_the_end(&tasks, &room, &reaction_id, told.map(post).into_iter().collect()).await;
         });
-        Ok(())
     }
 
     /// The question that the sign was put on, also when an earlier gateway told it, and its turn is only being taken up.
     async fn question_of(&self, reaction: &Reacted) -> Result<Option<String>, InboxError> {
         let Reacted { room, event_id, .. } = reaction;
         let open = self.turns.question_at(room, event_id);
-        if open.is_some() || !self.turns.takes_up() {
+        if open.is_some() || !self.turns.takes_up(|of| of == room) {
             return Ok(open);
         }
         if let Some(transaction) = self.outbox.transaction_of(room, event_id).await.map_err(unjournaled)? {
@@ -367,26 +367,54 @@ fn verdict_of(reaction: &Reacted, reaction_approvals: bool) -> Option<Verdict> {
     }
 }
 
-/// The command that a reaction stands for, as which it is journaled: when the gateway ends before it is carried out, the next one
-/// does that.
-fn stands_for(room: &Room, reaction_id: &str, sender: &Person, verdict: Verdict, question: &str) -> Inbound {
-    let question = question.to_owned();
-    let command = match verdict {
-        Verdict::Approve => Command::Approve { question },
-        Verdict::Deny => Command::Deny { question },
-    };
-    Inbound {
-        room: room.clone(),
-        event_id: reaction_id.to_owned(),
-        sender: sender.clone(),
-        // Surfaces do not tell when. Before everything that was said is where it does not count for how far they go back.
-        at: Timestamp::UNIX_EPOCH,
-        text: command.to_string(),
-        quoted: None,
-        thread: None,
-        addressed: true,
-        pending: None,
+/// What a command says to a question, and to which.
+fn ruling(said: Said) -> Option<(Verdict, String)> {
+    match said {
+        Said::Command(Command::Approve { question }) => Some((Verdict::Approve, question)),
+        Said::Command(Command::Deny { question }) => Some((Verdict::Deny, question)),
+        _ => None,
     }
+}
+
+/// A person's word on a question, given by a sign on the event that told it.
+struct Sign {
+    room: Room,
+    on: String,
+    reaction_id: String,
+    sender: Person,
+    role: Role,
+    verdict: Verdict,
+    question: String,
+}
+
+impl Sign {
+    /// The command as which it is journaled: when the gateway ends before it is carried out, the next one does that.
+    fn stands_for(&self) -> Inbound {
+        let question = self.question.clone();
+        let command = match self.verdict {
+            Verdict::Approve => Command::Approve { question },
+            Verdict::Deny => Command::Deny { question },
+        };
+        Inbound {
+            room: self.room.clone(),
+            event_id: self.reaction_id.clone(),
+            sender: self.sender.clone(),
+            // Surfaces do not tell when. Before everything that was said is where it does not count for how far they go back.
+            at: Timestamp::UNIX_EPOCH,
+            text: command.to_string(),
+            quoted: None,
+            thread: None,
+            addressed: true,
+            pending: None,
+        }
+    }
+}
+
+/// Journals what a sign decides, if its question is open.
+async fn decide(commands: &Commands, turns: &Turns, sign: &Sign) -> Option<Result<Word, Refusal>> {
+    let Sign { room, reaction_id, sender, role, verdict, question, .. } = sign;
+    turns.project_of(question)?;
+    Some(commands.rule_on(question, *verdict, sender, *role, room, Cause::Command(reaction_id.clone())).await)
 }
 
 /// Tells a room that some of what was said there is not to be had, once however often the gap is met.

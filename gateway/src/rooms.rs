@@ -97,6 +97,9 @@ pub struct Received {
     pub project: Option<Uuid>,
     /// The id of its text.
     pub text: Uuid,
+    /// The event that it was put on as a sign, if it was no message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign_on: Option<String>,
     /// Where in the journal it was received. Not part of the event itself.
     #[serde(default)]
     pub position: u64,
@@ -227,6 +230,20 @@ impl Rooms {
 
     /// Receives a command, once; whether it is new.
     pub async fn receive(&self, said: &Inbound, project: Option<Uuid>) -> Result<bool, Refusal> {
+        self.receive_as(said, project, None).await
+    }
+
+    /// As [`Rooms::receive`], of what a sign on the event `on` stands for.
+    pub async fn receive_sign(&self, stands_for: &Inbound, on: &str) -> Result<bool, Refusal> {
+        self.receive_as(stands_for, None, Some(on.to_owned())).await
+    }
+
+    async fn receive_as(
+        &self,
+        said: &Inbound,
+        project: Option<Uuid>,
+        sign_on: Option<String>,
+    ) -> Result<bool, Refusal> {
         let text = text_id(&said.room, &said.event_id, TextOf::Command);
         let received = Received {
             event_id: said.event_id.clone(),
@@ -235,6 +252,7 @@ impl Rooms {
             thread: said.thread.clone(),
             project,
             text,
+            sign_on,
             position: 0,
             received: None,
         };

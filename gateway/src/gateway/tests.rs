@@ -11,6 +11,7 @@ use crate::{
     chat::{Inbound, Outbound, Person, Reacted, SendError},
     dispatch::SessionKey,
     projects::{ProjectEvent, Spec},
+    sessions::Ending,
 };
 
 /// Gives what is sent the ids `$0`, `$1`, …, and tells of it and of what it takes back.
@@ -188,7 +189,8 @@ async fn a_sign_on_a_question_of_a_turn_that_is_taken_up_outlives_the_gateway() 
     let made = [ProjectEvent::Reserved(Spec::example("/srv/app")), ProjectEvent::Registered];
     registry.append(session.project, &made, Actor::Gateway, Cause::None).await.expect("it is journaled");
     sessions.accept(&session, &said, "do it", Role::Admin).await.expect("it is accepted");
-    sessions.begin(&session, Uuid::now_v7(), &["$said"]).await.expect("it begins").expect("it waits");
+    let turn = Uuid::now_v7();
+    sessions.begin(&session, turn, &["$said"]).await.expect("it begins").expect("it waits");
     let to = Address { room: room(), thread: None, reply_to: None, mention: None, pending: None };
     let question = Uuid::new_v5(&Uuid::nil(), b"what the sled calls it");
     let asked = Post::notice(to, format!("question-{question}"), "may I?");
@@ -201,7 +203,7 @@ async fn a_sign_on_a_question_of_a_turn_that_is_taken_up_outlives_the_gateway() 
 
     // The next one takes the turn up, and waits for its sled.
     let life = Life::begin(&folder).await;
-    assert!(life.gateway.intake.turns.takes_up());
+    assert!(life.gateway.intake.turns.takes_up(|of| *of == room()));
     let react = async |event_id: &str, reaction_id: &str| {
         let (event_id, reaction_id) = (event_id.to_owned(), reaction_id.to_owned());
         let reaction =
@@ -214,5 +216,16 @@ async fn a_sign_on_a_question_of_a_turn_that_is_taken_up_outlives_the_gateway() 
     let unanswered: Vec<_> = unanswered.iter().map(|(_, command, text)| (&*command.event_id, &**text)).collect();
     let approval = format!("!approve {question}");
     assert_eq!(unanswered, [("$sign", approval.as_str())], "it is journaled when it is taken, once");
+    let finish = life.gateway.intake.sessions.finish(&session, turn, Ending::Stopped, true, Vec::new(), Vec::new());
+    finish.await.expect("it is journaled");
+    life.end().await;
+
+    // A sign on a question that is open no more is settled in silence, whenever it is taken up.
+    let mut life = Life::begin(&folder).await;
+    while !life.gateway.intake.rooms.unanswered().await.expect("they are readable").is_empty() {
+        tokio::task::yield_now().await;
+    }
+    life.say("$version", "!version").await;
+    assert_eq!(life.hear().await.answers, ["$version"], "it is the first thing that is said");
     life.end().await;
 }

@@ -169,8 +169,8 @@ struct Running {
     cancel: CancellationToken,
     /// Why it is ended, where somebody wants that.
     why: Option<Why>,
-    /// Whether it began under an earlier gateway.
-    taken_up: bool,
+    /// The room of a turn that began under an earlier gateway.
+    taken_up: Option<Room>,
 }
 
 /// A turn that is followed.
@@ -231,7 +231,7 @@ impl Turns {
     pub fn resume(&self, unfinished: Unfinished, ended: Ended<Handle, StopRequest>) {
         let Unfinished { session, running } = unfinished;
         let this = self.clone();
-        let cancel = self.register(running.turn, true);
+        let cancel = self.register(running.turn, Some(session.room.clone()));
         // Before its link is there: what the project asks of the model is the turn's.
         self.inner.parts.watch.began(session.project, &session.room, running.turn, &[]);
         self.inner.parts.tasks.spawn("turn", async move {
@@ -259,13 +259,13 @@ impl Turns {
         });
     }
 
-    /// Whether a turn runs that began under an earlier gateway.
-    pub fn takes_up(&self) -> bool {
+    /// Whether a turn runs that began under an earlier gateway, in such a room.
+    pub fn takes_up(&self, of: impl Fn(&Room) -> bool) -> bool {
         let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.values().any(|running| running.taken_up)
+        running.values().any(|running| running.taken_up.as_ref().is_some_and(&of))
     }
 
-    fn register(&self, turn: Uuid, taken_up: bool) -> CancellationToken {
+    fn register(&self, turn: Uuid, taken_up: Option<Room>) -> CancellationToken {
         let cancel = CancellationToken::new();
         let running = Running { cancel: cancel.clone(), why: None, taken_up };
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).insert(turn, running);
@@ -279,7 +279,7 @@ impl Turns {
     /// Whether the turn began under an earlier gateway.
     fn is_taken_up(&self, turn: Uuid) -> bool {
         let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.get(&turn).is_some_and(|running| running.taken_up)
+        running.get(&turn).is_some_and(|running| running.taken_up.is_some())
     }
 
     /// Why a turn is ended, as it is wanted now.
@@ -416,7 +416,7 @@ impl Carrier<Handle, StopRequest> for Turns {
     fn start(&self, batch: Batch<Handle>, ended: Ended<Handle, StopRequest>) {
         let this = self.clone();
         let turn = batch.id;
-        let cancel = self.register(turn, false);
+        let cancel = self.register(turn, None);
         let reports = self.inner.reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.inner.parts.tasks.spawn("turn", async move {
             // A stop that is told again after a crash must not find what was said after it.

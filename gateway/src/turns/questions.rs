@@ -262,20 +262,21 @@ impl Turns {
 
     /// Waits until a question is known, as long as a turn that was taken up may still have asked it.
     pub async fn expect_question(&self, name: &str) {
-        drop(self.expect(|turns| turns.open_question(name)).await);
+        drop(self.expect(|turns| turns.open_question(name), |_| true).await);
     }
 
     /// The question that was told by this event, as [`Turns::expect_question`] waits for one.
     pub async fn expect_question_at(&self, room: &Room, event_id: &str) -> Option<String> {
-        self.expect(|turns| turns.question_at(room, event_id)).await
+        self.expect(|turns| turns.question_at(room, event_id), |of| of == room).await
     }
 
-    async fn expect<T>(&self, look: impl Fn(&Self) -> Option<T>) -> Option<T> {
+    /// What `look` finds, as long as a turn of such a room may bring it.
+    async fn expect<T>(&self, look: impl Fn(&Self) -> Option<T>, of: impl Fn(&Room) -> bool) -> Option<T> {
         let waiting = async {
             loop {
                 let asked = self.inner.questions.asked.notified();
                 let found = look(self);
-                if found.is_some() || !self.takes_up() {
+                if found.is_some() || !self.takes_up(&of) {
                     return found;
                 }
                 asked.await;
