@@ -2,16 +2,20 @@
 //!
 //! Any process of the container can open the socket. Who does is no more trusted than the container itself (invariant 9).
 
+use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use link::{Hello, Limits, Link, Side};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::handing::{self, Way};
 
 /// Links at once, hellos under way included; past it, the oldest open one is closed, or the newcomer is not heard.
 const MAX_LINKS: usize = 8;
@@ -81,7 +85,25 @@ impl Links {
     }
 
     /// Opens one link and carries it to its end.
-    async fn carry(&self, number: u64, io: UnixStream, router: Router) {
+    async fn carry(&self, number: u64, mut socket: UnixStream, router: Router) {
+        match handing::take(&socket).await {
+            Ok(Way::Socket(first)) => {
+                let (reads, writes) = socket.into_split();
+                self.carry_over(number, tokio::io::join(Cursor::new([first]).chain(reads), writes), router).await;
+            }
+            Ok(Way::Pipes(input, output)) => tokio::select! {
+                () = self.carry_over(number, tokio::io::join(input, output), router) => {}
+                // Who handed them over is gone, and whoever has the other ends hears of it by that.
+                _ = socket.read_u8() => tracing::info!(link = number, "its process is gone"),
+            },
+            Err(error) => tracing::warn!(%error, "a newcomer is not heard"),
+        }
+    }
+
+    async fn carry_over<T>(&self, number: u64, io: T, router: Router)
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let (link, driver) = match link::open(io, Side::Sled, Hello::current(), router, LIMITS()).await {
             Ok(opened) => opened,
             Err(error) => {

@@ -12,6 +12,7 @@ mod forgetting;
 mod forward;
 mod git;
 mod git_ssh;
+mod handing;
 mod lines;
 mod lingering;
 mod links;
