@@ -4,6 +4,8 @@
 //! looks behind [`Surface`]: everything that is special to one place stays in its module.
 
 pub mod console;
+#[cfg(test)]
+pub mod hall;
 pub mod matrix;
 
 use std::{fmt, sync::Arc, time::Duration};

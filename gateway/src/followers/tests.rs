@@ -1,11 +1,10 @@
 use std::sync::Mutex;
 
-use futures_util::future::BoxFuture;
 use journal::StreamId;
 
 use super::*;
 use crate::{
-    chat::{Inbound, Outbound, Person, SendError, Surface, SurfaceKind},
+    chat::{Inbound, Person, SurfaceKind, hall::Hall},
     dispatch::SessionKey,
     people::Role,
     rooms::Mode,
@@ -26,34 +25,6 @@ impl Hands {
 impl Clock for Hands {
     fn now(&self) -> Timestamp {
         *self.0.lock().expect("no test panics holding it")
-    }
-}
-
-/// Takes everything.
-struct Hall;
-
-impl Surface for Hall {
-    fn kind(&self) -> SurfaceKind {
-        SurfaceKind::Console
-    }
-    fn send<'a>(&'a self, _: &'a Room, _: &'a Outbound) -> BoxFuture<'a, Result<String, SendError>> {
-        async { Ok("event".to_owned()) }.boxed()
-    }
-    fn edit<'a>(&'a self, _: &'a Room, _: &'a str, _: &'a Outbound) -> BoxFuture<'a, Result<(), SendError>> {
-        async { Ok(()) }.boxed()
-    }
-    fn find<'a>(&'a self, _: &'a Room, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Option<String>, SendError>> {
-        async { Ok(None) }.boxed()
-    }
-    fn mark(&self, _: &Room, _: &str, _: Mark) {}
-    fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {
-        async {}.boxed()
-    }
-    fn edit_interval(&self) -> Duration {
-        Duration::ZERO
-    }
-    fn health(&self) -> Result<(), String> {
-        Ok(())
     }
 }
 
@@ -162,9 +133,9 @@ async fn no_text_is_erased_that_waits_is_answered_or_is_on_its_way() {
     rooms.answer(&key.room, "command", Vec::new()).await.expect("it is answered");
 
     assert_eq!(setting.forget().await, moment(3));
-    outbox.add(Arc::new(Hall));
+    outbox.add(Arc::new(Hall::new(SurfaceKind::Console).0));
     let settled = outcomes.recv().await.expect("the outbox is there");
-    assert_eq!(settled.outcome, Outcome::Delivered("event".to_owned()), "its text was there");
+    assert_eq!(settled.outcome, Outcome::Delivered("$0".to_owned()), "its text was there");
     assert_eq!(setting.forget().await, moment(100));
 }
 

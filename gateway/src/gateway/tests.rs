@@ -1,61 +1,22 @@
 //! What becomes of what surfaces give, in a gateway that is put together whole, without an engine and without sleds.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use super::*;
 use crate::{
-    chat::{Inbound, Outbound, Person, Reacted, SendError},
+    chat::{
+        Inbound, Outbound, Person, Reacted,
+        hall::{Hall, Heard},
+    },
     dispatch::SessionKey,
     projects::{ProjectEvent, Spec},
     sessions::Ending,
 };
 
-/// Gives what is sent the ids `$0`, `$1`, …, and tells of it and of what it takes back.
-struct Hall {
-    sent: UnboundedSender<Outbound>,
-    taken_back: UnboundedSender<String>,
-    number: AtomicUsize,
-}
-
-impl Surface for Hall {
-    fn kind(&self) -> SurfaceKind {
-        SurfaceKind::Matrix
-    }
-    fn send<'a>(&'a self, _: &'a Room, message: &'a Outbound) -> BoxFuture<'a, Result<String, SendError>> {
-        self.sent.send(message.clone()).ok();
-        let event_id = format!("${}", self.number.fetch_add(1, Ordering::SeqCst));
-        async { Ok(event_id) }.boxed()
-    }
-    fn edit<'a>(&'a self, _: &'a Room, _: &'a str, _: &'a Outbound) -> BoxFuture<'a, Result<(), SendError>> {
-        async { Ok(()) }.boxed()
-    }
-    fn find<'a>(&'a self, _: &'a Room, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Option<String>, SendError>> {
-        async { Ok(None) }.boxed()
-    }
-    fn mark(&self, _: &Room, _: &str, _: Mark) {}
-    fn take_back(&self, _: &Room, event_id: &str) {
-        self.taken_back.send(event_id.to_owned()).ok();
-    }
-    fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {
-        async {}.boxed()
-    }
-    fn edit_interval(&self) -> Duration {
-        Duration::ZERO
-    }
-    fn health(&self) -> Result<(), String> {
-        Ok(())
-    }
-}
-
 /// A gateway's life on a folder.
 struct Life {
     gateway: Gateway,
-    sent: UnboundedReceiver<Outbound>,
-    taken_back: UnboundedReceiver<String>,
+    heard: Heard,
 }
 
 /// A gateway that listens to her, and has no engine.
@@ -81,10 +42,9 @@ impl Life {
             musher: PathBuf::from("/nowhere/musher"),
         };
         let gateway = Box::pin(Gateway::build(&config, &environment, home)).await.expect("it needs no engine");
-        let (sender, sent) = mpsc::unbounded_channel();
-        let (taking, taken_back) = mpsc::unbounded_channel();
-        gateway.outbox.add(Arc::new(Hall { sent: sender, taken_back: taking, number: AtomicUsize::new(0) }));
-        Self { gateway, sent, taken_back }
+        let (hall, heard) = Hall::new(SurfaceKind::Matrix);
+        gateway.outbox.add(Arc::new(hall));
+        Self { gateway, heard }
     }
 
     async fn say(&self, event_id: &str, text: &str) {
@@ -103,7 +63,7 @@ impl Life {
     }
 
     async fn hear(&mut self) -> Outbound {
-        self.sent.recv().await.expect("the surface is alive")
+        self.heard.sent.recv().await.expect("the surface is alive")
     }
 
     async fn end(self) {
@@ -151,13 +111,13 @@ async fn a_command_with_a_credential_in_it_is_refused_taken_back_and_nowhere_on_
     for (number, value) in values.into_iter().enumerate() {
         let event_id = format!("$said{number}");
         life.say(&event_id, &format!("!new project a --git {value}")).await;
-        assert_eq!(life.taken_back.recv().await.as_ref(), Some(&event_id), "{value}");
+        assert_eq!(life.heard.taken_back.recv().await.as_ref(), Some(&event_id), "{value}");
         let answer = life.hear().await;
         assert!(answer.markdown.starts_with('⚠') && !answer.markdown.contains("s3c"), "{}", answer.markdown);
     }
     life.say("$kept", "!new project A --git https://example.org/a").await;
     assert!(life.hear().await.markdown.contains('⚠'));
-    assert!(life.taken_back.try_recv().is_err(), "it carries none");
+    assert!(life.heard.taken_back.try_recv().is_err(), "it carries none");
     life.end().await;
     for entry in std::fs::read_dir(folder.path().join("state")).expect("it is readable") {
         let path = entry.expect("it is readable").path();

@@ -22,11 +22,14 @@ use link::{
         TurnRequest, paths,
     },
 };
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::*;
 use crate::{
-    chat::{Inbound, Outbound, SendError, Surface, SurfaceKind},
+    chat::{
+        Inbound, Outbound, SurfaceKind,
+        hall::{Hall, Heard},
+    },
     dispatch::{
         actor::Dispatcher,
         core::{Event, Limits},
@@ -36,35 +39,6 @@ use crate::{
     store::Journal,
     usage::UsageEvent,
 };
-
-/// Takes what is sent, in order.
-struct Hall(UnboundedSender<Outbound>);
-
-impl Surface for Hall {
-    fn kind(&self) -> SurfaceKind {
-        SurfaceKind::Console
-    }
-    fn send<'a>(&'a self, _: &'a Room, message: &'a Outbound) -> BoxFuture<'a, Result<String, SendError>> {
-        self.0.send(message.clone()).ok();
-        async { Ok("event".to_owned()) }.boxed()
-    }
-    fn edit<'a>(&'a self, _: &'a Room, _: &'a str, _: &'a Outbound) -> BoxFuture<'a, Result<(), SendError>> {
-        async { Ok(()) }.boxed()
-    }
-    fn find<'a>(&'a self, _: &'a Room, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Option<String>, SendError>> {
-        async { Ok(None) }.boxed()
-    }
-    fn mark(&self, _: &Room, _: &str, _: Mark) {}
-    fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {
-        async {}.boxed()
-    }
-    fn edit_interval(&self) -> Duration {
-        Duration::ZERO
-    }
-    fn health(&self) -> Result<(), String> {
-        Ok(())
-    }
-}
 
 /// What a project's sled is each time that it is asked for; `None` when it is away.
 #[derive(Default)]
@@ -148,8 +122,8 @@ impl Stage {
         let sessions = Sessions::new(journal.clone(), outbox.clone());
         let rooms = Rooms::open(journal.clone(), outbox.clone(), Mode::Queue).await.expect("it opens");
         let rooms = Arc::new(rooms);
-        let (sender, sent) = mpsc::unbounded_channel();
-        outbox.add(Arc::new(Hall(sender)));
+        let (hall, Heard { sent, .. }) = Hall::new(SurfaceKind::Console);
+        outbox.add(Arc::new(hall));
         let script = Arc::new(Script { sleds: Mutex::new(sleds.into_iter().collect()), ..Script::default() });
         let endings = Arc::new(Endings::default());
         let turns = Turns::new(Parts {

@@ -67,39 +67,6 @@ async fn a_fault_of_our_own_ends_its_turn_visibly_and_the_session_goes_on() {
     }
 }
 
-/// A surface that shows at once what it is given, and stands for one edit an hour.
-struct Printer(UnboundedSender<String>);
-
-impl Surface for Printer {
-    fn kind(&self) -> SurfaceKind {
-        SurfaceKind::Console
-    }
-    fn send<'a>(&'a self, _: &'a Room, message: &'a Outbound) -> BoxFuture<'a, Result<String, SendError>> {
-        self.0.send(message.markdown.clone()).ok();
-        async { Ok("event".to_owned()) }.boxed()
-    }
-    fn edit<'a>(&'a self, _: &'a Room, _: &'a str, message: &'a Outbound) -> BoxFuture<'a, Result<(), SendError>> {
-        self.0.send(message.markdown.clone()).ok();
-        async { Ok(()) }.boxed()
-    }
-    fn find<'a>(&'a self, _: &'a Room, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Option<String>, SendError>> {
-        async { Ok(None) }.boxed()
-    }
-    fn mark(&self, _: &Room, _: &str, _: Mark) {}
-    fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {
-        async {}.boxed()
-    }
-    fn edit_interval(&self) -> Duration {
-        Duration::from_hours(1)
-    }
-    fn is_instant(&self) -> bool {
-        true
-    }
-    fn health(&self) -> Result<(), String> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn where_telling_takes_no_time_the_last_tool_call_is_told_before_the_answer() {
     let called = |seq, name: &str| record(seq, TurnEvent::ToolCalled { name: name.into(), summary: "x".into() });
@@ -118,11 +85,14 @@ async fn where_telling_takes_no_time_the_last_tool_call_is_told_before_the_answe
         async move { axum::body::Body::from_stream(lines) }
     });
     let stage = Stage::new([Some(accepting().route(paths::TURN_EVENTS, following))]).await;
-    let (sender, mut printed) = mpsc::unbounded_channel();
-    stage.outbox.add(Arc::new(Printer(sender)));
+    // It stands for one edit an hour.
+    let (mut hall, mut heard) = Hall::new(SurfaceKind::Console);
+    (hall.edit_interval, hall.is_instant) = (Duration::from_hours(1), true);
+    stage.outbox.add(Arc::new(hall));
+    let mut shown = async || heard.shown.recv().await.expect("the surface is alive").markdown;
     stage.say("hello", false).await;
-    assert_eq!(printed.recv().await.as_deref(), Some("· Write `x`"));
+    assert_eq!(shown().await, "· Write `x`");
     go_on.send(()).expect("the sled waits");
-    assert_eq!(printed.recv().await.as_deref(), Some("· Write `x`\n· Bash `x`"));
-    assert_eq!(printed.recv().await.as_deref(), Some("done"));
+    assert_eq!(shown().await, "· Write `x`\n· Bash `x`");
+    assert_eq!(shown().await, "done");
 }
