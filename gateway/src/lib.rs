@@ -24,6 +24,7 @@ pub mod model;
 pub mod nodes;
 pub mod outbox;
 pub mod people;
+pub mod priority;
 pub mod projects;
 pub mod prompt;
 pub mod refusal;

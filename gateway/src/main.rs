@@ -19,7 +19,7 @@ use musher::{
     failpoint,
     gateway::{Gateway, UpOptions},
     home::{Home, make_private},
-    inspect,
+    inspect, priority,
     projects::{Owner, clone_worker},
     refusal::Refusal,
     secrets::{Secrets, VALUE_MAX},
@@ -105,6 +105,10 @@ fn up(environment: &Environment<'_>, home: Home, options: UpOptions) -> Result<E
     install_crypto()?;
     failpoint::arm();
     raise_open_files();
+    match priority::raise() {
+        Ok(niceness) => tracing::debug!(niceness, "priority"),
+        Err(error) => tracing::debug!(%error, "the priority stays as it is"),
+    }
     block_on(async {
         let gateway = Gateway::build(&config, environment, home).await?;
         let failed = |error| Refusal::internal("signals cannot be received", error);

@@ -66,7 +66,10 @@ fn main() -> Result<()> {
         return agent::run();
     }
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
-    // As the gateway's own.
+    // As the gateway does.
+    if let Err(error) = musher::priority::raise() {
+        println!("without a gateway's priority: {error}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(&arguments))
 }

@@ -52,8 +52,21 @@ impl Node {
         // Ports that were free a moment ago.
         let free = || Ok::<_, std::io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
         let (port, git) = (free()?, free()?);
-        let serving = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child", "--"])
+        // A sled is the engine's child, which has the usual priority.
+        let usual = (-musher::priority::niceness()?).to_string();
+        let serving = Command::new("nice")
+            .args([
+                "-n",
+                &usual,
+                "unshare",
+                "--user",
+                "--map-root-user",
+                "--pid",
+                "--fork",
+                "--mount-proc",
+                "--kill-child",
+                "--",
+            ])
             .arg(&program)
             .args(["serve", "--no-sshd", "--model-port", &port.to_string(), "--git-port", &git.to_string()])
             .arg("--socket")

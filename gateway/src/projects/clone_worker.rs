@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::clone::{self, Cloned, Doing, Failure, Order};
+use crate::priority;
 
 /// The verb of the command line that becomes the worker.
 pub const VERB: &str = "clone-worker";
@@ -140,6 +141,7 @@ fn work() -> io::Result<()> {
 
 /// Takes from itself what a clone needs not.
 fn bound(order: &Order) -> io::Result<()> {
+    priority::give_up()?;
     let file = u64::try_from(order.limits.bytes.max(order.limits.content)).unwrap_or(u64::MAX);
     let memory = u64::try_from(clone::MEMORY).unwrap_or(u64::MAX);
     for (resource, limit) in
