@@ -238,14 +238,26 @@ impl Intake {
         }
     }
 
-    async fn edit(&self, edit: Edited) -> Result<(), InboxError> {
+    async fn edit(&self, mut edit: Edited) -> Result<(), InboxError> {
         let Some(role) = self.people.role(&edit.sender) else { return Ok(()) };
         if edit.text.is_empty() {
             return Ok(());
         }
+        // What must not stay where others read it is kept nowhere either, as in a message that is new.
+        let refusal = exposed::look(&edit.text).map(|Exposed { kept, refusal }| {
+            edit.text = kept;
+            refusal
+        });
         let admitted = |project| self.admit(project, &edit.sender, role).is_ok();
         let waited = self.sessions.edit(&edit, admitted).await.map_err(unjournaled)?;
         debug!(room = %edit.room, event_id = edit.event_id, waited, "a message was edited");
+        if let Some(refusal) = refusal.filter(|_| waited) {
+            self.outbox.take_back(&edit.room, &edit.edit_id);
+            let (room, reply_to) = (edit.room, Some(edit.event_id));
+            let to = Address { room, thread: None, reply_to, mention: Some(edit.sender), pending: None };
+            let post = Post::notice(to, format!("edit-{}", edit.edit_id), refusal.to_markdown());
+            self.outbox.post(post).await.map_err(unjournaled)?;
+        }
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::*;
 use crate::{
     chat::{
-        Inbound, Outbound, Person, Reacted,
+        Edited, Inbound, Outbound, Person, Reacted,
         hall::{Hall, Heard},
     },
     dispatch::SessionKey,
@@ -48,18 +48,7 @@ impl Life {
     }
 
     async fn say(&self, event_id: &str, text: &str) {
-        let said = Inbound {
-            room: room(),
-            event_id: event_id.into(),
-            sender: ann(),
-            at: Timestamp::UNIX_EPOCH,
-            text: text.into(),
-            quoted: None,
-            thread: None,
-            addressed: true,
-            pending: None,
-        };
-        self.gateway.intake.accept(said).await.expect("it is taken");
+        self.gateway.intake.accept(said(event_id, text)).await.expect("it is taken");
     }
 
     async fn hear(&mut self) -> Outbound {
@@ -69,6 +58,21 @@ impl Life {
     async fn end(self) {
         self.gateway.tasks.shutdown(SHUTDOWN).await.expect("it ends");
         self.gateway.journal.close().await;
+    }
+}
+
+/// What she says.
+fn said(event_id: &str, text: &str) -> Inbound {
+    Inbound {
+        room: room(),
+        event_id: event_id.into(),
+        sender: ann(),
+        at: Timestamp::UNIX_EPOCH,
+        text: text.into(),
+        quoted: None,
+        thread: None,
+        addressed: true,
+        pending: None,
     }
 }
 
@@ -115,6 +119,24 @@ async fn a_command_with_a_credential_in_it_is_refused_taken_back_and_nowhere_on_
         let answer = life.hear().await;
         assert!(answer.markdown.starts_with('⚠') && !answer.markdown.contains("s3c"), "{}", answer.markdown);
     }
+    // The same of a message that waits and is edited into one.
+    let session = SessionKey { project: Uuid::now_v7(), room: room(), thread: None };
+    let Intake { registry, sessions, .. } = &*life.gateway.intake;
+    let made = [ProjectEvent::Reserved(Spec::example("/srv/app")), ProjectEvent::Registered];
+    registry.append(session.project, &made, Actor::Gateway, Cause::None).await.expect("it is journaled");
+    sessions.accept(&session, &said("$waits", "hello"), "hello", Role::Admin).await.expect("it is accepted");
+    let edit = Edited {
+        room: room(),
+        event_id: "$waits".into(),
+        edit_id: "$edit".into(),
+        sender: ann(),
+        text: "!new project a --git https://ann:s3c/s3cret@h/a".into(),
+    };
+    life.gateway.intake.edited(edit).await.expect("it is taken");
+    assert_eq!(life.heard.taken_back.recv().await.as_deref(), Some("$edit"));
+    let told = life.hear().await;
+    assert!(told.markdown.starts_with('⚠') && !told.markdown.contains("s3c"), "{}", told.markdown);
+
     life.say("$kept", "!new project A --git https://example.org/a").await;
     assert!(life.hear().await.markdown.contains('⚠'));
     assert!(life.heard.taken_back.try_recv().is_err(), "it carries none");
@@ -134,21 +156,10 @@ async fn a_sign_on_a_question_of_a_turn_that_is_taken_up_outlives_the_gateway() 
     // A gateway that has begun a turn, and told its question.
     let mut life = Life::begin(&folder).await;
     let session = SessionKey { project: Uuid::now_v7(), room: room(), thread: None };
-    let said = Inbound {
-        room: room(),
-        event_id: "$said".into(),
-        sender: ann(),
-        at: Timestamp::UNIX_EPOCH,
-        text: "do it".into(),
-        quoted: None,
-        thread: None,
-        addressed: true,
-        pending: None,
-    };
     let Intake { registry, sessions, .. } = &*life.gateway.intake;
     let made = [ProjectEvent::Reserved(Spec::example("/srv/app")), ProjectEvent::Registered];
     registry.append(session.project, &made, Actor::Gateway, Cause::None).await.expect("it is journaled");
-    sessions.accept(&session, &said, "do it", Role::Admin).await.expect("it is accepted");
+    sessions.accept(&session, &said("$said", "do it"), "do it", Role::Admin).await.expect("it is accepted");
     let turn = Uuid::now_v7();
     sessions.begin(&session, turn, &["$said"]).await.expect("it begins").expect("it waits");
     let to = Address { room: room(), thread: None, reply_to: None, mention: None, pending: None };
