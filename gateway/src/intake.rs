@@ -243,16 +243,21 @@ impl Intake {
         if edit.text.is_empty() {
             return Ok(());
         }
-        // What must not stay where others read it is kept nowhere either, as in a message that is new.
+        // As of a message that is new, what must not stay where others read it is kept nowhere either.
         let refusal = exposed::look(&edit.text).map(|Exposed { kept, refusal }| {
             edit.text = kept;
             refusal
         });
+        let is_command = || !matches!(grammar::read(&edit.text), Said::Text(_));
+        let exposed = refusal.is_some() || (masked(&edit.text) != edit.text && is_command());
         let admitted = |project| self.admit(project, &edit.sender, role).is_ok();
         let waited = self.sessions.edit(&edit, admitted).await.map_err(unjournaled)?;
         debug!(room = %edit.room, event_id = edit.event_id, waited, "a message was edited");
-        if let Some(refusal) = refusal.filter(|_| waited) {
+        // However often it comes, and whatever became of the message.
+        if exposed {
             self.outbox.take_back(&edit.room, &edit.edit_id);
+        }
+        if let Some(refusal) = refusal {
             let (room, reply_to) = (edit.room, Some(edit.event_id));
             let to = Address { room, thread: None, reply_to, mention: Some(edit.sender), pending: None };
             let post = Post::notice(to, format!("edit-{}", edit.edit_id), refusal.to_markdown());
@@ -313,7 +318,11 @@ impl Intake {
             let decided = if let Some(decided) = at_once {
                 Some(decided)
             } else {
-                turns.expect_question(&sign.question).await;
+                // A sled may take its time until it is back, and a word that is journaled is not dropped meanwhile.
+                let of_here = |of: &Room| *of == sign.room;
+                while turns.project_of(&sign.question).is_none() && turns.takes_up(of_here) {
+                    turns.expect_question(&sign.question).await;
+                }
                 decide(&commands, &turns, &sign).await
             };
             let told = match decided {

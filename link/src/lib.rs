@@ -6,6 +6,7 @@
 //!
 //! Whatever the peer sends is hostile until it is bounded ([`Limits`]). This crate knows no policy: what a request may do is the router's to say.
 
+mod batched;
 mod client;
 pub mod git;
 mod guard;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::middleware::map_response;
 use axum::routing::get;
 use bytes::Bytes;
 use futures_util::AsyncWriteExt;
@@ -27,12 +28,13 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompat
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::batched::Batched;
 use crate::guard::{self, Guard};
 use crate::requests::paths;
 use crate::{Hello, OpenError, Side, hello};
 
 /// Bounds of one link. The most memory that a peer can make it hold is `(inbound_streams + outbound_streams + 64) × 256 KiB + window_growth` in
-/// stream buffers, and two of 128 KiB for each request under way.
+/// stream buffers, and two of 128 KiB and one of 60 KiB for each request under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Requests of the peer served at once; a stream past it is reset.
@@ -172,7 +174,7 @@ where
     });
     let (ask, asked) = mpsc::channel(limits.outbound_streams.max(1));
     let link = Link { shared: shared.clone(), outbound: Arc::new(Semaphore::new(limits.outbound_streams)), ask };
-    // yamux reads and writes a frame's header by itself. Below a link lie a pipe, the engine and two more processes, each of which would pass
+    // yamux reads and writes a frame's header by itself. Below a link lie a pipe, the engine and one more process, each of which would pass
     // twelve bytes on as a message of their own.
     let buffered: Box<dyn ByteStream> = Box::new(BufStream::with_capacity(FRAME_MAX, FRAME_MAX, io));
     let streams = limits.inbound_streams + limits.outbound_streams + LINGERING_STREAMS;
@@ -194,7 +196,10 @@ where
         },
         serving: JoinSet::new(),
         inbound: Arc::new(Semaphore::new(limits.inbound_streams)),
-        router: Router::new().route(paths::PING, get(async || StatusCode::NO_CONTENT)).fallback_service(router),
+        router: Router::new()
+            .route(paths::PING, get(async || StatusCode::NO_CONTENT))
+            .fallback_service(router)
+            .layer(map_response(async |answer: Response<Body>| answer.map(|body| Body::new(Batched::new(body))))),
         link: link.clone(),
     };
     Ok((link, driver))
@@ -261,7 +266,7 @@ impl Link {
                 tracing::debug!(%error, "a request's stream ended early");
             }
         }));
-        let response = sender.send_request(request).await.map_err(|error| self.failed(error))?;
+        let response = sender.send_request(request.map(Batched::new)).await.map_err(|error| self.failed(error))?;
         Ok(response.map(|body| Body::new(ResponseBody { body, _connection: connection })))
     }
 

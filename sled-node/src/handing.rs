@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -55,7 +55,7 @@ pub async fn take(socket: &UnixStream) -> io::Result<Way> {
     }
 }
 
-/// The first byte, and what came with it. More than two do not fit: the kernel closes them.
+/// The first byte, and what came with it.
 fn hear(socket: &UnixStream) -> io::Result<(u8, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -63,6 +63,9 @@ fn hear(socket: &UnixStream) -> io::Result<(u8, Vec<OwnedFd>)> {
     let heard = recvmsg(socket, &mut [IoSliceMut::new(&mut first)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     if heard.bytes == 0 {
         return Err(ErrorKind::UnexpectedEof.into());
+    }
+    if heard.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(ErrorKind::InvalidData, "too many descriptors"));
     }
     let handed = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(handed) => Some(handed),

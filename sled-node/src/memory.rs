@@ -35,13 +35,15 @@ pub enum Left {
 struct Room {
     limit: u64,
     left: u64,
+    /// What files take that were used again: the kernel parts with that, too, but not gladly.
+    cached: u64,
 }
 
 impl Room {
     fn judged(self) -> Left {
         match self {
-            Self { limit, left } if left < limit / SHORT => Left::Short,
-            Self { limit, left } if left < limit / AMPLE => Left::Enough,
+            Self { limit, left, .. } if left < limit / SHORT => Left::Short,
+            Self { limit, left, cached } if left + cached < limit / AMPLE => Left::Enough,
             Self { .. } => Left::Ample,
         }
     }
@@ -73,7 +75,7 @@ impl Memory {
     fn of_machine(&self) -> Option<Room> {
         let info = std::fs::read_to_string(self.proc.join("meminfo")).ok()?;
         let kilobytes = |name| field(&info, name)?.checked_mul(1024);
-        Some(Room { limit: kilobytes("MemTotal:")?, left: kilobytes("MemAvailable:")? })
+        Some(Room { limit: kilobytes("MemTotal:")?, left: kilobytes("MemAvailable:")?, cached: 0 })
     }
 }
 
@@ -83,10 +85,17 @@ struct Files {
     used: &'static str,
     /// What of `memory.stat` is used and can be had back at once.
     cache: &'static str,
+    /// What can be had back later.
+    active: &'static str,
 }
 
-const V2: Files = Files { limit: "memory.max", used: "memory.current", cache: "inactive_file" };
-const V1: Files = Files { limit: "memory.limit_in_bytes", used: "memory.usage_in_bytes", cache: "total_inactive_file" };
+const V2: Files = Files { limit: "memory.max", used: "memory.current", cache: "inactive_file", active: "active_file" };
+const V1: Files = Files {
+    limit: "memory.limit_in_bytes",
+    used: "memory.usage_in_bytes",
+    cache: "total_inactive_file",
+    active: "total_active_file",
+};
 
 /// `None` where there is no limit: v2 says `max`, v1 a number beyond any memory.
 fn room(place: &Path, files: &Files) -> Option<Room> {
@@ -94,7 +103,8 @@ fn room(place: &Path, files: &Files) -> Option<Room> {
     let limit = number(files.limit).filter(|limit| *limit < 1 << 60)?;
     let stat = std::fs::read_to_string(place.join("memory.stat")).unwrap_or_default();
     let used = number(files.used)?.saturating_sub(field(&stat, files.cache).unwrap_or(0));
-    Some(Room { limit, left: limit.saturating_sub(used) })
+    let cached = field(&stat, files.active).unwrap_or(0).min(used);
+    Some(Room { limit, left: limit.saturating_sub(used), cached })
 }
 
 /// The number that follows `name` at the beginning of a line.
@@ -132,7 +142,10 @@ mod tests {
         };
         for place in ["", "slice/own/"] {
             assert_eq!(v2(place, "1000\n", "500\n", "0"), Left::Ample);
-            assert_eq!(v2(place, "1000\n", "501\n", "0"), Left::Enough);
+            // The nine of active files count as left here, and not where memory is short.
+            assert_eq!(v2(place, "1000\n", "509\n", "0"), Left::Ample);
+            assert_eq!(v2(place, "1000\n", "510\n", "0"), Left::Enough);
+            assert_eq!(v2(place, "1000\n", "876\n", "0"), Left::Short);
             assert_eq!(v2(place, "1000\n", "900\n", "0"), Left::Short);
             // Cache that the kernel can have back is not in the way.
             assert_eq!(v2(place, "1000\n", "900\n", "300"), Left::Enough);

@@ -59,7 +59,7 @@ async fn converse(
 ) -> Result<Outcome, StartError> {
     let (session, kind) = (request.session.id, Kind::of(request));
     let keep = Duration::from_secs(request.keep_warm_secs);
-    site.warm.make_room(Some(session)).await;
+    site.warm.make_room(session).await;
     let mut waiting = site.warm.take(session, &kind).await;
     let mut told_started = false;
     let mut limits = Limits::default();

@@ -79,6 +79,8 @@ struct Place {
     kind: Kind,
     since: Instant,
     wishes: mpsc::Sender<Wish>,
+    /// It was asked to end.
+    goes: bool,
 }
 
 /// One waiting agent, and not another of its session after it.
@@ -136,7 +138,7 @@ impl Warm {
             wait(agent, wished, until).await;
             shared.forget(&own);
         });
-        if let Some(place) = self.one_too_many(FEW, None) {
+        if let Some(place) = self.one_too_many(FEW) {
             tracing::info!(session = %place.session, "a waiting agent is ended: too many wait");
             // It need not be waited for: it does no harm until it is dead.
             place.ask_to_end();
@@ -149,36 +151,40 @@ impl Warm {
         if waiting.over {
             return None;
         }
-        let place = Place { number: waiting.next, kind, since, wishes };
+        let place = Place { number: waiting.next, kind, since, wishes, goes: false };
         waiting.next += 1;
         let own = place.handle(session);
         waiting.places.insert(session, place);
         Some(own)
     }
 
-    /// Who is to go, of more than `unasked`, since there is no memory for so many; never the one of `spared`.
-    fn one_too_many(&self, unasked: usize, spared: Option<Uuid>) -> Option<Handle> {
-        if self.waiting().places.len() <= unasked {
+    /// Who is to go next, of more than `unasked`, because there is no memory for so many.
+    fn one_too_many(&self, unasked: usize) -> Option<Handle> {
+        if self.waiting().count() <= unasked {
             return None;
         }
         let most = most(self.shared.memory.left());
-        let waiting = self.waiting();
-        (waiting.places.len() > most).then(|| waiting.oldest(spared)).flatten()
+        let mut waiting = self.waiting();
+        if waiting.count() > most { waiting.dismiss_oldest(None) } else { None }
     }
 
-    /// Ends agents that wait until there is memory for those that are left, but not the one of `session`.
-    pub async fn make_room(&self, session: Option<Uuid>) {
-        while let Some(oldest) = self.one_too_many(0, session) {
-            tracing::warn!(session = %oldest.session, "a waiting agent is ended: memory is getting short");
+    /// Ends agents that wait until memory is no longer short, but not the one of `session`.
+    pub async fn make_room(&self, session: Uuid) {
+        while self.waiting().count() > 0 && self.shared.memory.left() == Left::Short {
+            let Some(oldest) = self.waiting().dismiss_oldest(Some(session)) else { return };
+            tracing::warn!(session = %oldest.session, "a waiting agent is ended: memory is short");
             self.end(&oldest).await;
         }
     }
 
-    /// Looks at memory for as long as it is polled.
+    /// Ends those that there is no memory for, for as long as it is polled.
     pub async fn watch_memory(&self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            self.make_room(None).await;
+            while let Some(oldest) = self.one_too_many(0) {
+                tracing::info!(session = %oldest.session, "a waiting agent is ended: there is not memory for so many");
+                self.end(&oldest).await;
+            }
         }
     }
 
@@ -221,10 +227,16 @@ impl Shared {
 }
 
 impl Waiting {
-    /// Who has waited longest, but for `spared`.
-    fn oldest(&self, spared: Option<Uuid>) -> Option<Handle> {
-        let others = self.places.iter().filter(|(session, _)| Some(**session) != spared);
+    /// How many wait and are not about to go.
+    fn count(&self) -> usize {
+        self.places.values().filter(|place| !place.goes).count()
+    }
+
+    /// Who has waited longest, but for `spared`: it is to go, and no other look finds it.
+    fn dismiss_oldest(&mut self, spared: Option<Uuid>) -> Option<Handle> {
+        let others = self.places.iter_mut().filter(|(session, place)| Some(**session) != spared && !place.goes);
         let (session, place) = others.min_by_key(|(_, place)| (place.since, place.number))?;
+        place.goes = true;
         Some(place.handle(*session))
     }
 }

@@ -85,10 +85,12 @@ async fn who_hands_over_anything_else_is_sent_away_and_the_sled_goes_on() {
         let mut control = SendAncillaryBuffer::new(&mut space);
         assert!(control.push(SendAncillaryMessage::ScmRights(both)));
         sendmsg(&socket, &[IoSlice::new(&[0])], &mut control, SendFlags::empty()).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        // Who is taken for a link has longer than that for its first word.
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         socket
     };
-    let (input, output) = pipe().unwrap();
+    // What they are the other ends of stays open.
+    let ((input, _writer), (_reader, output)) = (pipe().unwrap(), pipe().unwrap());
     let file = std::fs::File::open("/dev/null").unwrap();
     let handed: [&[BorrowedFd<'_>]; 4] = [
         &[input.as_fd()],

@@ -177,9 +177,21 @@ impl Container {
     }
 }
 
+/// Whether at least half of this machine's memory is left, which counts as well.
+fn machine_is_roomy() -> bool {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let kilobytes = |name: &str| -> u64 {
+        let line = info.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_end_matches("kB").trim().parse().unwrap()
+    };
+    // With room for what changes meanwhile.
+    kilobytes("MemAvailable:") > kilobytes("MemTotal:") / 10 * 6
+}
+
 #[tokio::test]
 async fn as_many_wait_as_there_is_memory_for() {
-    for (used, most) in [(1_000, 16), (600_000, 4)] {
+    let ample = machine_is_roomy().then_some((1_000, 16));
+    for (used, most) in ample.into_iter().chain([(600_000, 4)]) {
         let container = Container::with(used);
         let node = container.node().await;
         let client = node.client().await;
