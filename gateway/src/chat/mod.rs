@@ -4,8 +4,6 @@
 //! looks behind [`Surface`]: everything that is special to one place stays in its module.
 
 pub mod console;
-#[cfg(test)]
-pub mod hall;
 pub mod matrix;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -322,3 +320,6 @@ pub trait Surface: Send + Sync + 'static {
 
 /// A surface, shared.
 pub type SharedSurface = Arc<dyn Surface>;
+
+#[cfg(test)]
+pub mod hall;
