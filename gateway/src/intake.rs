@@ -102,8 +102,8 @@ impl Intake {
         }
         let project = self.project(&message.room, &message.sender);
         let said = grammar::read(&message.text);
-        let exposed = (!matches!(said, Said::Text(_)) && masked(&message.text) != message.text)
-            .then(|| (message.room.clone(), message.event_id.clone()));
+        let exposed =
+            carries_credential(&said, &message.text).then(|| (message.room.clone(), message.event_id.clone()));
         let taken = match said {
             Said::Text(text) if text.is_empty() => Ok(()),
             Said::Text(text) => self.words(message, &text, role, project, to).await,
@@ -207,15 +207,7 @@ impl Intake {
     /// What can be repeated is carried out; of the rest people are told that it broke off.
     async fn take_command_up(&self, room: Room, received: Received, text: &str) -> Result<(), Refusal> {
         let Received { event_id, sender, thread, project, sign_on, .. } = received;
-        let to = Address {
-            room: room.clone(),
-            thread,
-            reply_to: Some(event_id.clone()),
-            mention: Some(sender.clone()),
-            pending: None,
-        };
-        let role = self.people.role(&sender);
-        let said = grammar::read(text);
+        let (role, said) = (self.people.role(&sender), grammar::read(text));
         if let Some(on) = sign_on {
             let (Some(role), Some((verdict, question))) = (role, ruling(said)) else {
                 return self.rooms.answer(&room, &event_id, Vec::new()).await;
@@ -223,6 +215,13 @@ impl Intake {
             self.heed(Sign { room, on, reaction_id: event_id, sender, role, verdict, question }).await;
             return Ok(());
         }
+        let to = Address {
+            room: room.clone(),
+            thread,
+            reply_to: Some(event_id.clone()),
+            mention: Some(sender.clone()),
+            pending: None,
+        };
         match (said, role) {
             (Said::Command(command), Some(role)) if command.is_repeatable() => {
                 info!(%room, event_id, "a command is taken up");
@@ -248,8 +247,7 @@ impl Intake {
             edit.text = kept;
             refusal
         });
-        let is_command = || !matches!(grammar::read(&edit.text), Said::Text(_));
-        let exposed = refusal.is_some() || (masked(&edit.text) != edit.text && is_command());
+        let exposed = refusal.is_some() || carries_credential(&grammar::read(&edit.text), &edit.text);
         let admitted = |project| self.admit(project, &edit.sender, role).is_ok();
         let waited = self.sessions.edit(&edit, admitted).await.map_err(unjournaled)?;
         debug!(room = %edit.room, event_id = edit.event_id, waited, "a message was edited");
@@ -386,6 +384,11 @@ fn verdict_of(reaction: &Reacted, reaction_approvals: bool) -> Option<Verdict> {
         key if DENYING.contains(&key) => Some(Verdict::Deny),
         _ => None,
     }
+}
+
+/// Whether a command has an address with a credential in it. What is meant for the agent is its sender's matter.
+fn carries_credential(said: &Said, text: &str) -> bool {
+    !matches!(said, Said::Text(_)) && masked(text) != text
 }
 
 /// What a command says to a question, and to which.

@@ -139,9 +139,8 @@ impl Warm {
             shared.forget(&own);
         });
         if let Some(place) = self.one_too_many(FEW) {
-            tracing::info!(session = %place.session, "a waiting agent is ended: too many wait");
             // It need not be waited for: it does no harm until it is dead.
-            place.ask_to_end();
+            tracing::info!(session = %place.session, "a waiting agent is ended: too many wait");
         }
     }
 
@@ -158,7 +157,7 @@ impl Warm {
         Some(own)
     }
 
-    /// Who is to go next, of more than `unasked`, because there is no memory for so many.
+    /// Of more than `unasked`, asks one to end that there is no memory for.
     fn one_too_many(&self, unasked: usize) -> Option<Handle> {
         if self.waiting().count() <= unasked {
             return None;
@@ -232,12 +231,14 @@ impl Waiting {
         self.places.values().filter(|place| !place.goes).count()
     }
 
-    /// Who has waited longest, but for `spared`: it is to go, and no other look finds it.
+    /// Asks who has waited longest, but for `spared`, to end. No other look finds it.
     fn dismiss_oldest(&mut self, spared: Option<Uuid>) -> Option<Handle> {
         let others = self.places.iter_mut().filter(|(session, place)| Some(**session) != spared && !place.goes);
         let (session, place) = others.min_by_key(|(_, place)| (place.since, place.number))?;
         place.goes = true;
-        Some(place.handle(*session))
+        let handle = place.handle(*session);
+        handle.ask_to_end();
+        Some(handle)
     }
 }
 
