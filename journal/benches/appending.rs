@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 const APPENDERS: u64 = 64;
 
 /// How often the two are run against each other for the summary.
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 21;
 
 /// How many events each appender writes in such a round.
 const EACH: u64 = 400;

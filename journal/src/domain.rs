@@ -106,18 +106,20 @@ impl NewEvent {
         }
         Ok(Self { kind, kind_version, skippable, data, texts: Vec::new() })
     }
-
-    /// Whether this is the event that `recorded` tells of. Bytes decide first; data that differs
-    /// only in white space or in the order of an object's keys is the same.
-    pub(crate) fn is(&self, recorded: &Recorded) -> bool {
-        self.kind == recorded.kind
-            && self.kind_version == recorded.kind_version
-            && self.skippable == recorded.skippable
-            && same_json(self.data.get(), recorded.data.get())
-    }
 }
 
 impl Recorded {
+    /// Whether another event, of whatever place, time and maker, tells the same of the same stream.
+    /// Bytes decide first; data that differs only in white space or in the order of an object's
+    /// keys is the same.
+    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
+        self.stream == other.stream
+            && self.kind == other.kind
+            && self.kind_version == other.kind_version
+            && self.skippable == other.skippable
+            && same_json(self.data.get(), other.data.get())
+    }
+
     /// The event as one of `E`, older data lifted first.
     ///
     /// # Errors

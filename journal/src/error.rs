@@ -132,8 +132,8 @@ pub enum AppendError {
     /// An event could not be given its stored form.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// What the idempotency key stands for could not be read back.
-    #[error("events of a used key cannot be read")]
+    /// What the idempotency key stands for, or where the stream ends, could not be read back.
+    #[error("events that the append builds on cannot be read")]
     Unreadable(#[source] Box<ReadError>),
     /// `SQLite` failed and the transaction was rolled back. When it was the commit itself that
     /// failed, a power cut right after may still leave the events on the disk: repeat with a key.
@@ -190,6 +190,16 @@ pub enum ReadError {
         expected: u64,
         /// The version that came.
         found: u64,
+    },
+    /// An event does not stand where the stream's other events, or its row, say.
+    #[error("event {version} of stream {stream} does not stand at position {position}, where it is looked for")]
+    Unlinked {
+        /// The stream.
+        stream: StreamId,
+        /// The event's version in it.
+        version: u64,
+        /// Where it was to stand.
+        position: u64,
     },
     /// An event of a known kind does not decode.
     #[error("event {version} of stream {stream} does not decode")]

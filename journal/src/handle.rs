@@ -9,6 +9,7 @@ use std::{fmt, thread};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::append::Prepared;
 use crate::readers::Readers;
 use crate::snapshot::Encoded;
 use crate::writer::{Erasure, Message, Reply, Request, Writer};
@@ -78,12 +79,10 @@ impl Journal {
     /// # Errors
     /// As [`Journal::append`]; the first append that cannot take place fails all.
     pub async fn append_all(&self, appends: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
-        if let Some(empty) = appends.iter().find(|append| append.events.is_empty()) {
-            return Err(AppendError::NoEvents { stream: empty.stream.clone() });
-        }
         if appends.is_empty() {
             return Ok(Vec::new());
         }
+        let appends = appends.into_iter().map(Prepared::new).collect::<Result<_, _>>()?;
         self.ask(|reply| Request::Append { appends, reply }).await
     }
 
@@ -130,16 +129,16 @@ impl Journal {
     pub async fn load_all<F: Fold>(&self, kind: &str) -> Result<Vec<(StreamId, Loaded<F>)>, ReadError> {
         let kind = kind.to_owned();
         self.run(move |connection| {
-            let mut all: Vec<(StreamId, Loaded<F>)> = Vec::new();
-            store::visit_kind(connection, &kind, |event| {
-                if all.last().is_none_or(|(stream, _)| *stream != event.stream) {
-                    all.push((event.stream.clone(), Loaded::default()));
-                }
-                if let Some((_, loaded)) = all.last_mut() {
+            let mut all = Vec::new();
+            // What is appended after this changes neither these ends nor the events before them.
+            for (stream, end) in store::ends_of(connection, &kind)? {
+                let mut loaded = Loaded::default();
+                store::visit_until(connection, &stream, end, 0, |event| {
                     loaded.advance(&event)?;
-                }
-                Ok(ControlFlow::Continue(()))
-            })?;
+                    Ok(ControlFlow::Continue(()))
+                })?;
+                all.push((stream, loaded));
+            }
             Ok(all)
         })
         .await

@@ -6,23 +6,24 @@ use std::collections::HashMap;
 
 use rusqlite::Connection;
 
-use crate::{StreamId, store};
+use crate::links::Spine;
+use crate::{ReadError, StreamId, store};
 
 /// So many streams are remembered; one more, and all are looked up again. Some hundred bytes each.
 pub(crate) const LIMIT: usize = 2048;
 
 /// The end of a stream.
-#[derive(Clone, Copy, Default)]
 pub(crate) struct Head {
     /// The stream's row.
     pub(crate) row: i64,
-    /// Version of its last event.
-    pub(crate) version: u64,
+    /// What its next event is linked to.
+    pub(crate) spine: Spine,
 }
 
 #[derive(Default)]
 pub(crate) struct Heads {
-    known: HashMap<StreamId, Head>,
+    known: HashMap<StreamId, usize>,
+    ends: Vec<Head>,
     /// `SQLite`'s number for what others did to the file.
     data_version: i64,
 }
@@ -39,27 +40,43 @@ impl Heads {
         Ok(())
     }
 
-    /// The end of a stream, if it exists.
-    pub(crate) fn of(&self, connection: &Connection, stream: &StreamId) -> Result<Option<Head>, rusqlite::Error> {
-        match self.known.get(stream) {
-            Some(head) => Ok(Some(*head)),
-            None => store::head(connection, stream),
-        }
+    /// The end of a stream, if it exists. Whoever appends to the stream in the file also does so here.
+    pub(crate) fn of(&mut self, connection: &Connection, stream: &StreamId) -> Result<Option<&mut Head>, ReadError> {
+        Ok(self.index(connection, stream)?.map(|index| &mut self.ends[index]))
     }
 
-    /// Notes that a stream has been appended to and ends here now.
-    pub(crate) fn advance(&mut self, stream: StreamId, head: Head) {
-        if let Some(known) = self.known.get_mut(&stream) {
-            *known = head;
-            return;
+    /// The end of a stream, which is made if it does not exist.
+    pub(crate) fn of_new(&mut self, connection: &Connection, stream: &StreamId) -> Result<&mut Head, ReadError> {
+        let index = if let Some(index) = self.index(connection, stream)? {
+            index
+        } else {
+            let row = store::insert_stream(connection, stream)?;
+            self.remember(stream, Head { row, spine: Spine::default() })
+        };
+        Ok(&mut self.ends[index])
+    }
+
+    fn index(&mut self, connection: &Connection, stream: &StreamId) -> Result<Option<usize>, ReadError> {
+        if let Some(index) = self.known.get(stream) {
+            return Ok(Some(*index));
         }
-        if self.known.len() >= LIMIT {
+        let Some(end) = store::end(connection, stream)? else { return Ok(None) };
+        let spine = Spine::read(connection, stream, end)?;
+        Ok(Some(self.remember(stream, Head { row: end.row, spine })))
+    }
+
+    fn remember(&mut self, stream: &StreamId, head: Head) -> usize {
+        if self.ends.len() >= LIMIT {
             self.clear();
         }
-        self.known.insert(stream, head);
+        let index = self.ends.len();
+        self.known.insert(stream.clone(), index);
+        self.ends.push(head);
+        index
     }
 
     pub(crate) fn clear(&mut self) {
         self.known.clear();
+        self.ends.clear();
     }
 }

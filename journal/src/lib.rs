@@ -86,8 +86,13 @@
 //!
 //! # What it costs
 //! Appends that wait at the same time share one wait for the disk. The log beside the file (`-wal`)
-//! is moved into it every 16 MiB, and emptied after an erasure, at opening and at closing. An
+//! is moved into it every 4 MB, and emptied after an erasure, at opening and at closing. An
 //! erased text leaves a row of some thirty bytes, without which its neighbours would leave copies.
+//!
+//! An append changes the end of the table of events and its stream's row. There is no index from
+//! streams to events: each event is linked to those before it, and any is found from its stream's
+//! end in a logarithmic number of steps. A stream that is read from its beginning costs two searches
+//! an event for that, by position.
 //!
 //! # What it must not do
 //! Know any other crate of the workspace or what a stream is about, read the wall clock other than
@@ -101,8 +106,10 @@ mod domain;
 mod error;
 mod event;
 mod fold;
+mod group;
 mod handle;
 mod heads;
+mod links;
 mod reader;
 mod readers;
 mod schema;

@@ -1,6 +1,7 @@
 //! The file's tables and how they came to be: making them, telling whose file it is, and bringing
 //! an older one up to date. A migration runs only after a backup that `SQLite` itself has made.
 
+use std::collections::HashMap;
 use std::ffi::{OsString, c_int};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,9 +10,10 @@ use std::time::Duration;
 use std::{error, io};
 
 use rusqlite::backup::Backup;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::OpenError;
+use crate::links::{Links, Place, Spine};
 
 /// "Musj", in the file's header: that the file is one of ours.
 const APPLICATION_ID: i64 = 0x4d75_736a;
@@ -20,10 +22,19 @@ const APPLICATION_ID: i64 = 0x4d75_736a;
 #[expect(clippy::cast_possible_wrap, reason = "there are few")]
 pub(crate) const SCHEMA_VERSION: i64 = VERSIONS.len() as i64;
 
+/// A part of what brings a file from one version to the next.
+enum Step {
+    Statements(&'static str),
+    /// Copies all events, linked, into the table that takes the place of theirs.
+    LinkEvents,
+}
+
 /// What each version of the schema adds to the one before it. A new file runs through them all, an
-/// older one through those that it has not seen; a step that was released is never changed.
-const VERSIONS: [&str; 2] = [
-    "
+/// older one through those that it has not seen; a step that was released is never changed. The
+/// rules for foreign keys are not looked after meanwhile.
+const VERSIONS: [&[Step]; 3] = [
+    &[Step::Statements(
+        "
     CREATE TABLE streams (
         stream INTEGER PRIMARY KEY,
         kind   TEXT NOT NULL,
@@ -58,7 +69,9 @@ const VERSIONS: [&str; 2] = [
         last_position  INTEGER NOT NULL REFERENCES events
     ) STRICT, WITHOUT ROWID;
     ",
-    "
+    )],
+    &[Step::Statements(
+        "
     -- What people and agents said. To erase a text is to empty its row, never to delete it: with
     -- secure_delete a row that is emptied in its place leaves no byte behind, while deleting rows
     -- makes SQLite move their neighbours between pages and forget copies of them there.
@@ -87,6 +100,43 @@ const VERSIONS: [&str; 2] = [
         PRIMARY KEY (stream, fold)
     ) STRICT;
     ",
+    )],
+    // Events that are linked with each other and need no index from streams to them.
+    &[
+        Step::Statements(
+            "
+    ALTER TABLE streams ADD COLUMN version INTEGER NOT NULL DEFAULT 0; -- of the last event
+    ALTER TABLE streams ADD COLUMN last    INTEGER NOT NULL DEFAULT 0; -- its position
+
+    CREATE TABLE linked (
+        position     INTEGER PRIMARY KEY,
+        stream       INTEGER NOT NULL,
+        version      INTEGER NOT NULL,
+        before       INTEGER NOT NULL, -- position of the stream's event before it, or 0
+        jump         INTEGER NOT NULL, -- position of one further before it, or 0
+        event_id     BLOB NOT NULL,
+        time_us      INTEGER NOT NULL, -- microseconds since 1970
+        actor        TEXT NOT NULL,    -- JSON
+        cause        TEXT NOT NULL,    -- JSON
+        kind         TEXT NOT NULL,
+        kind_version INTEGER NOT NULL,
+        skippable    INTEGER NOT NULL,
+        data         TEXT NOT NULL     -- JSON, byte for byte
+    ) STRICT;
+    ",
+        ),
+        Step::LinkEvents,
+        Step::Statements(
+            "
+    DROP TABLE events;
+    ALTER TABLE linked RENAME TO events;
+    CREATE TRIGGER events_stay BEFORE DELETE ON events
+        BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END;
+    CREATE TRIGGER events_stand BEFORE UPDATE ON events
+        BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
+    ",
+        ),
+    ],
 ];
 
 /// The schema version of a file that is one of ours; `None` of one that has nothing in it yet.
@@ -108,17 +158,46 @@ pub(crate) fn version(connection: &Connection, path: &Path) -> Result<Option<i64
     Ok(Some(found))
 }
 
-/// Takes the file from version `found` to the present one, in one transaction.
+/// Takes the file from version `found` to the present one, in one transaction. Foreign keys must be
+/// off: a table that others refer to is replaced.
 pub(crate) fn migrate(connection: &mut Connection, found: i64) -> Result<(), rusqlite::Error> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for (version, step) in (1..).zip(VERSIONS) {
-        if version > found {
-            transaction.execute_batch(step)?;
+    for (_, steps) in (1..).zip(VERSIONS).filter(|(version, _)| *version > found) {
+        for step in steps {
+            match step {
+                Step::Statements(statements) => transaction.execute_batch(statements)?,
+                Step::LinkEvents => link_events(&transaction)?,
+            }
         }
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.commit()
+}
+
+/// Events stay byte for byte what they were; a version that is missing stays missing.
+fn link_events(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
+    let mut copy = transaction.prepare(
+        "INSERT INTO linked
+         SELECT position, stream, version, ?2, ?3, event_id, time_us, actor, cause, kind, kind_version, skippable, data
+         FROM events WHERE position = ?1",
+    )?;
+    let mut spines = HashMap::<i64, Spine>::new();
+    let mut events = transaction.prepare("SELECT position, stream FROM events ORDER BY position")?;
+    let mut rows = events.query(())?;
+    while let Some(row) = rows.next()? {
+        let position: u64 = row.get(0)?;
+        let spine = spines.entry(row.get(1)?).or_default();
+        let Links { before, jump } = spine.next();
+        copy.execute((position, before, jump))?;
+        spine.grow(position);
+    }
+    let mut end = transaction.prepare("UPDATE streams SET version = ?2, last = ?3 WHERE stream = ?1")?;
+    for (stream, spine) in spines {
+        let Place { version, position } = spine.last();
+        end.execute((stream, version, position))?;
+    }
+    Ok(())
 }
 
 /// Copies the file of version `found` to `<file>.backup-v<found>`, mode 0600, by `SQLite`'s own

@@ -10,7 +10,6 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::heads::Head;
 use crate::{AppendError, EncodeError, Expected, Fold, Journal, Loaded, ReadError, StreamId, store};
 
 /// A state that can be kept. It must come back from JSON as it went, and it must not hold texts of
@@ -61,8 +60,7 @@ impl Journal {
             let mut outdated = Unused::default();
             let mut statement = connection.prepare_cached(
                 "SELECT k.fold_version, k.version, k.state, k.fold IS NOT NULL,
-                        EXISTS (SELECT 1 FROM events e WHERE e.stream = s.stream AND e.version = k.version),
-                        s.id, s.stream
+                        k.version <= s.version, s.id, s.stream, s.version, s.last
                  FROM streams s LEFT JOIN snapshots k ON k.stream = s.stream AND k.fold = ?2
                  WHERE s.kind = ?1 ORDER BY s.id",
             )?;
@@ -73,7 +71,8 @@ impl Journal {
                 let kept = if row.get(3)? { Some(Kept::from_row(row)?) } else { None };
                 let (mut loaded, unused) = restore::<F>(&stream, kept);
                 outdated.count += unused.count;
-                store::visit_tail(connection, row.get(6)?, loaded.version, |event| {
+                let end = store::end_from(row, 6)?;
+                store::visit_until(connection, &stream, end, loaded.version, |event| {
                     loaded.advance(&event)?;
                     Ok(ControlFlow::Continue(()))
                 })?;
@@ -123,18 +122,18 @@ pub(crate) struct Encoded {
 /// Puts a snapshot into the file unless one that is there goes before it.
 pub(crate) fn keep(connection: &Connection, snapshot: &Encoded) -> Result<(), AppendError> {
     let Encoded { stream, fold, fold_version, version, state } = snapshot;
-    let Head { row, version: actual } = store::head(connection, stream)?.unwrap_or_default();
-    if *version > actual {
+    let end = store::end(connection, stream)?;
+    let Some(end) = end.filter(|end| *version <= end.last.version) else {
         let (stream, expected) = (stream.clone(), Expected::Version(*version));
-        return Err(AppendError::Conflict { stream, expected, actual });
-    }
+        return Err(AppendError::Conflict { stream, expected, actual: end.map_or(0, |end| end.last.version) });
+    };
     connection
         .prepare_cached(
             "INSERT INTO snapshots (stream, fold, fold_version, version, state) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO UPDATE SET fold_version = ?3, version = ?4, state = ?5
              WHERE (fold_version, version) < (?3, ?4)",
         )?
-        .execute((row, fold, fold_version, version, state))?;
+        .execute((end.row, fold, fold_version, version, state))?;
     Ok(())
 }
 
@@ -176,8 +175,7 @@ pub(crate) enum Spoilt {
 pub(crate) fn one(connection: &Connection, stream: &StreamId, fold: &str) -> Result<Option<Kept>, rusqlite::Error> {
     connection
         .prepare_cached(
-            "SELECT k.fold_version, k.version, k.state, 1,
-                    EXISTS (SELECT 1 FROM events e WHERE e.stream = s.stream AND e.version = k.version)
+            "SELECT k.fold_version, k.version, k.state, 1, k.version <= s.version
              FROM streams s JOIN snapshots k ON k.stream = s.stream
              WHERE s.kind = ?1 AND s.id = ?2 AND k.fold = ?3",
         )?

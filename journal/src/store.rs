@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::heads::Head;
+use crate::links::{self, End, Links, Place};
 use crate::schema::{self, SCHEMA_VERSION};
 use crate::{OpenError, ReadError, Recorded, StreamId};
 
@@ -23,10 +23,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// To what the write-ahead log is cut after a checkpoint, in bytes.
 const LOG_SIZE_LIMIT: i64 = 64 * 1024 * 1024;
-
-/// At how many pages, of 4 KiB, `SQLite` moves the log into the file. A page that was written often
-/// since then is moved once, and the disk is waited for less often than with `SQLite`'s own 1000.
-const LOG_PAGES: i64 = 4096;
 
 /// How many prepared statements a connection keeps: all that there are.
 const STATEMENTS: usize = 32;
@@ -49,7 +45,9 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     }
     configure(&connection).map_err(storage)?;
     if found != Some(SCHEMA_VERSION) {
+        connection.pragma_update(None, "foreign_keys", false).map_err(storage)?;
         schema::migrate(&mut connection, found.unwrap_or(0)).map_err(storage)?;
+        connection.pragma_update(None, "foreign_keys", true).map_err(storage)?;
     }
     // What was erased before a crash may still stand in the log.
     empty_log(&connection, Duration::ZERO).map_err(storage)?;
@@ -106,7 +104,6 @@ fn configure(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
     // What a statement that is undone half way needs, old pages with texts in them, stays in memory.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
-    connection.pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES, |_| Ok(()))?;
     connection.pragma_update_and_check(None, "journal_size_limit", LOG_SIZE_LIMIT, |_| Ok(()))
 }
 
@@ -115,45 +112,47 @@ pub(crate) fn position(connection: &Connection) -> Result<u64, rusqlite::Error> 
     connection.query_row("SELECT coalesce(max(position), 0) FROM events", (), |row| row.get(0))
 }
 
+/// Makes a stream that has no events yet. Returns its row.
+pub(crate) fn insert_stream(connection: &Connection, stream: &StreamId) -> Result<i64, rusqlite::Error> {
+    connection.prepare_cached("INSERT INTO streams (kind, id) VALUES (?1, ?2)")?.insert((&stream.kind, &stream.id))
+}
+
 /// Where a stream ends, if it exists.
-pub(crate) fn head(connection: &Connection, stream: &StreamId) -> Result<Option<Head>, rusqlite::Error> {
-    connection
-        .prepare_cached(
-            "SELECT stream, (SELECT coalesce(max(version), 0) FROM events e WHERE e.stream = s.stream)
-             FROM streams s WHERE kind = ?1 AND id = ?2",
-        )?
-        .query_row((&stream.kind, &stream.id), |row| Ok(Head { row: row.get(0)?, version: row.get(1)? }))
-        .optional()
+pub(crate) fn end(connection: &Connection, stream: &StreamId) -> Result<Option<End>, rusqlite::Error> {
+    connection.prepare_cached(STREAM_END)?.query_row((&stream.kind, &stream.id), |row| end_from(row, 0)).optional()
+}
+
+const STREAM_END: &str = "SELECT stream, version, last FROM streams WHERE kind = ?1 AND id = ?2";
+
+/// A stream's end from the columns stream, version and last, of which the first has this index.
+pub(crate) fn end_from(row: &Row<'_>, first: usize) -> Result<End, rusqlite::Error> {
+    let last = Place { version: row.get(first + 1)?, position: row.get(first + 2)? };
+    Ok(End { row: row.get(first)?, last })
 }
 
 macro_rules! select_events {
     ($which:literal) => {
         concat!(
             "SELECT s.kind, s.id, e.version, e.position, e.event_id, e.time_us, e.actor, e.cause,
-                    e.kind, e.kind_version, e.skippable, e.data
+                    e.kind, e.kind_version, e.skippable, e.data, e.before, e.jump
              FROM streams s JOIN events e ON e.stream = s.stream ",
             $which
         )
     };
 }
 
-const STREAM_EVENTS: &str = select_events!("WHERE s.kind = ?1 AND s.id = ?2 AND e.version > ?3 ORDER BY e.version");
+const ONE_EVENT: &str = select_events!("WHERE e.position = ?1");
 
-const TAIL_EVENTS: &str = select_events!("WHERE s.stream = ?1 AND e.version > ?2 ORDER BY e.version");
-
-const LAST_EVENTS: &str = select_events!(
-    "AND e.version = (SELECT max(version) FROM events l WHERE l.stream = s.stream)
-     WHERE s.kind = ?1 ORDER BY s.id"
-);
+const LAST_EVENTS: &str = select_events!("AND e.position = s.last WHERE s.kind = ?1 ORDER BY s.id");
 
 /// The `+` keeps `SQLite` from going through the streams of the kind: there may be many, and little that is new.
-const LAST_EVENTS_AFTER: &str = select_events!(
-    "WHERE e.position > ?2 AND +s.kind = ?1
-       AND e.version = (SELECT max(version) FROM events l WHERE l.stream = e.stream)
-     ORDER BY e.position"
-);
+const LAST_EVENTS_AFTER: &str =
+    select_events!("WHERE e.position > ?2 AND +s.kind = ?1 AND +s.last = e.position ORDER BY e.position");
 
 const ALL_EVENTS: &str = select_events!("WHERE e.position > ?1 ORDER BY e.position");
+
+/// Of so many events the positions are looked up before they are read.
+const STRIDE: u64 = 256;
 
 /// Shows `visit` the events of one stream after a version, in order, until it breaks off.
 pub(crate) fn visit_stream(
@@ -162,29 +161,36 @@ pub(crate) fn visit_stream(
     after_version: u64,
     visit: impl FnMut(Recorded) -> Result<ControlFlow<()>, ReadError>,
 ) -> Result<(), ReadError> {
-    // No event has a version beyond what SQLite can hold.
-    let after_version = i64::try_from(after_version).unwrap_or(i64::MAX);
-    visit_events(connection, STREAM_EVENTS, (&stream.kind, &stream.id, after_version), visit)
+    let Some(end) = end(connection, stream)? else { return Ok(()) };
+    visit_until(connection, stream, end, after_version, visit)
 }
 
-/// As [`visit_stream`], for a stream whose row is known.
-pub(crate) fn visit_tail(
+/// As [`visit_stream`], for a stream whose end is known.
+pub(crate) fn visit_until(
     connection: &Connection,
-    row: i64,
+    stream: &StreamId,
+    end: End,
     after_version: u64,
-    visit: impl FnMut(Recorded) -> Result<ControlFlow<()>, ReadError>,
+    mut visit: impl FnMut(Recorded) -> Result<ControlFlow<()>, ReadError>,
 ) -> Result<(), ReadError> {
-    let after_version = i64::try_from(after_version).unwrap_or(i64::MAX);
-    visit_events(connection, TAIL_EVENTS, (row, after_version), visit)
-}
-
-/// Shows `visit` the events of all streams of a kind: by the stream's id, then in order.
-pub(crate) fn visit_kind(
-    connection: &Connection,
-    kind: &str,
-    visit: impl FnMut(Recorded) -> Result<ControlFlow<()>, ReadError>,
-) -> Result<(), ReadError> {
-    visit_events(connection, select_events!("WHERE s.kind = ?1 ORDER BY s.id, e.version"), (kind,), visit)
+    // Each statement outside of a transaction would lock the file anew.
+    let _moment = if connection.is_autocommit() { Some(connection.unchecked_transaction()?) } else { None };
+    let mut version = after_version;
+    while version < end.last.version {
+        let stride = (version + 1, end.last.version.min(version + STRIDE));
+        let mut statement = connection.prepare_cached(ONE_EVENT)?;
+        for position in links::positions(connection, stream, end, stride)? {
+            version += 1;
+            let event = statement.query_row((position,), |row| Ok(recorded(row))).optional()?.transpose()?;
+            let Some(event) = event.filter(|event| event.version == version && event.stream == *stream) else {
+                return Err(ReadError::Unlinked { stream: stream.clone(), version, position });
+            };
+            if visit(event)?.is_break() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The last event of each stream of a kind, sorted by the streams' ids.
@@ -256,26 +262,54 @@ fn visit_events(
     Ok(())
 }
 
-/// Shows `visit` stream, version and position of every event there is, in order, and what is wrong
-/// with its other columns.
-pub(crate) fn visit_numbered(
-    connection: &Connection,
-    mut visit: impl FnMut(StreamId, u64, u64, Option<ReadError>),
-) -> Result<(), rusqlite::Error> {
+/// An event's place among the others, as it stands in the file.
+pub(crate) struct Numbered {
+    pub(crate) stream: StreamId,
+    pub(crate) place: Place,
+    pub(crate) links: Links,
+    /// What is wrong with its other columns.
+    pub(crate) unreadable: Option<ReadError>,
+}
+
+/// Shows `visit` every event there is, in order.
+pub(crate) fn visit_numbered(connection: &Connection, mut visit: impl FnMut(Numbered)) -> Result<(), rusqlite::Error> {
     let mut statement = connection.prepare(select_events!("ORDER BY e.position"))?;
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
-        let stream = StreamId { kind: row.get(0)?, id: row.get(1)? };
-        visit(stream, row.get(2)?, row.get(3)?, recorded(row).err());
+        visit(Numbered {
+            stream: StreamId { kind: row.get(0)?, id: row.get(1)? },
+            place: Place { version: row.get(2)?, position: row.get(3)? },
+            links: Links { before: row.get(12)?, jump: row.get(13)? },
+            unreadable: recorded(row).err(),
+        });
     }
     Ok(())
 }
 
 /// All streams, sorted by kind and id.
 pub(crate) fn streams(connection: &Connection) -> Result<Vec<StreamId>, rusqlite::Error> {
-    let mut statement = connection.prepare("SELECT kind, id FROM streams ORDER BY kind, id")?;
-    let streams = statement.query_map((), |row| Ok(StreamId { kind: row.get(0)?, id: row.get(1)? }))?;
-    streams.collect()
+    Ok(ends(connection)?.into_iter().map(|(stream, _)| stream).collect())
+}
+
+/// All streams and where they end, sorted by kind and id.
+pub(crate) fn ends(connection: &Connection) -> Result<Vec<(StreamId, End)>, rusqlite::Error> {
+    let mut statement = connection.prepare("SELECT kind, id, stream, version, last FROM streams ORDER BY kind, id")?;
+    let ends = statement.query_map((), |row| {
+        let stream = StreamId { kind: row.get(0)?, id: row.get(1)? };
+        Ok((stream, end_from(row, 2)?))
+    })?;
+    ends.collect()
+}
+
+/// The streams of a kind and where they end, sorted by their ids.
+pub(crate) fn ends_of(connection: &Connection, kind: &str) -> Result<Vec<(StreamId, End)>, rusqlite::Error> {
+    let mut statement =
+        connection.prepare_cached("SELECT id, stream, version, last FROM streams WHERE kind = ?1 ORDER BY id")?;
+    let ends = statement.query_map((kind,), |row| {
+        let stream = StreamId { kind: kind.to_owned(), id: row.get(0)? };
+        Ok((stream, end_from(row, 1)?))
+    })?;
+    ends.collect()
 }
 
 /// An event from a row of [`select_events`].
@@ -346,30 +380,25 @@ mod tests {
     }
 
     #[test]
-    fn events_are_found_by_an_index_and_come_in_its_order() {
+    fn nothing_is_searched_that_grows_with_the_journal() {
         let folder = tempfile::tempdir().unwrap();
         let writer = open_writer(&folder.path().join("journal.db")).unwrap();
-        let all = [LAST_EVENTS, LAST_EVENTS_AFTER, ALL_EVENTS, STREAM_EVENTS, TAIL_EVENTS];
+        let all = [LAST_EVENTS, LAST_EVENTS_AFTER, ALL_EVENTS, ONE_EVENT, STREAM_END];
         let plans = all.map(|sql| plan(&writer, sql));
         insta::assert_snapshot!(plans.join("\n\n"), @"
-        SEARCH s USING COVERING INDEX sqlite_autoindex_streams_1 (kind=?)
-        SEARCH e USING INDEX sqlite_autoindex_events_1 (stream=? AND version=?)
-        CORRELATED SCALAR SUBQUERY 1
-        SEARCH l USING COVERING INDEX sqlite_autoindex_events_1 (stream=?)
+        SEARCH s USING INDEX sqlite_autoindex_streams_1 (kind=?)
+        SEARCH e USING INTEGER PRIMARY KEY (rowid=?)
 
         SEARCH e USING INTEGER PRIMARY KEY (rowid>?)
-        CORRELATED SCALAR SUBQUERY 1
-        SEARCH l USING COVERING INDEX sqlite_autoindex_events_1 (stream=?)
         SEARCH s USING INTEGER PRIMARY KEY (rowid=?)
 
         SEARCH e USING INTEGER PRIMARY KEY (rowid>?)
         SEARCH s USING INTEGER PRIMARY KEY (rowid=?)
 
-        SEARCH s USING COVERING INDEX sqlite_autoindex_streams_1 (kind=? AND id=?)
-        SEARCH e USING INDEX sqlite_autoindex_events_1 (stream=? AND version>?)
-
+        SEARCH e USING INTEGER PRIMARY KEY (rowid=?)
         SEARCH s USING INTEGER PRIMARY KEY (rowid=?)
-        SEARCH e USING INDEX sqlite_autoindex_events_1 (stream=? AND version>?)
+
+        SEARCH streams USING INDEX sqlite_autoindex_streams_1 (kind=? AND id=?)
         ");
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
+use crate::links::{Place, Spine, jump_version};
+use crate::store::Numbered;
 use crate::{Fold, Loaded, ReadError, Reader, Snapshot, StreamId, snapshot, store};
 
 /// How many lines of `SQLite`'s own findings are passed on.
@@ -48,6 +50,16 @@ pub enum Problem {
         /// The last position that it names.
         last: u64,
     },
+    /// A stream's row says that it ends where it does not.
+    #[error("stream {stream} is said to end at version {said}, its last event has version {found}")]
+    WrongEnd {
+        /// The stream.
+        stream: StreamId,
+        /// The version at which it is said to end.
+        said: u64,
+        /// The version of its last event.
+        found: u64,
+    },
     /// A stream has no events.
     #[error("stream {stream} has no events")]
     EmptyStream {
@@ -72,10 +84,42 @@ pub enum Problem {
     },
 }
 
+/// A stream, as far as one has gone over it.
+#[derive(Default)]
+struct Seen {
+    last: Place,
+    /// What its next event is linked to.
+    spine: Spine,
+    /// A version was missing: what it says of links is not looked at any more.
+    broken: bool,
+}
+
+impl Seen {
+    /// Goes on to the next event. Returns what is wrong with its place in the stream.
+    fn pass(&mut self, event: &Numbered) -> Vec<ReadError> {
+        let Numbered { stream, place, links, .. } = event;
+        let (expected, found) = (self.last.version + 1, place.version);
+        self.last = *place;
+        if found != expected {
+            self.broken = true;
+            return vec![ReadError::Gap { stream: stream.clone(), expected, found }];
+        }
+        if self.broken {
+            return Vec::new();
+        }
+        let due = self.spine.next();
+        self.spine.grow(place.position);
+        let unlinked = |version, position| ReadError::Unlinked { stream: stream.clone(), version, position };
+        let before = (links.before != due.before).then(|| unlinked(found - 1, links.before));
+        let jump = (links.jump != due.jump).then(|| unlinked(jump_version(found), links.jump));
+        before.into_iter().chain(jump).collect()
+    }
+}
+
 impl Reader {
     /// Goes over the whole file, as of one moment: the file's own structure, positions and versions
-    /// without a gap, every column of every event, keys. What events mean is for
-    /// [`Reader::verify_fold`].
+    /// without a gap, the links by which a stream's events are found, every column of every event,
+    /// keys. What events mean is for [`Reader::verify_fold`].
     ///
     /// # Errors
     /// When the file cannot be read at all; what is wrong with its content is in
@@ -100,24 +144,30 @@ impl Reader {
             }
         }
         drop(check);
-        let (mut position, mut versions) = (0, HashMap::<StreamId, u64>::new());
-        store::visit_numbered(&moment, |stream, version, event_position, unreadable| {
-            if event_position != position + 1 {
-                let (expected, found) = (position + 1, event_position);
+        let mut position = 0;
+        let mut streams = HashMap::<StreamId, Seen>::new();
+        store::visit_numbered(&moment, |event| {
+            let (expected, found) = (position + 1, event.place.position);
+            if found != expected {
                 seen.problems.push(Problem::Unreadable(ReadError::PositionGap { expected, found }));
             }
-            position = event_position;
-            let last = versions.entry(stream.clone()).or_default();
-            if version != *last + 1 {
-                let (expected, found) = (*last + 1, version);
-                seen.problems.push(Problem::Unreadable(ReadError::Gap { stream, expected, found }));
-            }
-            *last = version;
-            seen.problems.extend(unreadable.map(Problem::Unreadable));
+            position = found;
+            let stream = streams.entry(event.stream.clone()).or_default();
+            seen.problems.extend(stream.pass(&event).into_iter().chain(event.unreadable).map(Problem::Unreadable));
         })?;
-        let streams = store::streams(&moment)?;
-        let empty = streams.into_iter().filter(|stream| !versions.contains_key(stream));
-        seen.problems.extend(empty.map(|stream| Problem::EmptyStream { stream }));
+        for (stream, end) in store::ends(&moment)? {
+            let last = streams.get(&stream).map_or(Place::default(), |seen| seen.last);
+            seen.problems.extend(match (last.version, end.last) {
+                (0, _) => Some(Problem::EmptyStream { stream }),
+                (found, Place { version: said, .. }) if said != found => {
+                    Some(Problem::WrongEnd { stream, said, found })
+                }
+                (version, Place { position, .. }) if position != last.position => {
+                    Some(Problem::Unreadable(ReadError::Unlinked { stream, version, position }))
+                }
+                _ => None,
+            });
+        }
         let mut keys = moment.prepare(
             "SELECT key, first_position, last_position FROM keys
              WHERE first_position > last_position OR first_position < 1

@@ -9,17 +9,14 @@ use std::{io, thread};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, TransactionBehavior};
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::{ContextV7, Uuid};
 
-use crate::append::Stamped;
+use crate::append::{Prepared, Stamped};
+use crate::group::{Group, Hope};
 use crate::heads::Heads;
 use crate::snapshot::{self, Encoded};
-use crate::{Append, AppendError, Appended, Clock, StorageError, store, texts};
-
-/// At most so many requests in one transaction.
-const GROUP_LIMIT: usize = 256;
+use crate::{AppendError, Appended, Clock, StorageError, store, texts};
 
 /// How long an erasure waits for those who read from the log, before it leaves them alone.
 const LOG_PATIENCE: Duration = Duration::from_millis(200);
@@ -38,7 +35,7 @@ pub(crate) enum Message {
 
 pub(crate) enum Request {
     /// Appends that succeed or fail together. None of them is without events.
-    Append { appends: Vec<Append>, reply: Reply<Vec<Appended>> },
+    Append { appends: Vec<Prepared>, reply: Reply<Vec<Appended>> },
     /// Erase texts and say how many there were.
     Erase { which: Erasure, reply: Reply<u64> },
     /// Keep a snapshot, unless a later one is there.
@@ -126,11 +123,8 @@ pub(crate) struct Writer {
     heads: Heads,
     /// The log holds bytes that were erased.
     log_remembers: bool,
-    /// How many requests the next group is likely to have: those that waited and those that were
-    /// answered when the last one was written.
-    expected: usize,
-    /// How long a group waits for them: a fraction of what it took to write the last one.
-    patience: Duration,
+    /// Of the next group: it waits a fraction of what it took to write the last one.
+    hope: Hope,
     position: watch::Sender<u64>,
 }
 
@@ -142,8 +136,7 @@ impl Writer {
             ids: ContextV7::new(),
             heads: Heads::default(),
             log_remembers: false,
-            expected: 0,
-            patience: Duration::ZERO,
+            hope: Hope::default(),
             position,
         }
     }
@@ -153,48 +146,26 @@ impl Writer {
     }
 
     fn run(mut self, mut messages: mpsc::Receiver<Message>) {
-        while let Some(first) = messages.blocking_recv() {
-            let group = self.gather(first, &mut messages);
-            let (asked, began) = (group.len(), Instant::now());
-            let settled = self.commit(group);
-            self.patience = began.elapsed().min(SLOWEST_COMMIT) / 4;
-            self.expected = asked + messages.len();
-            settled.into_iter().for_each(Settled::answer);
-        }
-    }
-
-    /// Takes what waits, and waits a moment for those who were answered last, since they are likely
-    /// to ask again at once: otherwise they and those who ask now would take turns, and each would
-    /// wait for the disk twice. One who asks alone is not kept waiting.
-    fn gather(&self, first: Message, messages: &mut mpsc::Receiver<Message>) -> Vec<Request> {
-        let mut group = Vec::new();
-        let mut next = Ok(first);
-        let mut until = None;
-        while group.len() < GROUP_LIMIT {
-            match next {
-                Ok(Message::Request(request)) => group.push(request),
-                Ok(Message::Close) => messages.close(),
-                Err(TryRecvError::Disconnected) => break,
-                Err(TryRecvError::Empty) => {
-                    let now = Instant::now();
-                    if group.len() >= self.expected || now >= *until.get_or_insert(now + self.patience) {
-                        break;
-                    }
-                    thread::yield_now();
-                }
+        let mut settled = Vec::new();
+        loop {
+            // Where several are likely to ask again at once, the transaction is opened meanwhile.
+            let first = if self.hope.requests > 1 { None } else { messages.blocking_recv() };
+            if first.is_none() && self.hope.requests <= 1 {
+                return; // Nobody is left to ask.
             }
-            next = messages.try_recv();
+            let began = Instant::now();
+            let mut group = Group::new(first, &mut messages, self.hope);
+            self.commit(&mut group, &mut settled);
+            let (taken, waited) = (group.taken, group.waited);
+            let patience = began.elapsed().saturating_sub(waited).min(SLOWEST_COMMIT) / 4;
+            self.hope = Hope { requests: taken + messages.len(), patience };
+            settled.drain(..).for_each(Settled::answer);
         }
-        group
     }
 
-    /// Writes a group and wakes the subscribers. What comes back is on the disk and can be answered.
-    fn commit(&mut self, group: Vec<Request>) -> Vec<Settled> {
-        let requests = group.len();
-        let erases = group.iter().any(|request| matches!(request, Request::Erase { .. }));
-        let mut settled = Vec::with_capacity(requests);
-        let mut group = group.into_iter();
-        match self.write(&mut group, &mut settled) {
+    /// Writes a group and wakes the subscribers. What is settled is on the disk and can be answered.
+    fn commit(&mut self, group: &mut Group<'_>, settled: &mut Vec<Settled>) {
+        match self.write(group, settled) {
             Ok(()) => {
                 if let Some(position) = settled.iter().filter_map(Settled::position).max() {
                     self.position.send_replace(position);
@@ -202,14 +173,16 @@ impl Writer {
             }
             Err(error) => {
                 self.heads.clear();
-                tracing::error!(%error, requests, "a transaction failed and was rolled back");
-                settled = settled.into_iter().map(|done| done.failed(&error)).collect();
-                settled.extend(group.map(|request| Settled::by(request, Err(&error))));
+                let failed: Vec<_> = settled.drain(..).map(|done| done.failed(&error)).collect();
+                settled.extend(failed);
+                // Whoever waits would meet the same, and may have waited long for it.
+                settled.extend(group.at_once().map(|request| Settled::by(request, Err(&error))));
+                tracing::error!(%error, requests = settled.len(), "a transaction failed and was rolled back");
             }
         }
+        let erases = settled.iter().any(|done| matches!(done, Settled::Erase { .. }));
         self.log_remembers |= erases;
         self.forget(if erases { LOG_PATIENCE } else { Duration::ZERO });
-        settled
     }
 
     /// Empties the log of what was erased, if need be and nobody just reads from it.
@@ -226,16 +199,11 @@ impl Writer {
 
     /// One transaction with all requests in order. An error of `SQLite` fails them all, since it
     /// does not always say how much of the transaction it took with it.
-    fn write(
-        &mut self,
-        group: &mut impl Iterator<Item = Request>,
-        settled: &mut Vec<Settled>,
-    ) -> Result<(), StorageError> {
+    fn write(&mut self, group: &mut Group<'_>, settled: &mut Vec<Settled>) -> Result<(), StorageError> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         self.heads.check(&transaction)?;
+        let mut open = Stamped::new(&transaction, &*self.clock, &self.ids, &mut self.heads)?;
         for request in group {
-            let (now, ids, heads) = (self.clock.now(), &self.ids, &mut self.heads);
-            let mut open = Stamped { connection: &transaction, now, ids, heads };
             let done = Settled::by(request, Ok(&mut open));
             let failed = done.failure().cloned();
             settled.push(done);
@@ -243,6 +211,7 @@ impl Writer {
                 return Err(error);
             }
         }
+        drop(open);
         Ok(transaction.commit()?)
     }
 }
@@ -253,7 +222,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{Actor, Cause, Expected, NewEvent, StreamId};
+    use crate::{Actor, Append, Cause, Expected, NewEvent, StreamId};
 
     fn writer() -> (TempDir, Writer, watch::Receiver<u64>) {
         let folder = tempfile::tempdir().unwrap();
@@ -263,16 +232,21 @@ mod tests {
         (folder, writer, position)
     }
 
-    /// Commits appends as one group; the outcome of each.
+    /// Commits appends, in one group if it holds them; the outcome of each.
     fn commit(writer: &mut Writer, group: Vec<Vec<Append>>) -> Vec<Result<Vec<Appended>, AppendError>> {
-        let (group, outcomes): (Vec<_>, Vec<_>) = group
-            .into_iter()
-            .map(|appends| {
-                let (reply, outcome) = oneshot::channel();
-                (Request::Append { appends, reply }, outcome)
-            })
-            .unzip();
-        writer.commit(group).into_iter().for_each(Settled::answer);
+        let (asking, mut messages) = mpsc::channel(group.len());
+        let ask = |appends| {
+            let (reply, outcome) = oneshot::channel();
+            let appends = Vec::into_iter(appends).map(|append| Prepared::new(append).unwrap()).collect();
+            asking.try_send(Message::Request(Request::Append { appends, reply })).unwrap();
+            outcome
+        };
+        let outcomes: Vec<_> = group.into_iter().map(ask).collect();
+        let mut settled = Vec::new();
+        while let Ok(first) = messages.try_recv() {
+            writer.commit(&mut Group::new(Some(first), &mut messages, Hope::default()), &mut settled);
+        }
+        settled.into_iter().for_each(Settled::answer);
         outcomes.into_iter().map(|mut outcome| outcome.try_recv().unwrap()).collect()
     }
 

@@ -160,6 +160,7 @@ fn check(path: &Path, before: u64, said: &Said) -> u64 {
         assert!(traces.is_disjoint(&said.erased));
         let kept = texts.keys().filter(|text| !traces.contains(text)).count();
         assert_eq!(kept, 0, "every text that is there is seen where traces are looked for");
+        assert!(Journal::open_read_only(path).unwrap().verify().unwrap().problems.is_empty());
         now
     })
 }

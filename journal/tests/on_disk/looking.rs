@@ -72,7 +72,7 @@ async fn a_reader_writes_nothing() {
     assert!(matches!(Journal::open_read_only(&empty), Err(OpenError::NotAJournal { .. })));
     disk.stranger().pragma_update(None, "user_version", 9).unwrap();
     let refused = Journal::open_read_only(&disk.path()).unwrap_err();
-    assert!(matches!(refused, OpenError::Newer { found: 9, supported: 2, .. }), "{refused:?}");
+    assert!(matches!(refused, OpenError::Newer { found: 9, supported: 3, .. }), "{refused:?}");
 }
 
 fn problems(disk: &OnDisk) -> Vec<String> {
@@ -101,6 +101,10 @@ async fn what_is_wrong_is_found() {
         "UPDATE events SET cause = '{\"type\":\"command\"}' WHERE position = 8",
         "UPDATE events SET data = '{\"amount\":\"many\"}' WHERE position = 6",
         "UPDATE events SET data = '{\"amount\":5}' WHERE position = 6",
+        "UPDATE events SET before = 4 WHERE position = 6",
+        "UPDATE events SET jump = 2 WHERE position = 6",
+        "UPDATE streams SET version = 3, last = 5 WHERE stream = 1",
+        "UPDATE streams SET last = 2 WHERE stream = 2",
         "INSERT INTO streams (kind, id) VALUES ('counter', 'empty')",
         "INSERT INTO keys VALUES ('beyond', 8, 9), ('crossed', 3, 2)",
         "UPDATE snapshots SET state = 'x' WHERE stream = 1",
@@ -117,7 +121,7 @@ async fn what_is_wrong_is_found() {
     DELETE FROM events WHERE position = 2
       journal goes on at position 3, expected position 2
       stream counter/a goes on at version 3, expected version 2
-      stream counter/a goes on at version 3, expected version 2
+      event 2 of stream counter/a does not stand at position 2, where it is looked for
     UPDATE events SET actor = 'nobody' WHERE position = 3
       event at position 3 has an unreadable actor
       event at position 3 has an unreadable actor
@@ -127,6 +131,17 @@ async fn what_is_wrong_is_found() {
       event 4 of stream counter/a does not decode
     UPDATE events SET data = '{"amount":5}' WHERE position = 6
       snapshot of stream counter/a at version 4 differs from the fold of its events
+    UPDATE events SET before = 4 WHERE position = 6
+      event 3 of stream counter/a does not stand at position 4, where it is looked for
+      event 3 of stream counter/a does not stand at position 4, where it is looked for
+    UPDATE events SET jump = 2 WHERE position = 6
+      event 3 of stream counter/a does not stand at position 2, where it is looked for
+    UPDATE streams SET version = 3, last = 5 WHERE stream = 1
+      stream counter/a is said to end at version 3, its last event has version 4
+      snapshot of stream counter/a cannot be used: it is of version 4, which its stream has not got to
+    UPDATE streams SET last = 2 WHERE stream = 2
+      event 3 of stream counter/b does not stand at position 2, where it is looked for
+      event 3 of stream counter/b does not stand at position 2, where it is looked for
     INSERT INTO streams (kind, id) VALUES ('counter', 'empty')
       stream counter/empty has no events
     INSERT INTO keys VALUES ('beyond', 8, 9), ('crossed', 3, 2)

@@ -6,6 +6,7 @@ mod fixture;
 mod folding;
 mod forgetting;
 mod killing;
+mod linking;
 mod looking;
 mod migrating;
 mod opening;

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use journal::{Expected, Journal, NewEvent, OpenError};
-use rusqlite::Connection;
+use rusqlite::types::Value;
+use rusqlite::{Connection, Row};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::fixture::{Counter, added, append, append_raw, counter, keyed, noon};
+use crate::fixture::{Counter, added, append, append_raw, counter, keyed, noon, versions};
 
 /// The schema as version 1 made it.
 const VERSION_1: &str = "
@@ -56,11 +57,50 @@ const VERSION_1: &str = "
     COMMIT;
 ";
 
+/// What version 2 added, and a thousand events, in turns of two streams.
+const VERSION_2: &str = "
+    BEGIN;
+    CREATE TABLE texts (
+        text    INTEGER PRIMARY KEY,
+        id      BLOB NOT NULL UNIQUE,
+        time_us INTEGER NOT NULL,
+        body    TEXT
+    ) STRICT;
+    CREATE INDEX texts_by_time ON texts (time_us) WHERE body IS NOT NULL;
+    CREATE TRIGGER texts_stay BEFORE DELETE ON texts
+        BEGIN SELECT RAISE(ABORT, 'texts are erased, not deleted'); END;
+    CREATE TRIGGER texts_stand BEFORE UPDATE ON texts
+        WHEN NEW.body IS NOT NULL OR NEW.text IS NOT OLD.text OR NEW.id IS NOT OLD.id
+            OR NEW.time_us IS NOT OLD.time_us
+        BEGIN SELECT RAISE(ABORT, 'texts are never changed'); END;
+    CREATE TABLE snapshots (
+        stream       INTEGER NOT NULL REFERENCES streams,
+        fold         TEXT NOT NULL,
+        fold_version INTEGER NOT NULL,
+        version      INTEGER NOT NULL,
+        state        TEXT NOT NULL,
+        PRIMARY KEY (stream, fold)
+    ) STRICT;
+    INSERT INTO streams VALUES (2, 'counter', 'b');
+    WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < 999)
+    INSERT INTO events
+        SELECT n + 3, 1 + n % 2, n / 2 + iif(n % 2 = 0, 3, 1), randomblob(16), n, '{\"type\":\"gateway\"}',
+            '{\"type\":\"none\"}', 'counter.added', 1, 0, '{\"amount\": ' || n || ' }'
+        FROM numbers;
+    INSERT INTO texts VALUES (1, x'00000000000000000000000000000007', 0, 'said');
+    PRAGMA user_version = 2;
+    COMMIT;
+";
+
 /// A folder with a journal of version 1, which was closed.
 fn old() -> (TempDir, PathBuf) {
+    made_by(VERSION_1)
+}
+
+fn made_by(statements: &str) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal.db");
-    Connection::open(&path).unwrap().execute_batch(VERSION_1).unwrap();
+    Connection::open(&path).unwrap().execute_batch(statements).unwrap();
     (folder, path)
 }
 
@@ -94,7 +134,7 @@ async fn an_older_file_is_backed_up_and_brought_up_to_date() {
     let loaded = journal.load::<Counter>(&counter("a")).await.unwrap();
     journal.snapshot(&counter("a"), &loaded).await.unwrap();
     journal.close().await;
-    assert_eq!(version(&path), 2);
+    assert_eq!(version(&path), 3);
 
     assert_eq!(names(&folder), ["journal.db", "journal.db.backup-v1"]);
     assert_eq!(fs::metadata(&backup).unwrap().permissions().mode() & 0o777, 0o600);
@@ -109,6 +149,41 @@ async fn an_older_file_is_backed_up_and_brought_up_to_date() {
     assert_eq!(fs::read(&backup).unwrap(), bytes);
     let restored = Journal::open(&backup, Arc::new(noon())).unwrap();
     assert_eq!(restored.load::<Counter>(&counter("a")).await.unwrap().state.total, 42);
+}
+
+#[tokio::test]
+async fn events_are_linked_and_stay_what_they_were() {
+    let (folder, path) = made_by(&format!("{VERSION_1} {VERSION_2}"));
+    let columns = "position, stream, version, event_id, time_us, actor, cause, kind, kind_version, skippable, data";
+    let rows = |path: &Path| {
+        let connection = Connection::open(path).unwrap();
+        let mut events = connection.prepare(&format!("SELECT {columns} FROM events ORDER BY position")).unwrap();
+        let row = |row: &Row<'_>| (0..11).map(|column| row.get::<_, Value>(column)).collect::<Result<Vec<_>, _>>();
+        events.query_map((), row).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    let before = rows(&path);
+    let journal = Journal::open(&path, Arc::new(noon())).unwrap();
+    let backup = folder.path().join("journal.db.backup-v2");
+    assert_eq!((rows(&path), rows(&backup)), (before.clone(), before));
+
+    for (stream, length) in [("a", 502), ("b", 500)] {
+        for after in [0, 1, 255, 256, 300, 499, length, length + 1] {
+            let read = journal.read(&counter(stream), after).await.unwrap();
+            assert_eq!(versions(&read), (after + 1..=length).collect::<Vec<_>>());
+        }
+        let next = append(&counter(stream), Expected::Version(length), &[added(1)]);
+        assert_eq!(journal.append(next).await.unwrap().last_version, length + 1);
+    }
+    let even: u64 = (0..1000).step_by(2).sum();
+    assert_eq!(journal.load::<Counter>(&counter("a")).await.unwrap().state.total, 42 + even + 1);
+    assert_eq!(journal.texts(vec![Uuid::from_u128(7)]).await.unwrap().len(), 1);
+    let again = keyed("k", append(&counter("a"), Expected::NoStream, &[added(40), added(2)]));
+    assert!(journal.append(again).await.unwrap().repeated);
+    let seen = Journal::open_read_only(&path).unwrap().verify().unwrap();
+    assert_eq!((seen.events, seen.streams, seen.keys, seen.problems.len()), (1004, 2, 1, 0));
+    for statement in ["DELETE FROM events", "UPDATE events SET data = '{}'"] {
+        Connection::open(&path).unwrap().execute(statement, ()).unwrap_err();
+    }
 }
 
 #[tokio::test]
@@ -146,7 +221,7 @@ fn without_a_backup_nothing_is_migrated() {
         assert_eq!(names(&folder), ["journal.db"]);
     }
     drop(Journal::open(&path, Arc::new(noon())).unwrap());
-    assert_eq!(version(&path), 2);
+    assert_eq!(version(&path), 3);
 }
 
 #[test]
@@ -171,8 +246,8 @@ fn who_only_looks_does_not_migrate() {
     let (folder, path) = old();
     let before = fs::read(&path).unwrap();
     let refused = Journal::open_read_only(&path).unwrap_err();
-    assert!(matches!(refused, OpenError::Older { found: 1, supported: 2, .. }));
+    assert!(matches!(refused, OpenError::Older { found: 1, supported: 3, .. }));
     let text = refused.to_string().replace(folder.path().to_str().unwrap(), "FOLDER");
-    insta::assert_snapshot!(text, @"journal FOLDER/journal.db has schema version 1, this program reads version 2");
+    insta::assert_snapshot!(text, @"journal FOLDER/journal.db has schema version 1, this program reads version 3");
     assert_eq!(fs::read(&path).unwrap(), before);
 }

@@ -1,0 +1,90 @@
+//! Which requests share a transaction, and with it a wait for the disk. They are taken one by one,
+//! while the writer writes those before them: who was answered last has the time to ask again.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
+
+use crate::writer::{Message, Request};
+
+/// At most so many requests in one transaction.
+const LIMIT: usize = 256;
+
+/// How many requests a group is likely to have, and how long it may wait for them.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Hope {
+    /// Those that waited and those that were answered when the last group was written.
+    pub(crate) requests: usize,
+    /// In all, not counting the time in which others of the group are written.
+    pub(crate) patience: Duration,
+}
+
+/// The requests of one transaction, in order.
+pub(crate) struct Group<'a> {
+    first: Option<Message>,
+    messages: &'a mut mpsc::Receiver<Message>,
+    hope: Hope,
+    /// How many requests it has had.
+    pub(crate) taken: usize,
+    /// How long it has waited for them.
+    pub(crate) waited: Duration,
+}
+
+impl<'a> Group<'a> {
+    pub(crate) fn new(first: Option<Message>, messages: &'a mut mpsc::Receiver<Message>, hope: Hope) -> Self {
+        Self { first, messages, hope, taken: 0, waited: Duration::ZERO }
+    }
+
+    /// Those that are there, without waiting for more.
+    pub(crate) fn at_once(&mut self) -> &mut Self {
+        self.hope.patience = Duration::ZERO;
+        self
+    }
+
+    /// The next message. Waits a moment for those who were answered last, since they are likely to
+    /// ask again at once: otherwise they and those who ask now would take turns, and each would
+    /// wait for the disk twice. One who asks alone is not kept waiting.
+    fn message(&mut self) -> Option<Message> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
+        let mut since = None;
+        loop {
+            match self.messages.try_recv() {
+                Ok(message) => {
+                    self.waited += since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
+                    return Some(message);
+                }
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) if self.taken >= self.hope.requests => return None,
+                Err(TryRecvError::Empty) => {
+                    let waiting = self.waited + since.get_or_insert_with(Instant::now).elapsed();
+                    if waiting >= self.hope.patience {
+                        self.waited = waiting;
+                        return None;
+                    }
+                    thread::yield_now();
+                }
+            }
+        }
+    }
+}
+
+impl Iterator for Group<'_> {
+    type Item = Request;
+
+    fn next(&mut self) -> Option<Request> {
+        while self.taken < LIMIT {
+            match self.message()? {
+                Message::Request(request) => {
+                    self.taken += 1;
+                    return Some(request);
+                }
+                Message::Close => self.messages.close(),
+            }
+        }
+        None
+    }
+}
