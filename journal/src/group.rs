@@ -26,6 +26,8 @@ pub(crate) struct Group<'a> {
     first: Option<Message>,
     messages: &'a mut mpsc::Receiver<Message>,
     hope: Hope,
+    /// How many requests were there when it began.
+    early: usize,
     /// How many requests it has had.
     pub(crate) taken: usize,
     /// How long it has waited for them.
@@ -34,13 +36,14 @@ pub(crate) struct Group<'a> {
 
 impl<'a> Group<'a> {
     pub(crate) fn new(first: Option<Message>, messages: &'a mut mpsc::Receiver<Message>, hope: Hope) -> Self {
-        Self { first, messages, hope, taken: 0, waited: Duration::ZERO }
+        let early = messages.len() + usize::from(first.is_some());
+        Self { first, messages, hope, early, taken: 0, waited: Duration::ZERO }
     }
 
-    /// Those that are there, without waiting for more.
-    pub(crate) fn at_once(&mut self) -> &mut Self {
-        self.hope.patience = Duration::ZERO;
-        self
+    /// The requests that were there when the group began; the others stay for the next.
+    pub(crate) fn early(&mut self) -> impl Iterator<Item = Request> {
+        let early = self.early;
+        self.take(early)
     }
 
     /// The next message. Waits a moment for those who were answered last, since they are likely to

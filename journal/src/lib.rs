@@ -89,7 +89,8 @@
 //! is moved into it every 4 MB, and emptied after an erasure, at opening and at closing. An
 //! erased text leaves a row of some thirty bytes, without which its neighbours would leave copies.
 //!
-//! An append changes the end of the table of events and its stream's row. There is no index from
+//! An append changes the end of the table of events and its stream's row, and the tables of keys and
+//! texts if it has any. There is no index from
 //! streams to events: each event is linked to those before it, and any is found from its stream's
 //! end in a logarithmic number of steps. A stream that is read from its beginning costs two searches
 //! an event for that, by position.

@@ -5,11 +5,13 @@
 //! random-access stack", 1983): every event is found in a logarithmic number of steps, and an
 //! append changes nothing but the stream's row.
 //!
-//! A link is believed only if the event that stands there is the one that it is to lead to.
+//! A link is believed only if the event that stands there is the one that it is to lead to. The row
+//! is believed where it names an event of its stream: that none comes after it is for
+//! [`crate::Reader::verify`] to see.
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension};
 
-use crate::{ReadError, StreamId};
+use crate::{ReadError, StreamId, store};
 
 /// Where an event stands; all zeros before a stream's first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,8 +146,8 @@ impl<'a> Way<'a> {
         let found = self
             .statement
             .query_row((position,), |row| {
-                let links = Links { before: row.get(0)?, jump: row.get(1)? };
-                Ok((links, row.get::<_, i64>(2)?, row.get::<_, u64>(3)?))
+                let links = Links { before: store::position_of(row, 0)?, jump: store::position_of(row, 1)? };
+                Ok((links, row.get::<_, i64>(2)?, store::version_of(row, 3)?))
             })
             .optional()?;
         match found {

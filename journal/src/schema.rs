@@ -30,8 +30,7 @@ enum Step {
 }
 
 /// What each version of the schema adds to the one before it. A new file runs through them all, an
-/// older one through those that it has not seen; a step that was released is never changed. The
-/// rules for foreign keys are not looked after meanwhile.
+/// older one through those that it has not seen; a step that was released is never changed.
 const VERSIONS: [&[Step]; 3] = [
     &[Step::Statements(
         "
@@ -134,6 +133,8 @@ const VERSIONS: [&[Step]; 3] = [
         BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END;
     CREATE TRIGGER events_stand BEFORE UPDATE ON events
         BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
+    CREATE TRIGGER streams_stay BEFORE DELETE ON streams
+        BEGIN SELECT RAISE(ABORT, 'streams are never deleted'); END;
     ",
         ),
     ],
@@ -158,9 +159,13 @@ pub(crate) fn version(connection: &Connection, path: &Path) -> Result<Option<i64
     Ok(Some(found))
 }
 
-/// Takes the file from version `found` to the present one, in one transaction. Foreign keys must be
-/// off: a table that others refer to is replaced.
+/// Takes the file from version `found` to the present one, in one transaction.
 pub(crate) fn migrate(connection: &mut Connection, found: i64) -> Result<(), rusqlite::Error> {
+    // A table that others refer to is replaced.
+    connection.pragma_update(None, "foreign_keys", false)?;
+    // No text is erased. Events would be, one table of them, at the price of all its pages in memory.
+    connection.pragma_update_and_check(None, "secure_delete", false, |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for (_, steps) in (1..).zip(VERSIONS).filter(|(version, _)| *version > found) {
         for step in steps {

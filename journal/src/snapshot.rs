@@ -60,7 +60,7 @@ impl Journal {
             let mut outdated = Unused::default();
             let mut statement = connection.prepare_cached(
                 "SELECT k.fold_version, k.version, k.state, k.fold IS NOT NULL,
-                        k.version <= s.version, s.id, s.stream, s.version, s.last
+                        k.version BETWEEN 1 AND s.version, s.id, s.stream, s.version, s.last
                  FROM streams s LEFT JOIN snapshots k ON k.stream = s.stream AND k.fold = ?2
                  WHERE s.kind = ?1 ORDER BY s.id",
             )?;
@@ -175,7 +175,7 @@ pub(crate) enum Spoilt {
 pub(crate) fn one(connection: &Connection, stream: &StreamId, fold: &str) -> Result<Option<Kept>, rusqlite::Error> {
     connection
         .prepare_cached(
-            "SELECT k.fold_version, k.version, k.state, 1, k.version <= s.version
+            "SELECT k.fold_version, k.version, k.state, 1, k.version BETWEEN 1 AND s.version
              FROM streams s JOIN snapshots k ON k.stream = s.stream
              WHERE s.kind = ?1 AND s.id = ?2 AND k.fold = ?3",
         )?

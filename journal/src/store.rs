@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, Transaction};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -43,12 +43,10 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     if mode != "wal" {
         return Err(OpenError::NoWriteAheadLog { path: path.to_owned(), mode });
     }
-    configure(&connection).map_err(storage)?;
     if found != Some(SCHEMA_VERSION) {
-        connection.pragma_update(None, "foreign_keys", false).map_err(storage)?;
         schema::migrate(&mut connection, found.unwrap_or(0)).map_err(storage)?;
-        connection.pragma_update(None, "foreign_keys", true).map_err(storage)?;
     }
+    configure(&connection).map_err(storage)?;
     // What was erased before a crash may still stand in the log.
     empty_log(&connection, Duration::ZERO).map_err(storage)?;
     Ok(connection)
@@ -126,8 +124,18 @@ const STREAM_END: &str = "SELECT stream, version, last FROM streams WHERE kind =
 
 /// A stream's end from the columns stream, version and last, of which the first has this index.
 pub(crate) fn end_from(row: &Row<'_>, first: usize) -> Result<End, rusqlite::Error> {
-    let last = Place { version: row.get(first + 1)?, position: row.get(first + 2)? };
+    let last = Place { version: version_of(row, first + 1)?, position: position_of(row, first + 2)? };
     Ok(End { row: row.get(first)?, last })
+}
+
+/// A version. One that cannot be is one that is never reached, so that its event is missed and not the whole file.
+pub(crate) fn version_of(row: &Row<'_>, column: usize) -> Result<u64, rusqlite::Error> {
+    Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(i64::MAX.unsigned_abs()))
+}
+
+/// A position. One that cannot be is none.
+pub(crate) fn position_of(row: &Row<'_>, column: usize) -> Result<u64, rusqlite::Error> {
+    Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
 }
 
 macro_rules! select_events {
@@ -143,13 +151,16 @@ macro_rules! select_events {
 
 const ONE_EVENT: &str = select_events!("WHERE e.position = ?1");
 
-const LAST_EVENTS: &str = select_events!("AND e.position = s.last WHERE s.kind = ?1 ORDER BY s.id");
-
 /// The `+` keeps `SQLite` from going through the streams of the kind: there may be many, and little that is new.
 const LAST_EVENTS_AFTER: &str =
     select_events!("WHERE e.position > ?2 AND +s.kind = ?1 AND +s.last = e.position ORDER BY e.position");
 
 const ALL_EVENTS: &str = select_events!("WHERE e.position > ?1 ORDER BY e.position");
+
+/// A transaction to read in, unless there is one: each statement outside of it would lock the file anew.
+fn moment(connection: &Connection) -> Result<Option<Transaction<'_>>, rusqlite::Error> {
+    connection.is_autocommit().then(|| connection.unchecked_transaction()).transpose()
+}
 
 /// Of so many events the positions are looked up before they are read.
 const STRIDE: u64 = 256;
@@ -173,8 +184,7 @@ pub(crate) fn visit_until(
     after_version: u64,
     mut visit: impl FnMut(Recorded) -> Result<ControlFlow<()>, ReadError>,
 ) -> Result<(), ReadError> {
-    // Each statement outside of a transaction would lock the file anew.
-    let _moment = if connection.is_autocommit() { Some(connection.unchecked_transaction()?) } else { None };
+    let _moment = moment(connection)?;
     let mut version = after_version;
     while version < end.last.version {
         let stride = (version + 1, end.last.version.min(version + STRIDE));
@@ -195,7 +205,15 @@ pub(crate) fn visit_until(
 
 /// The last event of each stream of a kind, sorted by the streams' ids.
 pub(crate) fn last_events(connection: &Connection, kind: &str) -> Result<Vec<Recorded>, ReadError> {
-    gather(connection, LAST_EVENTS, (kind,))
+    let _moment = moment(connection)?;
+    let mut events = Vec::new();
+    for (stream, end) in ends_of(connection, kind)? {
+        visit_until(connection, &stream, end, end.last.version.saturating_sub(1), |event| {
+            events.push(event);
+            Ok(ControlFlow::Continue(()))
+        })?;
+    }
+    Ok(events)
 }
 
 /// The last event of each stream of a kind that has one after a position, in order.
@@ -278,8 +296,8 @@ pub(crate) fn visit_numbered(connection: &Connection, mut visit: impl FnMut(Numb
     while let Some(row) = rows.next()? {
         visit(Numbered {
             stream: StreamId { kind: row.get(0)?, id: row.get(1)? },
-            place: Place { version: row.get(2)?, position: row.get(3)? },
-            links: Links { before: row.get(12)?, jump: row.get(13)? },
+            place: Place { version: version_of(row, 2)?, position: position_of(row, 3)? },
+            links: Links { before: position_of(row, 12)?, jump: position_of(row, 13)? },
             unreadable: recorded(row).err(),
         });
     }
@@ -301,10 +319,11 @@ pub(crate) fn ends(connection: &Connection) -> Result<Vec<(StreamId, End)>, rusq
     ends.collect()
 }
 
+const ENDS_OF: &str = "SELECT id, stream, version, last FROM streams WHERE kind = ?1 ORDER BY id";
+
 /// The streams of a kind and where they end, sorted by their ids.
 pub(crate) fn ends_of(connection: &Connection, kind: &str) -> Result<Vec<(StreamId, End)>, rusqlite::Error> {
-    let mut statement =
-        connection.prepare_cached("SELECT id, stream, version, last FROM streams WHERE kind = ?1 ORDER BY id")?;
+    let mut statement = connection.prepare_cached(ENDS_OF)?;
     let ends = statement.query_map((kind,), |row| {
         let stream = StreamId { kind: kind.to_owned(), id: row.get(0)? };
         Ok((stream, end_from(row, 1)?))
@@ -383,12 +402,9 @@ mod tests {
     fn nothing_is_searched_that_grows_with_the_journal() {
         let folder = tempfile::tempdir().unwrap();
         let writer = open_writer(&folder.path().join("journal.db")).unwrap();
-        let all = [LAST_EVENTS, LAST_EVENTS_AFTER, ALL_EVENTS, ONE_EVENT, STREAM_END];
+        let all = [LAST_EVENTS_AFTER, ALL_EVENTS, ONE_EVENT, STREAM_END, ENDS_OF];
         let plans = all.map(|sql| plan(&writer, sql));
         insta::assert_snapshot!(plans.join("\n\n"), @"
-        SEARCH s USING INDEX sqlite_autoindex_streams_1 (kind=?)
-        SEARCH e USING INTEGER PRIMARY KEY (rowid=?)
-
         SEARCH e USING INTEGER PRIMARY KEY (rowid>?)
         SEARCH s USING INTEGER PRIMARY KEY (rowid=?)
 
@@ -399,6 +415,8 @@ mod tests {
         SEARCH s USING INTEGER PRIMARY KEY (rowid=?)
 
         SEARCH streams USING INDEX sqlite_autoindex_streams_1 (kind=? AND id=?)
+
+        SEARCH streams USING INDEX sqlite_autoindex_streams_1 (kind=?)
         ");
     }
 }

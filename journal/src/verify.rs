@@ -60,6 +60,12 @@ pub enum Problem {
         /// The version of its last event.
         found: u64,
     },
+    /// Events that are of no stream.
+    #[error("events that are of no stream: {count}")]
+    Stray {
+        /// How many there are.
+        count: u64,
+    },
     /// A stream has no events.
     #[error("stream {stream} has no events")]
     EmptyStream {
@@ -144,7 +150,7 @@ impl Reader {
             }
         }
         drop(check);
-        let mut position = 0;
+        let (mut position, mut visited) = (0, 0);
         let mut streams = HashMap::<StreamId, Seen>::new();
         store::visit_numbered(&moment, |event| {
             let (expected, found) = (position + 1, event.place.position);
@@ -152,21 +158,25 @@ impl Reader {
                 seen.problems.push(Problem::Unreadable(ReadError::PositionGap { expected, found }));
             }
             position = found;
+            visited += 1;
             let stream = streams.entry(event.stream.clone()).or_default();
             seen.problems.extend(stream.pass(&event).into_iter().chain(event.unreadable).map(Problem::Unreadable));
         })?;
         for (stream, end) in store::ends(&moment)? {
-            let last = streams.get(&stream).map_or(Place::default(), |seen| seen.last);
-            seen.problems.extend(match (last.version, end.last) {
-                (0, _) => Some(Problem::EmptyStream { stream }),
-                (found, Place { version: said, .. }) if said != found => {
-                    Some(Problem::WrongEnd { stream, said, found })
-                }
-                (version, Place { position, .. }) if position != last.position => {
-                    Some(Problem::Unreadable(ReadError::Unlinked { stream, version, position }))
-                }
-                _ => None,
-            });
+            let Some(Seen { last, .. }) = streams.get(&stream) else {
+                seen.problems.push(Problem::EmptyStream { stream });
+                continue;
+            };
+            let (said, found) = (end.last.version, last.version);
+            if said != found {
+                seen.problems.push(Problem::WrongEnd { stream, said, found });
+            } else if end.last.position != last.position {
+                let (version, position) = (said, end.last.position);
+                seen.problems.push(Problem::Unreadable(ReadError::Unlinked { stream, version, position }));
+            }
+        }
+        if visited < seen.events {
+            seen.problems.push(Problem::Stray { count: seen.events - visited });
         }
         let mut keys = moment.prepare(
             "SELECT key, first_position, last_position FROM keys

@@ -149,10 +149,12 @@ impl Writer {
         let mut settled = Vec::new();
         loop {
             // Where several are likely to ask again at once, the transaction is opened meanwhile.
-            let first = if self.hope.requests > 1 { None } else { messages.blocking_recv() };
-            if first.is_none() && self.hope.requests <= 1 {
-                return; // Nobody is left to ask.
-            }
+            let first = if self.hope.requests > 1 {
+                None
+            } else {
+                let Some(first) = messages.blocking_recv() else { return };
+                Some(first)
+            };
             let began = Instant::now();
             let mut group = Group::new(first, &mut messages, self.hope);
             self.commit(&mut group, &mut settled);
@@ -175,8 +177,10 @@ impl Writer {
                 self.heads.clear();
                 let failed: Vec<_> = settled.drain(..).map(|done| done.failed(&error)).collect();
                 settled.extend(failed);
-                // Whoever waits would meet the same, and may have waited long for it.
-                settled.extend(group.at_once().map(|request| Settled::by(request, Err(&error))));
+                if group.taken == 0 {
+                    // It could not be begun, and they have waited as long as it was tried.
+                    settled.extend(group.early().map(|request| Settled::by(request, Err(&error))));
+                }
                 tracing::error!(%error, requests = settled.len(), "a transaction failed and was rolled back");
             }
         }
@@ -339,6 +343,35 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_later_is_not_failed_with_those_who_waited() {
+        let (folder, mut writer, _position) = writer();
+        let (asking, mut messages) = mpsc::channel(8);
+        let ask = |stream: &str| {
+            let (reply, outcome) = oneshot::channel();
+            let append = one(stream, Expected::NoStream, None, "1").remove(0);
+            let appends = vec![Prepared::new(append).unwrap()];
+            asking.try_send(Message::Request(Request::Append { appends, reply })).unwrap();
+            outcome
+        };
+        let early = [ask("a"), ask("b")];
+        let stranger = Connection::open(folder.path().join("journal.db")).unwrap();
+        stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
+        writer.connection.busy_timeout(Duration::ZERO).unwrap();
+        let mut settled = Vec::new();
+        let mut group = Group::new(None, &mut messages, Hope::default());
+        let mut later = ask("c");
+        writer.commit(&mut group, &mut settled);
+        settled.drain(..).for_each(Settled::answer);
+        for mut outcome in early {
+            assert!(matches!(outcome.try_recv().unwrap(), Err(AppendError::Storage(_))));
+        }
+        stranger.execute_batch("ROLLBACK").unwrap();
+        writer.commit(&mut Group::new(None, &mut messages, Hope::default()), &mut settled);
+        settled.drain(..).for_each(Settled::answer);
+        assert_eq!(later.try_recv().unwrap().unwrap()[0].position, 1);
+    }
+
+    #[test]
     fn what_another_program_appended_is_seen() {
         let (folder, writer, _position) = writer();
         let connection = store::open_writer(&folder.path().join("journal.db")).unwrap();
@@ -377,8 +410,8 @@ mod tests {
         let group = || {
             vec![
                 one("a", Expected::NoStream, None, "1"),
-                one("b", Expected::NoStream, None, &large),
-                one("c", Expected::NoStream, None, "3"),
+                one("b", Expected::NoStream, None, "2"),
+                one("c", Expected::NoStream, None, &large),
             ]
         };
         assert!(commit(&mut writer, group()).iter().all(|o| matches!(o, Err(AppendError::Storage(_)))));

@@ -105,10 +105,15 @@ async fn what_is_wrong_is_found() {
         "UPDATE events SET jump = 2 WHERE position = 6",
         "UPDATE streams SET version = 3, last = 5 WHERE stream = 1",
         "UPDATE streams SET last = 2 WHERE stream = 2",
+        "UPDATE events SET before = -1 WHERE position = 6",
+        "UPDATE streams SET version = -1 WHERE stream = 1",
+        "UPDATE streams SET last = -1 WHERE stream = 3",
+        "DROP TRIGGER streams_stay; DELETE FROM streams WHERE kind = 'door'",
         "INSERT INTO streams (kind, id) VALUES ('counter', 'empty')",
         "INSERT INTO keys VALUES ('beyond', 8, 9), ('crossed', 3, 2)",
         "UPDATE snapshots SET state = 'x' WHERE stream = 1",
         "UPDATE snapshots SET version = 9 WHERE stream = 1",
+        "UPDATE snapshots SET version = 0 WHERE stream = 1",
         "UPDATE snapshots SET version = 3 WHERE stream = 1",
         "PRAGMA writable_schema = ON; DELETE FROM sqlite_schema WHERE name = 'texts_by_time'",
     ] {
@@ -142,6 +147,17 @@ async fn what_is_wrong_is_found() {
     UPDATE streams SET last = 2 WHERE stream = 2
       event 3 of stream counter/b does not stand at position 2, where it is looked for
       event 3 of stream counter/b does not stand at position 2, where it is looked for
+    UPDATE events SET before = -1 WHERE position = 6
+      event 3 of stream counter/a does not stand at position 0, where it is looked for
+      event 3 of stream counter/a does not stand at position 0, where it is looked for
+    UPDATE streams SET version = -1 WHERE stream = 1
+      stream counter/a is said to end at version 9223372036854775807, its last event has version 4
+      event 9223372036854775807 of stream counter/a does not stand at position 6, where it is looked for
+      snapshot of stream counter/a cannot be used: it is of version 4, which its stream has not got to
+    UPDATE streams SET last = -1 WHERE stream = 3
+      event 1 of stream door/x does not stand at position 0, where it is looked for
+    DROP TRIGGER streams_stay; DELETE FROM streams WHERE kind = 'door'
+      events that are of no stream: 1
     INSERT INTO streams (kind, id) VALUES ('counter', 'empty')
       stream counter/empty has no events
     INSERT INTO keys VALUES ('beyond', 8, 9), ('crossed', 3, 2)
@@ -151,6 +167,8 @@ async fn what_is_wrong_is_found() {
       snapshot of stream counter/a cannot be used: it does not decode: expected value at line 1 column 1
     UPDATE snapshots SET version = 9 WHERE stream = 1
       snapshot of stream counter/a cannot be used: it is of version 9, which its stream has not got to
+    UPDATE snapshots SET version = 0 WHERE stream = 1
+      snapshot of stream counter/a cannot be used: it is of version 0, which its stream has not got to
     UPDATE snapshots SET version = 3 WHERE stream = 1
       snapshot of stream counter/a at version 3 differs from the fold of its events
     PRAGMA writable_schema = ON; DELETE FROM sqlite_schema WHERE name = 'texts_by_time'
