@@ -125,17 +125,23 @@ async fn a_command_with_a_credential_in_it_is_refused_taken_back_and_nowhere_on_
     let made = [ProjectEvent::Reserved(Spec::example("/srv/app")), ProjectEvent::Registered];
     registry.append(session.project, &made, Actor::Gateway, Cause::None).await.expect("it is journaled");
     sessions.accept(&session, &said("$waits", "hello"), "hello", Role::Admin).await.expect("it is accepted");
-    let edit = Edited {
+    let edit = |edit_id: &str, text: &str| Edited {
         room: room(),
         event_id: "$waits".into(),
-        edit_id: "$edit".into(),
+        edit_id: edit_id.into(),
         sender: ann(),
-        text: "!new project a --git https://ann:s3c/s3cret@h/a".into(),
+        text: text.into(),
     };
-    life.gateway.intake.edited(edit).await.expect("it is taken");
+    let exposing = edit("$edit", "!new project a --git https://ann:s3c/s3cret@h/a");
+    life.gateway.intake.edited(exposing).await.expect("it is taken");
     assert_eq!(life.heard.taken_back.recv().await.as_deref(), Some("$edit"));
     let told = life.hear().await;
     assert!(told.markdown.starts_with('⚠') && !told.markdown.contains("s3c"), "{}", told.markdown);
+    // One that masking hides everywhere else is taken out of the room without a word.
+    let masked = edit("$masked", "!git fetch https://ann:s3cret@h/a");
+    life.gateway.intake.edited(masked).await.expect("it is taken");
+    assert_eq!(life.heard.taken_back.recv().await.as_deref(), Some("$masked"));
+    assert!(life.heard.sent.try_recv().is_err());
 
     life.say("$kept", "!new project A --git https://example.org/a").await;
     assert!(life.hear().await.markdown.contains('⚠'));
