@@ -138,18 +138,24 @@ pub(crate) fn position_of(row: &Row<'_>, column: usize) -> Result<u64, rusqlite:
     Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
 }
 
+/// The columns of an event, the first of a row, and of what tells its stream, the last.
 macro_rules! select_events {
-    ($which:literal) => {
+    ($stream:literal FROM $tables:literal $which:literal) => {
         concat!(
-            "SELECT s.kind, s.id, e.version, e.position, e.event_id, e.time_us, e.actor, e.cause,
-                    e.kind, e.kind_version, e.skippable, e.data, e.before, e.jump
-             FROM streams s JOIN events e ON e.stream = s.stream ",
+            "SELECT e.version, e.position, e.event_id, e.time_us, e.actor, e.cause, e.kind, e.kind_version,
+                    e.skippable, e.data, e.before, e.jump, ",
+            $stream,
+            " FROM ",
+            $tables,
             $which
         )
     };
+    ($which:literal) => {
+        select_events!("s.kind, s.id" FROM "streams s JOIN events e ON e.stream = s.stream " $which)
+    };
 }
 
-const ONE_EVENT: &str = select_events!("WHERE e.position = ?1");
+const ONE_EVENT: &str = select_events!("e.stream" FROM "events e " "WHERE e.position = ?1");
 
 /// The `+` keeps `SQLite` from going through the streams of the kind: there may be many, and little that is new.
 const LAST_EVENTS_AFTER: &str =
@@ -191,10 +197,14 @@ pub(crate) fn visit_until(
         let mut statement = connection.prepare_cached(ONE_EVENT)?;
         for position in links::positions(connection, stream, end, stride)? {
             version += 1;
-            let event = statement.query_row((position,), |row| Ok(recorded(row))).optional()?.transpose()?;
-            let Some(event) = event.filter(|event| event.version == version && event.stream == *stream) else {
+            let read = |row: &Row<'_>| Ok((row.get::<_, i64>(12)?, recorded(row, stream.clone())));
+            let Some((row, event)) = statement.query_row((position,), read).optional()? else {
                 return Err(ReadError::Unlinked { stream: stream.clone(), version, position });
             };
+            let event = event?;
+            if (row, event.version) != (end.row, version) {
+                return Err(ReadError::Unlinked { stream: stream.clone(), version, position });
+            }
             if visit(event)?.is_break() {
                 return Ok(());
             }
@@ -273,7 +283,7 @@ fn visit_events(
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query(params)?;
     while let Some(row) = rows.next()? {
-        if visit(recorded(row)?)?.is_break() {
+        if visit(recorded(row, stream_of(row)?)?)?.is_break() {
             break;
         }
     }
@@ -294,11 +304,12 @@ pub(crate) fn visit_numbered(connection: &Connection, mut visit: impl FnMut(Numb
     let mut statement = connection.prepare(select_events!("ORDER BY e.position"))?;
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
+        let stream = stream_of(row)?;
         visit(Numbered {
-            stream: StreamId { kind: row.get(0)?, id: row.get(1)? },
-            place: Place { version: version_of(row, 2)?, position: position_of(row, 3)? },
-            links: Links { before: position_of(row, 12)?, jump: position_of(row, 13)? },
-            unreadable: recorded(row).err(),
+            place: Place { version: version_of(row, 0)?, position: position_of(row, 1)? },
+            links: Links { before: position_of(row, 10)?, jump: position_of(row, 11)? },
+            unreadable: recorded(row, stream.clone()).err(),
+            stream,
         });
     }
     Ok(())
@@ -331,22 +342,27 @@ pub(crate) fn ends_of(connection: &Connection, kind: &str) -> Result<Vec<(Stream
     ends.collect()
 }
 
-/// An event from a row of [`select_events`].
-fn recorded(row: &Row<'_>) -> Result<Recorded, ReadError> {
-    let position = row.get(3)?;
-    let time = Timestamp::from_microsecond(row.get(5)?).map_err(|error| corrupt(position, "time_us", error))?;
+/// The stream of an event, from a row of [`select_events`] that tells it by name.
+fn stream_of(row: &Row<'_>) -> Result<StreamId, rusqlite::Error> {
+    Ok(StreamId { kind: row.get(12)?, id: row.get(13)? })
+}
+
+/// An event of a stream, from a row of [`select_events`].
+fn recorded(row: &Row<'_>, stream: StreamId) -> Result<Recorded, ReadError> {
+    let position = row.get(1)?;
+    let time = Timestamp::from_microsecond(row.get(3)?).map_err(|error| corrupt(position, "time_us", error))?;
     Ok(Recorded {
-        stream: StreamId { kind: row.get(0)?, id: row.get(1)? },
-        version: row.get(2)?,
+        stream,
+        version: row.get(0)?,
         position,
-        id: Uuid::from_bytes(row.get(4)?),
+        id: Uuid::from_bytes(row.get(2)?),
         time,
-        actor: json(row, position, (6, "actor"))?,
-        cause: json(row, position, (7, "cause"))?,
-        kind: row.get(8)?,
-        kind_version: row.get(9)?,
-        skippable: row.get(10)?,
-        data: RawValue::from_string(row.get(11)?).map_err(|error| corrupt(position, "data", error))?,
+        actor: json(row, position, (4, "actor"))?,
+        cause: json(row, position, (5, "cause"))?,
+        kind: row.get(6)?,
+        kind_version: row.get(7)?,
+        skippable: row.get(8)?,
+        data: RawValue::from_string(row.get(9)?).map_err(|error| corrupt(position, "data", error))?,
     })
 }
 
@@ -412,7 +428,6 @@ mod tests {
         SEARCH s USING INTEGER PRIMARY KEY (rowid=?)
 
         SEARCH e USING INTEGER PRIMARY KEY (rowid=?)
-        SEARCH s USING INTEGER PRIMARY KEY (rowid=?)
 
         SEARCH streams USING INDEX sqlite_autoindex_streams_1 (kind=? AND id=?)
 
