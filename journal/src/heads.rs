@@ -50,7 +50,7 @@ impl Heads {
         let index = if let Some(index) = self.index(connection, stream)? {
             index
         } else {
-            let row = store::insert_stream(connection, stream)?;
+            let row = insert(connection, stream)?;
             self.remember(stream, Head { row, spine: Spine::default() })
         };
         Ok(&mut self.ends[index])
@@ -79,4 +79,9 @@ impl Heads {
         self.known.clear();
         self.ends.clear();
     }
+}
+
+/// Makes a stream that has no events yet. Returns its row.
+fn insert(connection: &Connection, stream: &StreamId) -> Result<i64, rusqlite::Error> {
+    connection.prepare_cached("INSERT INTO streams (kind, id) VALUES (?1, ?2)")?.insert((&stream.kind, &stream.id))
 }

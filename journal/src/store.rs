@@ -110,11 +110,6 @@ pub(crate) fn position(connection: &Connection) -> Result<u64, rusqlite::Error> 
     connection.query_row("SELECT coalesce(max(position), 0) FROM events", (), |row| row.get(0))
 }
 
-/// Makes a stream that has no events yet. Returns its row.
-pub(crate) fn insert_stream(connection: &Connection, stream: &StreamId) -> Result<i64, rusqlite::Error> {
-    connection.prepare_cached("INSERT INTO streams (kind, id) VALUES (?1, ?2)")?.insert((&stream.kind, &stream.id))
-}
-
 /// Where a stream ends, if it exists.
 pub(crate) fn end(connection: &Connection, stream: &StreamId) -> Result<Option<End>, rusqlite::Error> {
     connection.prepare_cached(STREAM_END)?.query_row((&stream.kind, &stream.id), |row| end_from(row, 0)).optional()

@@ -20,8 +20,8 @@ use crate::forward::{self, Gate};
 use crate::git;
 use crate::links::{self, Links};
 use crate::log::RecentLog;
-use crate::memory::Memory;
 use crate::model;
+use crate::room::Room;
 use crate::snapshots::Snapshots;
 use crate::sshd::Sshd;
 use crate::supervised::Supervision;
@@ -59,7 +59,7 @@ pub struct Settings {
     /// Seconds that a turn waits when the model's service limits the rate and does not say until when
     #[arg(long, default_value_t = 300)]
     limit_backoff_secs: u64,
-    /// Where the kernel shows cgroups, for the memory that there is
+    /// Where the kernel shows cgroups, for the room that there is
     #[arg(long, default_value = "/sys/fs/cgroup", hide = true)]
     cgroups: PathBuf,
     /// Run no sshd
@@ -110,7 +110,7 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
         workspace: settings.workspace,
         surroundings,
         supervision,
-        warm: Warm::new(Memory { cgroups: settings.cgroups, proc: "/proc".into() }),
+        warm: Warm::new(Room { cgroups: settings.cgroups, proc: "/proc".into() }),
         limit_backoff: Duration::from_secs(settings.limit_backoff_secs),
         snapshots: Snapshots::new(workspace.clone()),
     };
@@ -140,7 +140,7 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
     {
         let shutdown = shutdown.clone();
         let turns = turns.clone();
-        tasks.spawn(async move { shutdown.run_until_cancelled(turns.watch_memory()).await });
+        tasks.spawn(async move { shutdown.run_until_cancelled(turns.watch_room()).await });
     }
     {
         let shutdown = shutdown.clone();

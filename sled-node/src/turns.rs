@@ -263,9 +263,9 @@ impl Turns {
         self.shared.model_gate.clone()
     }
 
-    /// Sees to it that agents that wait do not take the memory that others need, for as long as it is polled.
-    pub async fn watch_memory(&self) {
-        self.shared.site.warm.watch_memory().await;
+    /// Sees to it that agents that wait do not take the room that others need, for as long as it is polled.
+    pub async fn watch_room(&self) {
+        self.shared.site.warm.watch_room().await;
     }
 
     /// Erases the texts of turns that are over, as far as they were stored before `before`; the gateway has no more need of them.

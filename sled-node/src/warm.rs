@@ -17,10 +17,10 @@ use uuid::Uuid;
 use crate::agent::live::{LiveAgent, Sound};
 use crate::agent::stream_json;
 use crate::lines::Line;
-use crate::memory::{Left, Memory};
+use crate::room::{Left, Room};
 use crate::supervised::News;
 
-/// How many agents wait at most, by how much memory is left. The one that has waited longest goes first.
+/// How many agents wait at most, by how much room is left. The one that has waited longest goes first.
 fn most(left: Left) -> usize {
     match left {
         Left::Short => 0,
@@ -29,7 +29,7 @@ fn most(left: Left) -> usize {
     }
 }
 
-/// So many take little enough for nobody to look at memory on their account more often than [`LOOK_EVERY`] and at each start of a turn.
+/// So many take little enough for nobody to look at room on their account more often than [`LOOK_EVERY`] and at each start of a turn.
 const FEW: usize = 4;
 
 /// The longest that an agent waits, whatever is asked for.
@@ -61,7 +61,7 @@ pub struct Warm {
 }
 
 struct Shared {
-    memory: Memory,
+    room: Room,
     waiting: Mutex<Waiting>,
     tasks: TaskTracker,
 }
@@ -98,9 +98,9 @@ enum Wish {
 }
 
 impl Warm {
-    /// Nobody waits yet. Where memory is short by `memory`, nobody goes on waiting.
-    pub fn new(memory: Memory) -> Self {
-        Self { shared: Arc::new(Shared { memory, waiting: Mutex::default(), tasks: TaskTracker::new() }) }
+    /// Nobody waits yet. Where room is short by `room`, nobody goes on waiting.
+    pub fn new(room: Room) -> Self {
+        Self { shared: Arc::new(Shared { room, waiting: Mutex::default(), tasks: TaskTracker::new() }) }
     }
 
     /// The agent of `session`, if one of that kind waits. When there is none, none of the session lives.
@@ -157,31 +157,31 @@ impl Warm {
         Some(own)
     }
 
-    /// Of more than `unasked`, asks one to end that there is no memory for.
+    /// Of more than `unasked`, asks one to end that there is no room for.
     fn one_too_many(&self, unasked: usize) -> Option<Handle> {
         if self.waiting().count() <= unasked {
             return None;
         }
-        let most = most(self.shared.memory.left());
+        let most = most(self.shared.room.left());
         let mut waiting = self.waiting();
         if waiting.count() > most { waiting.dismiss_oldest(None) } else { None }
     }
 
-    /// Ends agents that wait until memory is no longer short, but not the one of `session`.
+    /// Ends agents that wait until room is no longer short, but not the one of `session`.
     pub async fn make_room(&self, session: Uuid) {
-        while self.waiting().count() > 0 && self.shared.memory.left() == Left::Short {
+        while self.waiting().count() > 0 && self.shared.room.left() == Left::Short {
             let Some(oldest) = self.waiting().dismiss_oldest(Some(session)) else { return };
-            tracing::warn!(session = %oldest.session, "a waiting agent is ended: memory is short");
+            tracing::warn!(session = %oldest.session, "a waiting agent is ended: memory or processes are short");
             self.end(&oldest).await;
         }
     }
 
-    /// Ends those that there is no memory for, for as long as it is polled.
-    pub async fn watch_memory(&self) {
+    /// Ends those that there is no room for, for as long as it is polled.
+    pub async fn watch_room(&self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             while let Some(oldest) = self.one_too_many(0) {
-                tracing::info!(session = %oldest.session, "a waiting agent is ended: there is not memory for so many");
+                tracing::info!(session = %oldest.session, "a waiting agent is ended: there is no room for so many");
                 self.end(&oldest).await;
             }
         }

@@ -7,7 +7,7 @@ use journal::{Append, Cause, Expected, NewEvent};
 use link::requests::{Agent, AgentSession, Permissions};
 
 use super::*;
-use crate::memory::Memory;
+use crate::room::Room;
 use crate::workspace::Workspace;
 
 /// Turns of a sled that finds no program to supervise by, so that each fails at its start.
@@ -21,7 +21,7 @@ async fn turns(folder: &std::path::Path) -> Turns {
         model_port: 1,
     };
     let supervision = Supervision { sled, run_dir: folder.to_owned() };
-    let warm = Warm::new(Memory { cgroups: folder.join("cgroup"), proc: folder.join("proc") });
+    let warm = Warm::new(Room { cgroups: folder.join("cgroup"), proc: folder.join("proc") });
     let (workspace, limit_backoff) = (folder.to_owned(), Duration::ZERO);
     let environment = surroundings.environment.clone();
     let files = Workspace { directory: workspace.clone(), environment, supervision: supervision.clone() };

@@ -1,25 +1,26 @@
-//! How much memory is left in this container, by its cgroup (v1 or v2) and by the machine.
+//! How much room is left in this container: memory, by its cgroup (v1 or v2) and by the machine, and
+//! processes, by its cgroup. A thread counts as a process there.
 //!
 //! It reads, at the moment of asking; it ends nothing.
 
 use std::path::{Path, PathBuf};
 
-/// Memory is short when less than this part of what there may be is left.
+/// Room is short when less than this part of what there may be is left.
 const SHORT: u64 = 8;
 
 /// It is ample when at least this part is.
 const AMPLE: u64 = 2;
 
-/// Where the kernel tells of memory.
+/// Where the kernel tells of room.
 #[derive(Debug, Clone)]
-pub struct Memory {
+pub struct Room {
     /// Where cgroups are mounted: `/sys/fs/cgroup`.
     pub cgroups: PathBuf,
     /// Where processes are: `/proc`.
     pub proc: PathBuf,
 }
 
-/// How much is left of the container's memory or of the machine's, whichever is nearer its end.
+/// How much is left of the container's memory, of its processes, or of the machine's memory, whichever is nearest its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Left {
     /// Less than an eighth: what is not needed should go.
@@ -30,16 +31,16 @@ pub enum Left {
     Ample,
 }
 
-/// Memory in bytes.
+/// Memory in bytes, or processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Room {
+struct Amount {
     limit: u64,
     left: u64,
     /// What files take that were used again: the kernel parts with that, too, but not gladly.
     cached: u64,
 }
 
-impl Room {
+impl Amount {
     fn judged(self) -> Left {
         match self {
             Self { limit, left, .. } if left < limit / SHORT => Left::Short,
@@ -49,37 +50,40 @@ impl Room {
     }
 }
 
-impl Memory {
+impl Room {
     /// How much is left. What cannot be read limits nothing.
     pub fn left(&self) -> Left {
-        [self.of_cgroup(), self.of_machine()].into_iter().flatten().map(Room::judged).min().unwrap_or(Left::Ample)
+        let memory = self.of_cgroup("memory", |place| memory(place, &V2).or_else(|| memory(place, &V1)));
+        let all = [memory, self.of_cgroup("pids", processes), self.of_machine()];
+        all.into_iter().flatten().map(Amount::judged).min().unwrap_or(Left::Ample)
     }
 
-    fn of_cgroup(&self) -> Option<Room> {
+    /// What `read` finds in the first of the container's own cgroups that has it.
+    fn of_cgroup(&self, controller: &str, read: impl Fn(&Path) -> Option<Amount>) -> Option<Amount> {
         let groups = std::fs::read_to_string(self.proc.join("self/cgroup")).unwrap_or_default();
-        let v1 = self.cgroups.join("memory");
+        let v1 = self.cgroups.join(controller);
         // In a container whose cgroups are not namespaced the path is the host's, and what is mounted is the container's own.
         let places = groups.lines().filter_map(|line| {
             let mut fields = line.splitn(3, ':');
             let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?.trim_start_matches('/'));
             match controllers {
                 "" => Some(self.cgroups.join(path)),
-                _ if controllers.split(',').any(|name| name == "memory") => Some(v1.join(path)),
+                _ if controllers.split(',').any(|name| name == controller) => Some(v1.join(path)),
                 _ => None,
             }
         });
         let places: Vec<PathBuf> = places.chain([v1.clone(), self.cgroups.clone()]).collect();
-        places.iter().find_map(|place| room(place, &V2).or_else(|| room(place, &V1)))
+        places.iter().find_map(|place| read(place))
     }
 
-    fn of_machine(&self) -> Option<Room> {
+    fn of_machine(&self) -> Option<Amount> {
         let info = std::fs::read_to_string(self.proc.join("meminfo")).ok()?;
         let kilobytes = |name| field(&info, name)?.checked_mul(1024);
-        Some(Room { limit: kilobytes("MemTotal:")?, left: kilobytes("MemAvailable:")?, cached: 0 })
+        Some(Amount { limit: kilobytes("MemTotal:")?, left: kilobytes("MemAvailable:")?, cached: 0 })
     }
 }
 
-/// The names of a cgroup version's files.
+/// The names of a cgroup version's files on memory.
 struct Files {
     limit: &'static str,
     used: &'static str,
@@ -98,13 +102,23 @@ const V1: Files = Files {
 };
 
 /// `None` where there is no limit: v2 says `max`, v1 a number beyond any memory.
-fn room(place: &Path, files: &Files) -> Option<Room> {
-    let number = |name: &str| std::fs::read_to_string(place.join(name)).ok()?.trim().parse::<u64>().ok();
-    let limit = number(files.limit).filter(|limit| *limit < 1 << 60)?;
+fn memory(place: &Path, files: &Files) -> Option<Amount> {
+    let limit = number(place, files.limit).filter(|limit| *limit < 1 << 60)?;
     let stat = std::fs::read_to_string(place.join("memory.stat")).unwrap_or_default();
-    let used = number(files.used)?.saturating_sub(field(&stat, files.cache).unwrap_or(0));
+    let used = number(place, files.used)?.saturating_sub(field(&stat, files.cache).unwrap_or(0));
     let cached = field(&stat, files.active).unwrap_or(0).min(used);
-    Some(Room { limit, left: limit.saturating_sub(used), cached })
+    Some(Amount { limit, left: limit.saturating_sub(used), cached })
+}
+
+/// `None` where there is no limit: both versions say `max`.
+fn processes(place: &Path) -> Option<Amount> {
+    let limit = number(place, "pids.max")?;
+    Some(Amount { limit, left: limit.saturating_sub(number(place, "pids.current")?), cached: 0 })
+}
+
+/// The number that a file consists of.
+fn number(place: &Path, file: &str) -> Option<u64> {
+    std::fs::read_to_string(place.join(file)).ok()?.trim().parse().ok()
 }
 
 /// The number that follows `name` at the beginning of a line.
@@ -127,7 +141,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, content).unwrap();
         }
-        Memory { cgroups: folder.path().join("cgroup"), proc: folder.path().join("proc") }.left()
+        Room { cgroups: folder.path().join("cgroup"), proc: folder.path().join("proc") }.left()
     }
 
     #[test]
@@ -178,6 +192,24 @@ mod tests {
         assert_eq!(machine(900), Left::Short);
         assert_eq!(machine(1100), Left::Enough);
         assert_eq!(machine(4000), Left::Ample);
+    }
+
+    #[test]
+    fn processes_count_too() {
+        for place in ["cgroup/", "cgroup/pids/"] {
+            let processes = |limit: &str, used: &str| {
+                left(&[
+                    ("proc/self/cgroup", "7:pids:/docker/own\n0::/\n"),
+                    ("proc/meminfo", "MemTotal: 8000 kB\nMemAvailable: 5000 kB\n"),
+                    (&format!("{place}pids.max"), limit),
+                    (&format!("{place}pids.current"), used),
+                ])
+            };
+            assert_eq!(processes("64\n", "57\n"), Left::Short);
+            assert_eq!(processes("64\n", "33\n"), Left::Enough);
+            assert_eq!(processes("64\n", "32\n"), Left::Ample);
+            assert_eq!(processes("max\n", "4000\n"), Left::Ample);
+        }
     }
 
     #[test]
