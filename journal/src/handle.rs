@@ -129,8 +129,8 @@ impl Journal {
     pub async fn load_all<F: Fold>(&self, kind: &str) -> Result<Vec<(StreamId, Loaded<F>)>, ReadError> {
         let kind = kind.to_owned();
         self.run(move |connection| {
+            let _moment = connection.unchecked_transaction()?;
             let mut all = Vec::new();
-            // What is appended after this changes neither these ends nor the events before them.
             for (stream, end) in store::ends_of(connection, &kind)? {
                 let mut loaded = Loaded::default();
                 store::visit_until(connection, &stream, end, 0, |event| {
