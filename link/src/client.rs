@@ -98,10 +98,10 @@ impl SledClient {
         self.call(Method::PUT, &of_turn(paths::TURN, id), Some(turn), Duration::ZERO).await
     }
 
-    /// Stops a turn and waits until its processes are gone, `grace_ms` at most besides the client's patience.
-    pub async fn stop_turn(&self, id: Uuid, grace_ms: u64) -> Result<Outcome, CallError> {
-        let granted = Duration::from_millis(grace_ms);
-        self.call(Method::POST, &of_turn(paths::TURN_STOP, id), Some(&StopRequest { grace_ms }), granted).await
+    /// Stops a turn and waits until its processes are gone, for its `grace_ms` at most besides the client's patience.
+    pub async fn stop_turn(&self, id: Uuid, stop: &StopRequest) -> Result<Outcome, CallError> {
+        let granted = Duration::from_millis(stop.grace_ms);
+        self.call(Method::POST, &of_turn(paths::TURN_STOP, id), Some(stop), granted).await
     }
 
     /// Answers a permission question of a turn that runs, and says what holds: the first answer, or the sled's own at the deadline.

@@ -318,6 +318,9 @@ pub struct Usage {
 /// over only after its stop is accepted and has ended, as [`Outcome::Stopped`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopRequest {
+    /// The attempt that is meant, which may still be on its way; without one, what runs or may come next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
     /// How long the processes have between being asked and being killed, in milliseconds.
     pub grace_ms: u64,
 }

@@ -108,7 +108,7 @@ async fn stop(
     request: Result<Json<StopRequest>, JsonRejection>,
 ) -> Result<Json<Outcome>, Refusal> {
     let (Path(id), Json(request)) = (id.map_err(invalid)?, request.map_err(invalid)?);
-    node.turns.stop(id, Duration::from_millis(request.grace_ms).min(MAX_GRACE)).await.map(Json)
+    node.turns.stop(id, request.attempt, Duration::from_millis(request.grace_ms).min(MAX_GRACE)).await.map(Json)
 }
 
 async fn answer(

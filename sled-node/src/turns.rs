@@ -145,9 +145,9 @@ impl Turns {
         self.shared.tasks.spawn(self.shared.clone().begin(id, request)).await.map_err(internal)?
     }
 
-    /// Ends a turn and says how it ended, when its processes are gone; one that had ended before is only told of. Its hand-over may
-    /// be on its way yet, and is ended when it comes.
-    pub async fn stop(&self, id: Uuid, grace: Duration) -> Result<Outcome, Refusal> {
+    /// Ends a turn and says how it ended, when its processes are gone; one that had ended before is only told of. The hand-over of
+    /// `attempt`, or without one of the turn's next, may be on its way yet, and is ended when it comes.
+    pub async fn stop(&self, id: Uuid, attempt: Option<u32>, grace: Duration) -> Result<Outcome, Refusal> {
         let now = self.shared.now.lock().await;
         if let Now::Running(running) = &*now
             && running.id == id
@@ -160,7 +160,11 @@ impl Turns {
             return ended.clone().ok_or_else(|| internal("a turn ended without an outcome"));
         }
         let turn = self.shared.load(&now, id).await?.state;
-        if let Some(attempt) = next_attempt(&turn) {
+        // Of a turn that a sled never knew, whoever hands it over may be further than its first attempt.
+        if let Some(next) = next_attempt(&turn)
+            && let attempt = attempt.unwrap_or(next)
+            && attempt >= next
+        {
             self.shared.expect_overtaken(id, attempt);
         }
         match turn {

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt;
 use link::{
     CallError, SledClient,
-    requests::{Outcome, Permissions, Refusal as Refused, RefusalKind, TurnEvent, TurnRequest},
+    requests::{Outcome, Permissions, Refusal as Refused, RefusalKind, StopRequest, TurnEvent, TurnRequest},
 };
 use tokio::{sync::oneshot, time::Instant};
 use tracing::{info, warn};
@@ -51,8 +51,8 @@ const TOOL_LINES: usize = 20;
 /// that reading it again under a later gateway tells nobody anything twice.
 #[derive(Default)]
 pub(super) struct Reading {
-    /// Whether the sled may have the present attempt.
-    pub(super) handed: bool,
+    /// The present attempt's number, if the sled may have it.
+    pub(super) handed: Option<u32>,
     backoff: Backoff,
     /// The last event that was read.
     seen: u64,
@@ -81,11 +81,11 @@ impl Reading {
 impl Turns {
     /// Hands the attempt over, where that is still to be done, and follows it to its end.
     pub(super) async fn follow(&self, turn: &Turn, request: Option<TurnRequest>, reading: &mut Reading) -> End {
-        reading.handed = request.is_none();
+        reading.handed = request.is_none().then_some(turn.attempt);
         reading.backoff = Backoff::default();
         let went = turn.cancel.run_until_cancelled(Box::pin(self.go_on(turn, request, reading))).await;
         let (outcome, why) = match went {
-            Some(Err(refusal)) if reading.handed => (self.give_up(turn, reading.handed, refusal).await, None),
+            Some(Err(refusal)) if reading.handed.is_some() => (self.give_up(turn, reading.handed, refusal).await, None),
             Some(outcome) => (outcome, None),
             None => (self.stop(turn, reading.handed).await, self.why(turn.id)),
         };
@@ -101,7 +101,7 @@ impl Turns {
     }
 
     /// Ends a turn that cannot be followed any more. `refusal` says why, and is its outcome unless it had one already.
-    pub(super) async fn give_up(&self, turn: &Turn, handed: bool, refusal: Refusal) -> Result<Outcome, Refusal> {
+    pub(super) async fn give_up(&self, turn: &Turn, handed: Option<u32>, refusal: Refusal) -> Result<Outcome, Refusal> {
         warn!(turn = %turn.id, %refusal, "a turn is given up, and ended");
         match self.stop(turn, handed).await? {
             // It had ended already, and this is its end.
@@ -167,7 +167,7 @@ impl Turns {
                 return Err(CallError::Refused(Refused { kind: RefusalKind::Invalid, message }));
             }
             // From the first try on it may run, whatever the answer is.
-            reading.handed = true;
+            reading.handed = Some(wanted.attempt);
             match self.put(sled, turn, wanted).await {
                 Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Busy => {
                     self.make_room(sled).await?;
@@ -215,7 +215,7 @@ impl Turns {
         };
         if !known {
             warn!(turn = %stranger.id, "a turn that nobody knows is stopped");
-            match failpoint::around("stop_turn", sled.stop_turn(stranger.id, self.grace_ms())).await {
+            match failpoint::around("stop_turn", sled.stop_turn(stranger.id, &self.ending(None))).await {
                 // It may have ended meanwhile; whether there is room now, the next hand-over tells.
                 Ok(_) | Err(CallError::Refused(_)) => {}
                 Err(error) => return Err(error),
@@ -284,17 +284,15 @@ impl Turns {
     }
 
     /// Ends a turn. A sled that does not do it in time loses its container: a turn cannot hold a stop up. What was never
-    /// `handed` over needs no end.
-    async fn stop(&self, turn: &Turn, handed: bool) -> Result<Outcome, Refusal> {
+    /// handed over needs no end; `handed` is the attempt that may have been.
+    async fn stop(&self, turn: &Turn, handed: Option<u32>) -> Result<Outcome, Refusal> {
         let not_begun = Outcome::Stopped { processes: 0, killed: false };
-        if !handed {
-            return Ok(not_begun);
-        }
+        let Some(attempt) = handed else { return Ok(not_begun) };
         let project = turn.session.project;
         // A hand-over that hangs on a sick link cannot hold the stop up. The sled ends it when it comes after all.
         drop(tokio::time::timeout(HANDING_PATIENCE, turn.handing.lock()).await);
         let why = match tokio::time::timeout(STOP_MARGIN, self.inner.parts.nodes.sled(project)).await {
-            Ok(Ok(sled)) => match self.end_turn(&sled.patience(STOP_MARGIN), turn.id).await {
+            Ok(Ok(sled)) => match self.end_turn(&sled.patience(STOP_MARGIN), turn.id, attempt).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(CallError::Refused(refused)) if refused.kind == RefusalKind::UnknownTurn => return Ok(not_begun),
                 Err(error) => error.to_string(),
@@ -306,9 +304,9 @@ impl Turns {
         self.kill(project).await
     }
 
-    async fn end_turn(&self, sled: &SledClient, turn: Uuid) -> Result<Outcome, CallError> {
+    async fn end_turn(&self, sled: &SledClient, turn: Uuid, attempt: u32) -> Result<Outcome, CallError> {
         failpoint::reach("before", "stop_turn");
-        let outcome = sled.stop_turn(turn, self.grace_ms()).await;
+        let outcome = sled.stop_turn(turn, &self.ending(Some(attempt))).await;
         failpoint::reach("after", "stop_turn");
         outcome
     }
@@ -332,8 +330,9 @@ impl Turns {
             .hint("The next message ends it first; `doctor` checks the engine."))
     }
 
-    fn grace_ms(&self) -> u64 {
-        u64::try_from(self.inner.parts.settings.stop_grace.as_millis()).unwrap_or(u64::MAX)
+    fn ending(&self, attempt: Option<u32>) -> StopRequest {
+        let grace_ms = u64::try_from(self.inner.parts.settings.stop_grace.as_millis()).unwrap_or(u64::MAX);
+        StopRequest { attempt, grace_ms }
     }
 }
 

@@ -38,6 +38,10 @@ fn turn() -> TurnRequest {
     }
 }
 
+fn stop(grace_ms: u64) -> StopRequest {
+    StopRequest { attempt: Some(2), grace_ms }
+}
+
 fn output(output: String) -> CommandOutput {
     CommandOutput { code: Some(0), output, truncated: false }
 }
@@ -64,7 +68,7 @@ async fn every_call_reaches_its_route_and_comes_back() {
         .route(
             paths::TURN_STOP,
             post(async |Path(_): Path<Uuid>, Json(stop): Json<StopRequest>| {
-                Json(Outcome::Stopped { processes: 2, killed: stop.grace_ms == 7 })
+                Json(Outcome::Stopped { processes: 2, killed: stop == StopRequest { attempt: Some(2), grace_ms: 7 } })
             }),
         )
         .route(
@@ -84,7 +88,10 @@ async fn every_call_reaches_its_route_and_comes_back() {
     let (client, _gateway, _sled) = calling(sled).await;
     assert_eq!(client.status().await.unwrap(), status);
     assert_eq!(client.put_turn(Uuid::from_u128(9), &turn()).await.unwrap(), Accepted { already: true });
-    assert_eq!(client.stop_turn(Uuid::from_u128(9), 7).await.unwrap(), Outcome::Stopped { processes: 2, killed: true });
+    assert_eq!(
+        client.stop_turn(Uuid::from_u128(9), &stop(7)).await.unwrap(),
+        Outcome::Stopped { processes: 2, killed: true }
+    );
     let answer = async |request: &str, allow| client.answer_permission(Uuid::from_u128(9), request, allow).await;
     assert_eq!(answer("toolu_01-a", true).await.unwrap(), Decision::Allowed);
     assert_eq!(answer("toolu_01-a", false).await.unwrap(), Decision::TimedOut);
@@ -131,7 +138,7 @@ async fn refusals_come_as_such_and_nonsense_as_malformed() {
     );
     assert_eq!(client.put_turn(id, &turn()).await.unwrap_err().to_string(), "another turn  [2J runs");
     assert_eq!(
-        client.stop_turn(id, 0).await.unwrap_err().to_string(),
+        client.stop_turn(id, &stop(0)).await.unwrap_err().to_string(),
         "the sled's answer is malformed: it is too long"
     );
     assert_eq!(client.git(vec![]).await.unwrap_err().to_string(), "the sled's answer is malformed: it is too long");
@@ -154,7 +161,7 @@ async fn a_sled_that_does_not_answer_is_given_up() {
     five(client.logs(1).await.unwrap_err());
     five(client.turn_events(id, 0).next().await.unwrap().unwrap_err());
     assert!(
-        matches!(client.stop_turn(id, 3000).await, Err(CallError::Timeout(limit)) if limit == Duration::from_secs(8))
+        matches!(client.stop_turn(id, &stop(3000)).await, Err(CallError::Timeout(limit)) if limit == Duration::from_secs(8))
     );
 }
 

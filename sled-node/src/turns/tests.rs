@@ -75,7 +75,7 @@ async fn a_turn_runs_though_who_asked_for_it_goes_away() {
         assert!(turns.put(id, request()).await.unwrap().already);
         let end = end(&turns, id).await;
         assert!(matches!(end, Outcome::Failed { .. }), "dropped after {polls}: {end:?}");
-        assert_eq!(turns.stop(id, Duration::ZERO).await.unwrap(), end);
+        assert_eq!(turns.stop(id, None, Duration::ZERO).await.unwrap(), end);
         assert_eq!(turns.running().await, None);
     }
 }
@@ -91,7 +91,7 @@ async fn a_turn_that_was_accepted_and_does_not_run_is_interrupted_whoever_asks()
     };
     assert_eq!(end(&turns, accepted(1).await).await, Outcome::Interrupted);
 
-    assert_eq!(turns.stop(accepted(2).await, Duration::ZERO).await.unwrap(), Outcome::Interrupted);
+    assert_eq!(turns.stop(accepted(2).await, None, Duration::ZERO).await.unwrap(), Outcome::Interrupted);
 
     let id = accepted(3).await;
     assert!(turns.put(id, request()).await.unwrap().already);
@@ -103,7 +103,7 @@ async fn a_turn_that_was_accepted_and_does_not_run_is_interrupted_whoever_asks()
     assert_eq!(end(&turns, id).await, Outcome::Interrupted);
     // Of the second attempt, to its end.
     assert!(turns.events(id, 2).await.unwrap().all(async |record| record.is_ok()).await);
-    assert!(matches!(turns.stop(id, Duration::ZERO).await.unwrap(), Outcome::Failed { .. }));
+    assert!(matches!(turns.stop(id, None, Duration::ZERO).await.unwrap(), Outcome::Failed { .. }));
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn a_turn_that_its_stop_has_overtaken_does_not_run() {
     let stopped = Outcome::Stopped { processes: 0, killed: false };
     let id = Uuid::from_u128(1);
     for _ in 0..2 {
-        assert_eq!(turns.stop(id, Duration::ZERO).await.unwrap_err().kind, RefusalKind::UnknownTurn);
+        assert_eq!(turns.stop(id, None, Duration::ZERO).await.unwrap_err().kind, RefusalKind::UnknownTurn);
     }
     assert!(!turns.put(id, request()).await.unwrap().already);
     assert_eq!(turns.running().await, None);
@@ -165,19 +165,30 @@ async fn a_turn_that_its_stop_has_overtaken_does_not_run() {
     let id = Uuid::from_u128(2);
     let recorder = Recorder::accept(turns.shared.journal.clone(), turns.shared.actor.clone(), id, 0, request()).await;
     recorder.unwrap().finish(Outcome::Interrupted, None).await.unwrap();
-    assert_eq!(turns.stop(id, Duration::ZERO).await.unwrap(), Outcome::Interrupted);
+    assert_eq!(turns.stop(id, None, Duration::ZERO).await.unwrap(), Outcome::Interrupted);
     turns.put(id, TurnRequest { attempt: 2, ..request() }).await.unwrap();
-    assert_eq!(turns.stop(id, Duration::ZERO).await.unwrap(), stopped);
+    assert_eq!(turns.stop(id, None, Duration::ZERO).await.unwrap(), stopped);
+
+    // A sled that knows nothing of the turn is told which attempt it is. No earlier one is meant that it knows the end of.
+    let id = Uuid::from_u128(4);
+    turns.stop(id, Some(2), Duration::ZERO).await.unwrap_err();
+    turns.put(id, TurnRequest { attempt: 2, ..request() }).await.unwrap();
+    assert_eq!(end(&turns, id).await, stopped);
+    let id = Uuid::from_u128(5);
+    let recorder = Recorder::accept(turns.shared.journal.clone(), turns.shared.actor.clone(), id, 0, request()).await;
+    recorder.unwrap().finish(Outcome::Interrupted, None).await.unwrap();
+    assert_eq!(turns.stop(id, Some(1), Duration::ZERO).await.unwrap(), Outcome::Interrupted);
+    assert!(!turns.shared.was_overtaken(id, 2));
 
     // What a later gateway decides anew is another attempt, and runs.
     let id = Uuid::from_u128(3);
-    turns.stop(id, Duration::ZERO).await.unwrap_err();
+    turns.stop(id, None, Duration::ZERO).await.unwrap_err();
     turns.put(id, TurnRequest { attempt: 2, ..request() }).await.unwrap();
     assert!(matches!(end(&turns, id).await, Outcome::Failed { .. }));
 
     // However many there are, what is kept of them is bounded; the latest are what matters.
     for id in 10..10 + 2 * OVERTAKEN_MAX as u128 {
-        turns.stop(Uuid::from_u128(id), Duration::ZERO).await.unwrap_err();
+        turns.stop(Uuid::from_u128(id), None, Duration::ZERO).await.unwrap_err();
     }
     assert_eq!(turns.shared.overtaken.lock().unwrap().len(), OVERTAKEN_MAX);
     let last = Uuid::from_u128(9 + 2 * OVERTAKEN_MAX as u128);
@@ -218,7 +229,7 @@ async fn a_turn_is_stopped_though_somebody_works_on_the_records() {
     let id = Uuid::from_u128(1);
     let request = TurnRequest { agent: Agent::Command { argv: vec!["true".to_owned()] }, ..request() };
     turns.put(id, request).await.unwrap();
-    let stopped = timeout(Duration::from_secs(20), turns.stop(id, Duration::ZERO)).await;
+    let stopped = timeout(Duration::from_secs(20), turns.stop(id, None, Duration::ZERO)).await;
     let stopped = stopped.expect("it waits for the records").unwrap();
     assert_eq!(stopped, Outcome::Stopped { processes: 0, killed: false });
     assert_eq!(turns.running().await, None);

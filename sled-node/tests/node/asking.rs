@@ -8,7 +8,7 @@ use link::{CallError, SledClient};
 use nix::sys::signal::Signal;
 use uuid::Uuid;
 
-use crate::harness::{Node, events, eventually, kinds, lives, outcome, script, turn};
+use crate::harness::{Node, events, eventually, kinds, lives, outcome, script, stop, turn};
 
 /// Asks as the CLI does, under the name `$1`, and answers with what it was told.
 const ASK: &str = r#"
@@ -94,7 +94,7 @@ async fn what_is_open_when_a_turn_ends_is_denied() {
     // By a stop, by the agent's end, by its result, because it no longer wants to know.
     let id = Uuid::now_v7();
     let questions = asked(&client, id, &asking(600, "ask r1; ask r2; sleep 1000"), 2).await;
-    assert!(matches!(client.stop_turn(id, 5_000).await.unwrap(), Outcome::Stopped { .. }));
+    assert!(matches!(client.stop_turn(id, &stop(5_000)).await.unwrap(), Outcome::Stopped { .. }));
     assert_eq!(settled(&events(&client, id, 0).await), [denied("1-1"), denied("1-2")]);
     assert_eq!(client.answer_permission(id, &questions[1], true).await.unwrap(), Decision::Denied);
 
@@ -238,7 +238,7 @@ async fn stop_ends_the_wait_at_once_and_nothing_lives_meanwhile() {
     assert!(node.wait_for_pids(1).await.into_iter().all(|pid| !lives(pid)));
     assert_eq!(client.status().await.unwrap().turn.unwrap().id, id);
     let began = Instant::now();
-    assert_eq!(client.stop_turn(id, 60_000).await.unwrap(), Outcome::Stopped { processes: 0, killed: false });
+    assert_eq!(client.stop_turn(id, &stop(60_000)).await.unwrap(), Outcome::Stopped { processes: 0, killed: false });
     assert!(began.elapsed() < Duration::from_secs(5));
 }
 
@@ -254,7 +254,7 @@ async fn stop_holds_though_the_agent_that_met_the_limit_has_not_ended_yet() {
     client.put_turn(id, &request).await.unwrap();
     eventually(async || node.path("workspace/away").exists()).await;
     let began = Instant::now();
-    let ended = client.stop_turn(id, 1_000).await.unwrap();
+    let ended = client.stop_turn(id, &stop(1_000)).await.unwrap();
     assert!(matches!(ended, Outcome::Stopped { .. }), "{ended:?}");
     assert!(began.elapsed() < Duration::from_secs(10));
     let told = events(&client, id, 0).await;

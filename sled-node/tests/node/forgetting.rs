@@ -6,7 +6,7 @@ use link::requests::{Agent, Outcome, TurnEvent, TurnRequest};
 use nix::sys::signal::Signal;
 use uuid::Uuid;
 
-use crate::harness::{Node, events, eventually, kinds, outcome, request, script};
+use crate::harness::{Node, events, eventually, kinds, outcome, request, script, stop};
 
 const FORGOTTEN: &str = "(forgotten)";
 
@@ -64,7 +64,7 @@ async fn texts_are_gone_from_the_files_and_their_turn_can_still_be_followed() {
     assert_eq!(after[4].event, TurnEvent::ToolCalled { name: "Bash".to_owned(), summary: FORGOTTEN.to_owned() });
     let Outcome::Failed { last_lines, .. } = outcome(&after) else { panic!("{after:?}") };
     assert_eq!(last_lines, [FORGOTTEN]);
-    assert_eq!(client.stop_turn(id, 0).await.unwrap(), outcome(&after));
+    assert_eq!(client.stop_turn(id, &stop(0)).await.unwrap(), outcome(&after));
     assert!(client.put_turn(id, &request).await.unwrap().already);
 }
 

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use futures_util::StreamExt;
-use link::requests::{Agent, AgentSession, CommandOutput, Outcome, Permissions, TurnEvent, TurnRecord, TurnRequest};
+use link::requests::{
+    Agent, AgentSession, CommandOutput, Outcome, Permissions, StopRequest, TurnEvent, TurnRecord, TurnRequest,
+};
 use link::{Hello, Limits, Link, Side, SledClient};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -187,6 +189,11 @@ pub fn script(script: &str) -> TurnRequest {
 pub async fn events(client: &SledClient, id: Uuid, after: u64) -> Vec<TurnRecord> {
     let reading = client.turn_events(id, after).map(Result::unwrap).collect();
     tokio::time::timeout(SOON, reading).await.unwrap()
+}
+
+/// Of whatever runs.
+pub fn stop(grace_ms: u64) -> StopRequest {
+    StopRequest { attempt: None, grace_ms }
 }
 
 /// Runs a turn to its end: how it ended, and all that was told of it.

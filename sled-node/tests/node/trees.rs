@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use link::requests::{FailureReason, Outcome};
 use uuid::Uuid;
 
-use crate::harness::{Node, lives, script, turn};
+use crate::harness::{Node, lives, script, stop, turn};
 
 /// Starts a process that has left the agent's session and group, whose parent is gone, and that does not listen to SIGTERM.
 const RUNAWAY: &str =
@@ -23,7 +23,7 @@ async fn stop_ends_runaways_and_the_deaf_within_its_grace() {
     let pids = node.wait_for_pids(2).await;
 
     let began = Instant::now();
-    let Outcome::Stopped { processes, killed } = client.stop_turn(id, 300).await.unwrap() else {
+    let Outcome::Stopped { processes, killed } = client.stop_turn(id, &stop(300)).await.unwrap() else {
         panic!("not stopped")
     };
     assert!(killed && processes >= 2, "killed: {killed}, processes: {processes}");
@@ -42,7 +42,7 @@ async fn who_ends_when_asked_is_not_killed() {
         .unwrap();
     node.wait_for_pids(1).await;
     let began = Instant::now();
-    assert!(matches!(client.stop_turn(id, 60_000).await.unwrap(), Outcome::Stopped { killed: false, .. }));
+    assert!(matches!(client.stop_turn(id, &stop(60_000)).await.unwrap(), Outcome::Stopped { killed: false, .. }));
     assert!(began.elapsed() < Duration::from_secs(10));
     assert!(node.path("workspace/asked").exists());
 }
@@ -104,7 +104,7 @@ async fn a_process_that_forks_and_exits_over_and_over_is_caught() {
         .await
         .unwrap();
     node.wait_for_pids(2).await;
-    assert!(matches!(client.stop_turn(id, 100).await.unwrap(), Outcome::Stopped { killed: true, .. }));
+    assert!(matches!(client.stop_turn(id, &stop(100)).await.unwrap(), Outcome::Stopped { killed: true, .. }));
     let last = node.pids();
     // A hopper that had got away would have left a newer trace by the time that another turn has come and gone.
     turn(&client, &script(RESULT)).await;

@@ -5,7 +5,7 @@ use link::{CallError, SledClient};
 use nix::sys::signal::Signal;
 use uuid::Uuid;
 
-use crate::harness::{Node, events, eventually, kinds, lives, outcome, request, script, turn};
+use crate::harness::{Node, events, eventually, kinds, lives, outcome, request, script, stop, turn};
 
 fn answered(text: &str) -> Outcome {
     Outcome::Answered { text: text.to_owned() }
@@ -47,7 +47,7 @@ async fn a_turn_is_answered_and_can_be_read_again_from_any_event() {
     for after in 1..4 {
         assert_eq!(events(&client, id, after).await, all[usize::try_from(after).unwrap()..]);
     }
-    assert_eq!(client.stop_turn(id, 0).await.unwrap(), answered("No key.\n\nYou said: hi"));
+    assert_eq!(client.stop_turn(id, &stop(0)).await.unwrap(), answered("No key.\n\nYou said: hi"));
 }
 
 #[tokio::test]
@@ -83,7 +83,7 @@ async fn a_turn_whose_request_breaks_off_runs_all_the_same() {
         client.put_turn(id, &request).await.unwrap();
         let told = events(&client, id, 0).await;
         assert_eq!(kinds(&told), ["accepted", "started", "heard", "finished"], "round {round}");
-        assert_eq!(client.stop_turn(id, 0).await.unwrap(), answered("You said: hi"));
+        assert_eq!(client.stop_turn(id, &stop(0)).await.unwrap(), answered("You said: hi"));
     }
 }
 
@@ -95,7 +95,7 @@ async fn one_turn_at_a_time() {
     client.put_turn(id, &script("sleep 1000")).await.unwrap();
     assert_eq!(refused(client.put_turn(Uuid::now_v7(), &echo(None, "hi")).await), RefusalKind::Busy);
     assert_eq!(client.status().await.unwrap().turn.unwrap().id, id);
-    assert!(matches!(client.stop_turn(id, 5_000).await.unwrap(), Outcome::Stopped { .. }));
+    assert!(matches!(client.stop_turn(id, &stop(5_000)).await.unwrap(), Outcome::Stopped { .. }));
     assert_eq!(client.status().await.unwrap().turn, None);
     assert_eq!(turn(&client, &echo(None, "hi")).await.0, answered("You said: hi"));
 }
@@ -104,7 +104,7 @@ async fn one_turn_at_a_time() {
 async fn what_is_not_there_or_makes_no_sense_is_refused() {
     let node = Node::start().await;
     let client = node.client().await;
-    assert_eq!(refused(client.stop_turn(Uuid::now_v7(), 0).await), RefusalKind::UnknownTurn);
+    assert_eq!(refused(client.stop_turn(Uuid::now_v7(), &stop(0)).await), RefusalKind::UnknownTurn);
     let unknown = futures_util::StreamExt::next(&mut client.turn_events(Uuid::now_v7(), 0)).await.unwrap();
     assert_eq!(refused(unknown), RefusalKind::UnknownTurn);
     assert_eq!(

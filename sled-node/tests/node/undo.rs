@@ -10,7 +10,7 @@ use link::requests::{DiffAnswer, NoRecord, Outcome, RefusalKind, TurnRequest, Un
 use nix::sys::signal::Signal;
 use uuid::Uuid;
 
-use crate::harness::{Node, events, eventually, outcome, script, turn};
+use crate::harness::{Node, events, eventually, outcome, script, stop, turn};
 use crate::project::{Project, RESULT, Tree, git, wrecking};
 
 /// A repository of two commits, the second of which adds the file `added`.
@@ -387,7 +387,7 @@ async fn undo_is_refused_while_a_turn_runs_and_diff_shows_the_one_before() {
     let diff = project.diff(&[]).await;
     assert!(diff.contains("+b") && !diff.contains("+c"), "{diff}");
     // One that was stopped half-way can be put back.
-    project.client.stop_turn(id, 1_000).await.unwrap();
+    project.client.stop_turn(id, &stop(1_000)).await.unwrap();
     project.undo().await;
     assert_eq!(project.read("a"), "b\n");
     assert!(!project.path("agent.pid").exists());

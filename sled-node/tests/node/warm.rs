@@ -8,7 +8,7 @@ use link::requests::{Agent, GitIdentity, Outcome, TurnEvent, TurnRequest};
 use nix::sys::signal::Signal;
 use uuid::Uuid;
 
-use crate::harness::{Node, events, eventually, kinds, lives, outcome, request, script, turn};
+use crate::harness::{Node, events, eventually, kinds, lives, outcome, request, script, stop, turn};
 
 /// An agent that answers each of its turns with its own process id and how many it has had. Before it is ready it does `$1`, in each turn `$2`.
 const COUNTER: &str = r#"
@@ -124,7 +124,7 @@ async fn a_turn_leaves_the_agent_and_what_it_had_at_its_start() {
     let id = Uuid::now_v7();
     client.put_turn(id, &TurnRequest { agent: counter(server, "sleep 1000").agent, ..request.clone() }).await.unwrap();
     eventually(async || !lives(agent.unwrap())).await;
-    assert!(matches!(client.stop_turn(id, 300).await.unwrap(), Outcome::Stopped { .. }));
+    assert!(matches!(client.stop_turn(id, &stop(300)).await.unwrap(), Outcome::Stopped { .. }));
     assert!([pid_of("server.pid"), pid_of("helper.pid")].into_iter().all(|pid| !lives(pid)));
 }
 
@@ -150,7 +150,7 @@ async fn stop_during_a_later_turn_ends_the_agent() {
     let id = Uuid::now_v7();
     client.put_turn(id, &request).await.unwrap();
     assert_eq!(node.wait_for_pids(1).await, [pid]);
-    assert!(matches!(client.stop_turn(id, 5_000).await.unwrap(), Outcome::Stopped { .. }));
+    assert!(matches!(client.stop_turn(id, &stop(5_000)).await.unwrap(), Outcome::Stopped { .. }));
     assert!(!lives(pid));
 }
 
@@ -313,7 +313,7 @@ async fn stop_holds_though_the_words_were_not_taken_and_starts_nobody_else() {
     let id = Uuid::now_v7();
     client.put_turn(id, &request).await.unwrap();
     eventually(async || node.path("workspace/told").exists()).await;
-    let ended = client.stop_turn(id, 60_000).await.unwrap();
+    let ended = client.stop_turn(id, &stop(60_000)).await.unwrap();
     assert!(matches!(ended, Outcome::Stopped { .. }), "{ended:?}");
     assert!(!lives(pid));
     assert_eq!(std::fs::read_to_string(node.path("workspace/started")).unwrap().lines().count(), 1);
