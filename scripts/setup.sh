@@ -87,8 +87,10 @@ prepare_environment() {
 part_is_present() {
     case "$1" in
     ca-certificates) [ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ] ;;
+    docker-cli) have docker ;;
     debian-archive-keyring) [ -s /usr/share/keyrings/debian-archive-keyring.gpg ] ;;
     docker.io) have dockerd || socket_is_closed || engine_answers ;;
+    iproute2) have ip ;;
     libc6-dev) [ -e /usr/include/stdlib.h ] ;;
     openssh-client) have ssh && have ssh-keygen && have sftp ;;
     python3-venv) [ -n "$(python_with_venv)" ] ;;
@@ -114,8 +116,9 @@ missing_parts() {
     local part wanted=("${parts[@]}")
     # Debian has its own keys; mmdebstrap needs them on Debian's relatives.
     have apt-get && wanted+=(debian-archive-keyring)
-    [ -n "${DOCKER_HOST:-}" ] || wanted+=(docker.io)
-    for part in "${wanted[@]}"; do
+    # With an engine comes its client: the documents speak of `docker logs`.
+    [ -n "${DOCKER_HOST:-}" ] || part_is_present docker.io || wanted+=(docker.io docker-cli)
+    for part in $(printf '%s\n' "${wanted[@]}" | sort -u); do
         part_is_present "$part" || printf '%s\n' "$part"
     done
     # Where the kernel has AppArmor on, the engine starts no container without its parser.
@@ -125,17 +128,30 @@ missing_parts() {
     fi
 }
 
+# Prints the packages of the parts `$@`, one a line. Debian 12 has the engine's client in the engine's own package; which
+# it is is known for sure once the package lists are there.
+packages_of() {
+    local part
+    for part in "$@"; do
+        if [ "$part" = docker-cli ] && ! apt-cache show docker-cli >/dev/null 2>&1; then
+            part=docker.io
+        fi
+        printf '%s\n' "$part"
+    done | sort -u
+}
+
 install_parts() {
-    local missing
+    local missing packages
     mapfile -t missing < <(missing_parts)
     [ "${#missing[@]}" -gt 0 ] || return 0
     have apt-get || die "this system has no apt-get. Install these with its own package tool, then run this again" \
         "(Debian's names): ${missing[*]}"
     require_root "these packages are missing, and only root may install them. As root, run:" \
-        "apt-get update && apt-get install --no-install-recommends ${missing[*]}"
-    say "installing from the distribution's package mirror: ${missing[*]}"
+        "apt-get update && apt-get install --no-install-recommends $(packages_of "${missing[@]}" | xargs)"
+    say "installing from the distribution's package mirror: $(packages_of "${missing[@]}" | xargs)"
     quietly as_root apt-get -q -o DPkg::Lock::Timeout=300 update
-    quietly as_root apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}"
+    mapfile -t packages < <(packages_of "${missing[@]}")
+    quietly as_root apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${packages[@]}"
 }
 
 ## The engine
@@ -236,12 +252,21 @@ restart_as() {
     exec sudo --preserve-env -- "${as_user[@]}"
 }
 
+# Whether `$1`, whom sudo names, gets at this clone at all; one below /root is root's own.
+require_reachable_clone() {
+    if ! setpriv --reuid="$1" --regid="$(id -g "$1")" --init-groups test -r "$root/scripts/setup.sh"; then
+        die "$1, who called sudo, cannot read $root. Clone it where $1 can, or run it as root all the way:" \
+            "env -u SUDO_USER $0"
+    fi
+}
+
 # From here on everything runs as the calling user, who may use the engine. Returns where that is already so.
 continue_as_caller() {
     local user
     user=$(calling_user)
     if [ "$EUID" -eq 0 ]; then
         [ "$user" != root ] || return 0
+        require_reachable_clone "$user"
         [ -n "${DOCKER_HOST:-}" ] || join_docker_group "$user"
         say "installed as root; going on as $user"
         restart_as "$user" "$@"
@@ -353,7 +378,8 @@ describe_setup() {
     user=$(calling_user)
     mapfile -t missing < <(missing_parts)
     if [ "${#missing[@]}" -gt 0 ]; then
-        printf "would install, as root, from the distribution's package mirror: %s\n" "${missing[*]}"
+        printf "would install, as root, from the distribution's package mirror: %s\n" \
+            "$(packages_of "${missing[@]}" | xargs)"
         have apt-get || printf '  (there is no apt-get here: it would stop and ask you to install them)\n'
         [ "$EUID" -eq 0 ] || have sudo || printf '  (there is no sudo here: it would stop and ask for root)\n'
     else
