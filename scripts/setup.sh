@@ -93,6 +93,7 @@ part_is_present() {
     iproute2) have ip ;;
     libc6-dev) [ -e /usr/include/stdlib.h ] ;;
     openssh-client) have ssh && have ssh-keygen && have sftp ;;
+    procps) have ps ;;
     python3-venv) [ -n "$(python_with_venv)" ] ;;
     uidmap) have newuidmap ;;
     *) have "$1" ;;
