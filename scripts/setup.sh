@@ -180,18 +180,14 @@ engine_answers() {
     "${ask[@]}" curl --silent --fail --noproxy '*' --max-time 5 --output /dev/null "${url[@]}" </dev/null
 }
 
-# Where the system has no Docker socket, an engine of the caller's own (rootless Docker, Podman) counts. The gateway
-# looks at the same places in the same order.
+# Where the system has no Docker socket, its Podman counts. An engine of the caller's own is rootless, which the gateway
+# refuses: it must not keep Docker from being installed. The gateway looks at the same places in the same order.
 find_engine() {
-    local socket uid
+    local socket=/run/podman/podman.sock
     if [ -n "${DOCKER_HOST:-}" ] || [ -S "$docker_socket" ]; then return; fi
-    uid=$(id -u "$(calling_user)")
-    for socket in "/run/user/$uid/docker.sock" "/run/user/$uid/podman/podman.sock" /run/podman/podman.sock; do
-        if [ -S "$socket" ] && DOCKER_HOST=unix://$socket engine_answers; then
-            export DOCKER_HOST=unix://$socket
-            return
-        fi
-    done
+    if [ -S "$socket" ] && DOCKER_HOST=unix://$socket engine_answers; then
+        export DOCKER_HOST=unix://$socket
+    fi
 }
 
 dockerd_is_alive() {

@@ -49,8 +49,6 @@ pub struct EngineInfo {
     pub cgroup: CgroupVersion,
     /// Whether memory limits can bound swap too.
     pub swap_limit: bool,
-    /// Whether it runs without root's rights.
-    pub rootless: bool,
     /// How it stores images.
     pub storage_driver: String,
     /// Where it stores them, on its host.
@@ -121,6 +119,9 @@ impl Engine {
     }
 
     /// What the engine says of itself and its host.
+    ///
+    /// # Errors
+    /// [`EngineError::Remapped`] when no container on it can run as a user of this host, so that none of ours can work.
     pub async fn info(&self) -> Result<EngineInfo, EngineError> {
         const WHAT: &str = "ask what the engine is";
         let api_version = self.api_version().await?;
@@ -131,9 +132,9 @@ impl Engine {
             Some(SystemInfoCgroupVersionEnum::_2) => CgroupVersion::V2,
             _ => return Err(answer("cgroup version")),
         };
-        // Each option is a list of key=value pairs.
-        let options = info.security_options.unwrap_or_default();
-        let rootless = options.iter().any(|option| option.split(',').any(|pair| pair == "name=rootless"));
+        if remaps_users(&info.security_options.unwrap_or_default()) {
+            return Err(EngineError::Remapped { address: self.address.to_string() });
+        }
         Ok(EngineInfo {
             version: info.server_version.ok_or(answer("version"))?,
             api_version,
@@ -152,10 +153,9 @@ impl Engine {
                 .ok_or(answer("amount of memory"))?,
             cgroup,
             swap_limit: info.swap_limit.unwrap_or(false),
-            rootless,
             storage_driver: info.driver.unwrap_or_default(),
             data_root: info.docker_root_dir.unwrap_or_default(),
-            nofile_ceiling: sockets::nofile_ceiling(&self.address, rootless).await,
+            nofile_ceiling: sockets::nofile_ceiling(&self.address).await,
         })
     }
 
@@ -209,6 +209,13 @@ impl std::fmt::Debug for Engine {
     }
 }
 
+/// Whether uids in containers are other users on the host: rootless, or dockerd with `userns-remap`. Each option is a
+/// list of key=value pairs.
+fn remaps_users(security_options: &[String]) -> bool {
+    let mut pairs = security_options.iter().flat_map(|option| option.split(','));
+    pairs.any(|pair| matches!(pair, "name=rootless" | "name=userns"))
+}
+
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let (major, minor) = text.split_once('.')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
@@ -240,6 +247,15 @@ mod tests {
         assert!(parse_version("1.100") > parse_version("1.41"));
         assert!(parse_version("1.39").expect("a version") < OLDEST_API);
         assert_eq!(parse_version("one"), None);
+    }
+
+    #[test]
+    fn an_engine_that_remaps_users_is_known_by_its_options() {
+        let remaps = |options: &[&str]| remaps_users(&options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>());
+        assert!(remaps(&["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"]));
+        assert!(remaps(&["name=userns"]));
+        assert!(!remaps(&["name=apparmor", "name=seccomp,profile=rootless", "name=cgroupns"]));
+        assert!(!remaps(&[]));
     }
 
     #[test]

@@ -41,6 +41,14 @@ pub enum EngineError {
         /// What is needed.
         needed: &'static str,
     },
+    /// Users in its containers are other users on its host: rootless, or dockerd with `userns-remap`.
+    #[error(
+        "the container engine on {address} cannot be used, because its containers run as other users than this host's (it is rootless, or remaps users), to whom a project's folder is closed"
+    )]
+    Remapped {
+        /// The socket or address.
+        address: String,
+    },
     /// The container, image or network is not there.
     #[error("could not {what}: {message}")]
     NotFound {
@@ -129,7 +137,7 @@ impl EngineError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NotRunning { .. } => {
-                Some("start the engine (`systemctl start docker`, or `dockerd`), or set [engine] host in bot.toml")
+                Some("start the system's engine (`systemctl start docker`, or `dockerd`), or set [engine] host in bot.toml")
             }
             Self::PermissionDenied { .. } => {
                 Some("add the user to the socket's group (`usermod -aG docker <user>`) and log in again")
@@ -138,6 +146,9 @@ impl EngineError {
                 Some("use unix:///path/to/socket, or tcp://host:port for an engine without TLS")
             }
             Self::TooOld { .. } => Some("install Docker 20.10 or later, or Podman 4 or later"),
+            Self::Remapped { .. } => Some(
+                "use the system's Docker or Podman: unset DOCKER_HOST, or set [engine] host in bot.toml to its socket",
+            ),
             Self::PortTaken(_) => Some("another port is tried at the next attempt"),
             Self::NoProgress { .. } => Some("look whether the Debian mirror and the network answer, then try again"),
             Self::Program { .. } => Some(

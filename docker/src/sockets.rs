@@ -1,7 +1,6 @@
 //! Where the engine is: an address that was given, or the first local socket that answers (PROJ-16).
 
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +19,7 @@ pub(crate) fn choose(host: Option<&str>) -> Result<Address, EngineError> {
     let candidates = match host.map(parse).transpose()? {
         Some(Address::Unix(path)) => vec![path],
         Some(tcp) => return Ok(tcp),
-        None => local_sockets(own_uid()),
+        None => local_sockets(),
     };
     first_that_answers(&candidates, |path| UnixStream::connect(path).map(drop)).map(Address::Unix)
 }
@@ -41,28 +40,20 @@ fn parse(host: &str) -> Result<Address, EngineError> {
     }
 }
 
-/// Docker of the system, Docker of this user, Podman of this user, Podman of the system.
-fn local_sockets(uid: u32) -> Vec<PathBuf> {
-    vec![
-        PathBuf::from("/var/run/docker.sock"),
-        PathBuf::from(format!("/run/user/{uid}/docker.sock")),
-        PathBuf::from(format!("/run/user/{uid}/podman/podman.sock")),
-        PathBuf::from("/run/podman/podman.sock"),
-    ]
+/// Docker of the system, Podman of the system. A user's own are rootless, and cannot be used
+/// ([`EngineError::Remapped`]).
+fn local_sockets() -> Vec<PathBuf> {
+    vec![PathBuf::from("/var/run/docker.sock"), PathBuf::from("/run/podman/podman.sock")]
 }
 
-fn own_uid() -> u32 {
-    Path::new("/proc/self").metadata().map_or(0, |metadata| metadata.uid())
-}
-
-/// The hard limit on open files of the process behind a local socket, where that process may not raise it: rootless,
-/// or without the capability. `None` where nothing is known.
-pub(crate) async fn nofile_ceiling(address: &str, rootless: bool) -> Option<u32> {
+/// The hard limit on open files of the process behind a local socket, where that process lacks the capability
+/// to raise it. `None` where nothing is known.
+pub(crate) async fn nofile_ceiling(address: &str) -> Option<u32> {
     let socket = Some(address).filter(|address| address.starts_with('/'))?;
     let pid = tokio::net::UnixStream::connect(socket).await.ok()?.peer_cred().ok()?.pid()?;
     let read = async |file: &str| tokio::fs::read_to_string(format!("/proc/{pid}/{file}")).await.ok();
     let status = read("status").await?;
-    if rootless || !may_raise_limits(&status)? { hard_nofile(&read("limits").await?) } else { None }
+    if may_raise_limits(&status)? { None } else { hard_nofile(&read("limits").await?) }
 }
 
 /// From `/proc/<pid>/status`: whether the process has `CAP_SYS_RESOURCE`.
@@ -139,23 +130,32 @@ mod tests {
         assert_eq!(hard_nofile("Max open files            unlimited            unlimited            files\n"), None);
     }
 
-    fn pick(answers: [Result<(), io::ErrorKind>; 4]) -> Result<usize, EngineError> {
-        let sockets = local_sockets(1000);
+    fn pick(answers: [Result<(), io::ErrorKind>; 2]) -> Result<usize, EngineError> {
+        let sockets = local_sockets();
         let place = |path: &Path| sockets.iter().position(|s| s == path).expect("a listed socket");
         first_that_answers(&sockets, |path| answers[place(path)].map_err(io::Error::from)).map(|path| place(&path))
+    }
+
+    /// A rootless engine cannot be used, so that its socket must not be preferred to one that is yet to come.
+    #[test]
+    fn no_users_own_socket_is_looked_for() {
+        assert!(local_sockets().iter().all(|socket| !socket.starts_with("/run/user")));
     }
 
     #[test]
     fn the_first_socket_that_answers_is_taken() {
         use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
-        assert!(matches!(pick([Ok(()), Ok(()), Ok(()), Ok(())]), Ok(0)));
-        assert!(matches!(pick([Err(PermissionDenied), Err(NotFound), Ok(()), Ok(())]), Ok(2)));
-        assert!(matches!(pick([Err(ConnectionRefused), Err(NotFound), Err(NotFound), Ok(())]), Ok(3)));
-        let closed = pick([Err(NotFound), Err(PermissionDenied), Err(NotFound), Err(PermissionDenied)]);
-        assert!(
-            matches!(closed, Err(EngineError::PermissionDenied { socket }) if socket == Path::new("/run/user/1000/docker.sock"))
-        );
-        let none = pick([Err(NotFound), Err(NotFound), Err(NotFound), Err(ConnectionRefused)]);
+        assert!(matches!(pick([Ok(()), Ok(())]), Ok(0)));
+        assert!(matches!(pick([Err(PermissionDenied), Ok(())]), Ok(1)));
+        assert!(matches!(pick([Err(ConnectionRefused), Ok(())]), Ok(1)));
+        for (answers, first) in [
+            ([Err(NotFound), Err(PermissionDenied)], "/run/podman/podman.sock"),
+            ([Err(PermissionDenied), Err(PermissionDenied)], "/var/run/docker.sock"),
+        ] {
+            let closed = pick(answers);
+            assert!(matches!(closed, Err(EngineError::PermissionDenied { socket }) if socket == Path::new(first)));
+        }
+        let none = pick([Err(NotFound), Err(ConnectionRefused)]);
         assert!(matches!(none, Err(EngineError::NotRunning { address }) if address == "/var/run/docker.sock"));
     }
 }

@@ -248,7 +248,6 @@ mod tests {
             memory_bytes,
             cgroup: CgroupVersion::V1,
             swap_limit: true,
-            rootless: false,
             storage_driver: "overlay2".to_owned(),
             data_root: "/var/lib/docker".to_owned(),
             nofile_ceiling: None,

@@ -157,6 +157,7 @@ impl Containers {
         progress: &mut (dyn FnMut(BuildProgress) + Send),
     ) -> Result<(), Refusal> {
         let engine = self.engine()?;
+        self.info(&engine).await?;
         failpoint::around("ensure_image", engine.ensure_image(plan, progress)).await.map_err(refused)
     }
 
@@ -189,15 +190,17 @@ impl Containers {
             return Err(refusal.into());
         }
         let engine = self.engine()?;
+        self.info(&engine).await?;
+        let started = |id, name, port| Started { id, name, project: spec.name.clone(), port };
         if let Some(found) = self.find(id).await? {
             match found.state {
-                ContainerState::Running => return Ok(Started { id: found.id, port: found.port }),
+                ContainerState::Running => return Ok(started(found.id, found.name, found.port)),
                 // Its port is fixed at creation; one that was made for another port cannot serve.
                 ContainerState::Created | ContainerState::Exited => {
                     match failpoint::around("start_container", engine.start(&found.id)).await {
                         Ok(()) => {
                             let port = self.find(id).await?.and_then(|found| found.port);
-                            return Ok(Started { id: found.id, port });
+                            return Ok(started(found.id, found.name, port));
                         }
                         Err(EngineError::PortTaken(port)) => {
                             remove(&engine, &found.id).await?;
@@ -223,8 +226,8 @@ impl Containers {
                 Err(EngineError::NotFound { .. }) => return Err(StartError::ImageMissing(owner)),
                 Err(error) => return Err(refused(error).into()),
             };
-            let started = failpoint::around("start_container", engine.start(&made)).await;
-            let Err(error) = started else { return Ok(Started { id: made, port: wanted.port }) };
+            let begun = failpoint::around("start_container", engine.start(&made)).await;
+            let Err(error) = begun else { return Ok(started(made, wanted.name, wanted.port)) };
             remove(&engine, &made).await?;
             return Err(match error {
                 EngineError::PortTaken(port) => StartError::PortTaken(port),
@@ -248,7 +251,7 @@ impl Containers {
     pub async fn check(&self, cpus: Option<f64>) -> Result<(), Refusal> {
         let engine = self.engine()?;
         engine.ping().await.map_err(refused)?;
-        let info = self.info.get_or_try_init(|| engine.info()).await.map_err(refused)?;
+        let info = self.info(&engine).await?;
         match cpus {
             Some(cpus) if cpus > f64::from(info.cpus) => {
                 Err(Refusal::usage(format!("`--cpus {cpus}` is more than this host has ({})", info.cpus))
@@ -268,6 +271,11 @@ impl Containers {
         Ok(())
     }
 
+    /// What the engine is. Refused, before anything is made on it, when it is one that cannot be used.
+    async fn info(&self, engine: &Engine) -> Result<&EngineInfo, Refusal> {
+        self.info.get_or_try_init(|| engine.info()).await.map_err(refused)
+    }
+
     async fn spec(
         &self,
         engine: &Engine,
@@ -277,7 +285,7 @@ impl Containers {
         owner: Owner,
     ) -> Result<ContainerSpec, Refusal> {
         let settings = &self.settings;
-        let info = self.info.get_or_try_init(|| engine.info()).await.map_err(refused)?;
+        let info = self.info(engine).await?;
         let defaults = Limits::defaults(info);
         let cpus = spec.cpus.or(settings.cpus);
         let limits = Limits {
@@ -336,8 +344,30 @@ fn milli_cpus(cpus: f64) -> u32 {
 pub struct Started {
     /// The engine's id of it.
     pub id: ContainerId,
+    /// Its name on the engine.
+    pub name: String,
+    /// Its project's name.
+    pub project: String,
     /// The loopback port that its door really has.
     pub port: Option<u16>,
+}
+
+impl Started {
+    /// What people are told when a command cannot be started in it.
+    pub fn refused(&self, error: EngineError) -> Refusal {
+        match error {
+            EngineError::ContainerStopped { .. } => {
+                Refusal::unavailable(format!("the container of `{}` stopped by itself", self.project))
+                    .hint(self.look_at_its_log())
+            }
+            other => refused(other),
+        }
+    }
+
+    /// Where to look when its sled, which `logs` asks, cannot say anything any more.
+    pub fn look_at_its_log(&self) -> String {
+        format!("`docker logs {}` on the host may tell why; `doctor` checks the rest.", self.name)
+    }
 }
 
 /// Why a container does not run.
@@ -368,7 +398,7 @@ pub fn refused(error: EngineError) -> Refusal {
             let log = failure.log.iter().map(|line| text::one_line(line, 200)).collect::<Vec<_>>().join("\n");
             return Refusal::internal(format!("{failure}"), "its last lines follow").hint(text::code_block(&log));
         }
-        EngineError::NotRunning { .. } | EngineError::PermissionDenied { .. } => {
+        EngineError::NotRunning { .. } | EngineError::PermissionDenied { .. } | EngineError::Remapped { .. } => {
             Refusal::unavailable(error.to_string())
         }
         other => Refusal::internal(other.to_string(), other),
@@ -381,3 +411,6 @@ pub fn refused(error: EngineError) -> Refusal {
 
 /// Shared.
 pub type SharedContainers = Arc<Containers>;
+
+#[cfg(test)]
+mod tests;

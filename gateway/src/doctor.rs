@@ -165,11 +165,10 @@ impl Doctor {
         let info = async { self.containers.engine()?.info().await.map_err(crate::containers::refused) }.await;
         match info {
             Ok(info) => {
-                let rootless = if info.rootless { ", rootless" } else { "" };
                 Check::good(
                     "engine",
                     format!(
-                        "{} (API {}), {} processors, {} GiB, {:?}{rootless}",
+                        "{} (API {}), {} processors, {} GiB, {:?}",
                         info.version,
                         info.api_version,
                         info.cpus,

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use jiff::Timestamp;
 use journal::{Actor, Cause};
 use link::{CallError, Hello, Link, Side, SledClient};
-use musher_docker::{ContainerId, ExecSession, SLED};
+use musher_docker::{ExecSession, SLED};
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep},
@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use crate::{
-    containers::{SharedContainers, StartError, Started, refused},
+    containers::{SharedContainers, StartError, Started},
     failpoint,
     git::Git,
     model::Proxy,
@@ -147,8 +147,7 @@ impl Nodes {
             drop(sender.send(this.running(project, &slot).await));
         });
         let container = started.await.map_err(|_| Refusal::unavailable("the gateway is stopping"))??;
-        let engine = self.inner.containers.engine()?;
-        failpoint::around("exec", engine.exec(&container, argv, &[])).await.map_err(refused)
+        self.exec_in(&container, argv).await
     }
 
     /// Ends the link and forgets the project.
@@ -191,7 +190,7 @@ impl Nodes {
 
     /// The project's container, running. Its image is built again where the engine has lost it, and its port moves
     /// where somebody else has taken it.
-    async fn running(&self, id: Uuid, slot: &Slot) -> Result<ContainerId, Refusal> {
+    async fn running(&self, id: Uuid, slot: &Slot) -> Result<Started, Refusal> {
         let Inner { containers, registry, .. } = &*self.inner;
         let _held = slot.starting.lock().await;
         for _ in 0..PORT_TRIES {
@@ -199,12 +198,12 @@ impl Nodes {
             let project = project.ok_or_else(|| Refusal::usage("the project is deleted"))?;
             let port = project.spec.as_ref().map(|spec| spec.port);
             match containers.start(id, &project).await {
-                Ok(Started { id: container, port: real }) => {
+                Ok(started) => {
                     // What the container really has is the truth.
-                    if let Some(real) = real.filter(|_| real != port) {
+                    if let Some(real) = started.port.filter(|_| started.port != port) {
                         self.move_port(id, real).await?;
                     }
-                    return Ok(container);
+                    return Ok(started);
                 }
                 Err(StartError::PortTaken(port)) => self.move_port(id, saga::free_port(registry, port)?).await?,
                 Err(StartError::ImageMissing(owner)) => self.rebuild(id, project.stack.as_deref(), owner).await?,
@@ -212,6 +211,11 @@ impl Nodes {
             }
         }
         Err(Refusal::unavailable("no port for the SSH door could be had").hint("`doctor` checks the engine."))
+    }
+
+    async fn exec_in(&self, container: &Started, argv: &[&str]) -> Result<ExecSession, Refusal> {
+        let engine = self.inner.containers.engine()?;
+        failpoint::around("exec", engine.exec(&container.id, argv, &[])).await.map_err(|error| container.refused(error))
     }
 
     async fn move_port(&self, id: Uuid, port: u16) -> Result<(), Refusal> {
@@ -236,9 +240,7 @@ impl Nodes {
         let mut healed = false;
         loop {
             let container = self.running(project, slot).await?;
-            let engine = self.inner.containers.engine()?;
-            let session = failpoint::around("exec", engine.exec(&container, &[SLED, "connect"], &[])).await;
-            let ExecSession { stream, process } = session.map_err(refused)?;
+            let ExecSession { stream, process } = self.exec_in(&container, &[SLED, "connect"]).await?;
             // Each link has a router, and so bounds, of its own: one project cannot use up another's.
             let router = self.inner.model.router(project).merge(self.inner.git.router(project));
             match link::open(stream, Side::Gateway, Hello::current(), router, link::Limits::default()).await {
@@ -263,7 +265,7 @@ impl Nodes {
                 Err(error) if began.elapsed() > PATIENCE => {
                     let said = text::one_line(&process.stderr_tail(), 300);
                     return Err(Refusal::internal("its sled does not answer", format!("{error} {said}"))
-                        .hint("`logs` may tell why; `doctor` checks the rest."));
+                        .hint(container.look_at_its_log()));
                 }
                 Err(error) => {
                     debug!(%project, %error, "the sled does not answer yet");

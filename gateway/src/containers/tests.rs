@@ -1,0 +1,214 @@
+//! Against an engine that is played: what is asked of it, for each way in which it may answer.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{Method, StatusCode, Uri},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use musher_docker::{LABEL_GATEWAY, LABEL_PROJECT, LABEL_PROJECT_ID};
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+
+use super::*;
+
+/// What the played engine has, and what it was asked to do.
+#[derive(Default)]
+struct Played {
+    security_options: Vec<&'static str>,
+    /// By their ids, which are their names.
+    containers: BTreeMap<String, Container>,
+    /// How the next starts are refused; after that they succeed.
+    refusals: VecDeque<(u16, &'static str)>,
+    /// Method and path of everything but questions.
+    asked: Vec<String>,
+}
+
+struct Container {
+    state: &'static str,
+    network: String,
+    labels: Value,
+}
+
+type SharedPlayed = Arc<Mutex<Played>>;
+
+impl Played {
+    fn answer(&mut self, method: &Method, uri: &Uri, body: &Value) -> Response {
+        let refused = |status: u16, message: &str| {
+            (StatusCode::from_u16(status).expect("a status"), Json(json!({"message": message}))).into_response()
+        };
+        let done = StatusCode::NO_CONTENT.into_response();
+        if method != Method::GET {
+            self.asked.push(format!("{method} {}", uri.path()));
+        }
+        let path: Vec<_> = uri.path().split('/').skip(1).collect();
+        match (method.as_str(), path.as_slice()) {
+            ("GET", ["version"]) => Json(json!({"ApiVersion": "1.47"})).into_response(),
+            ("GET", ["info"]) => Json(json!({
+                "ServerVersion": "27", "Architecture": "x86_64", "NCPU": 2, "MemTotal": 8_u64 << 30, "CgroupVersion": "2",
+                "SecurityOptions": self.security_options,
+            }))
+            .into_response(),
+            ("GET", ["networks"]) => {
+                let network = json!({"Id": "bridge-id", "Options": {"com.docker.network.bridge.enable_icc": "false"}});
+                Json(json!([network])).into_response()
+            }
+            ("GET", ["containers", "json"]) => {
+                let listed = self.containers.iter().map(|(name, Container { state, labels, .. })| {
+                    json!({"Id": name, "Names": [format!("/{name}")], "Image": "i", "State": state, "Labels": labels})
+                });
+                Json(listed.collect::<Value>()).into_response()
+            }
+            ("GET", ["containers", name, "json"]) => match self.containers.get(*name) {
+                Some(Container { state, network, labels }) => Json(json!({
+                    "Id": name, "Name": format!("/{name}"), "State": {"Status": state},
+                    "Config": {"Image": "i", "Labels": labels}, "HostConfig": {"NetworkMode": network},
+                }))
+                .into_response(),
+                None => refused(404, "no such container"),
+            },
+            ("POST", ["containers", "create"]) => {
+                let name = uri.query().and_then(|query| query.strip_prefix("name=")).expect("a name").to_owned();
+                let name = name.split('&').next().expect("a name").to_owned();
+                if self.containers.contains_key(&name) {
+                    return refused(409, "the name is taken");
+                }
+                let network = body["HostConfig"]["NetworkMode"].as_str().expect("a network").to_owned();
+                let made = Container { state: "created", network, labels: body["Labels"].clone() };
+                self.containers.insert(name.clone(), made);
+                (StatusCode::CREATED, Json(json!({"Id": name, "Warnings": []}))).into_response()
+            }
+            ("POST", ["containers", name, "start"]) => {
+                if let Some((status, message)) = self.refusals.pop_front() {
+                    return refused(status, message);
+                }
+                self.containers.get_mut(*name).expect("one that is there").state = "running";
+                done
+            }
+            ("DELETE", ["containers", name]) => {
+                self.containers.remove(*name);
+                done
+            }
+            _ => refused(501, "the played engine knows no such request"),
+        }
+    }
+}
+
+async fn answer(State(played): State<SharedPlayed>, method: Method, uri: Uri, body: Bytes) -> Response {
+    let body = serde_json::from_slice(&body).unwrap_or_default();
+    played.lock().expect("no poison").answer(&method, &uri, &body)
+}
+
+/// A project, and the containers of its gateway on a played engine.
+struct Scene {
+    folder: tempfile::TempDir,
+    played: SharedPlayed,
+    containers: Containers,
+    id: Uuid,
+    project: Project,
+}
+
+impl Scene {
+    /// `network` is the setting.
+    fn new(network: bool) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir(path("project")).expect("it can be made");
+        let played = SharedPlayed::default();
+        let listener = UnixListener::bind(path("engine.sock")).expect("it can be bound");
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&played));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let settings = ContainerSettings {
+            engine: Some(format!("unix://{}", path("engine.sock").display())),
+            base: BaseImage::Bootstrap { mirror: None },
+            toolchains: Toolchains::Distro,
+            with_agent: false,
+            npm_registry: None,
+            ca_bundle: None,
+            proxies: Proxies::default(),
+            sled: PathBuf::new(),
+            cpus: None,
+            memory: None,
+            pids: 64,
+            network,
+        };
+        let home = Home::open(&path("state")).expect("it can be made");
+        let containers = Containers::new(Uuid::now_v7(), home, settings, Stacks::builtin());
+        let project = Project {
+            spec: Some(Spec::example(path("project"))),
+            directory: Some((place::identity(&path("project")).expect("it is there"), Owner { uid: 1000, gid: 1000 })),
+            image: Some("i".to_owned()),
+            ..Project::default()
+        };
+        Self { folder, played, containers, id: Uuid::now_v7(), project }
+    }
+
+    /// The project's container as an earlier start made it.
+    fn has(self, state: &'static str, network: &str) -> Self {
+        let labels = json!({
+            LABEL_GATEWAY: self.containers.gateway.to_string(),
+            LABEL_PROJECT_ID: self.id.to_string(),
+            LABEL_PROJECT: "app",
+        });
+        let container = Container { state, network: network.to_owned(), labels };
+        self.played().containers.insert("old".to_owned(), container);
+        self
+    }
+
+    fn played(&self) -> std::sync::MutexGuard<'_, Played> {
+        self.played.lock().expect("no poison")
+    }
+
+    async fn start(&self) -> Result<Started, StartError> {
+        self.containers.start(self.id, &self.project).await
+    }
+
+    /// What is there, by name, and the network that it is on.
+    fn left(&self) -> Vec<(String, String)> {
+        self.played().containers.iter().map(|(name, container)| (name.clone(), container.network.clone())).collect()
+    }
+
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.played().asked)
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_remaps_users_is_refused_before_anything_is_made() {
+    for option in ["name=rootless", "name=userns"] {
+        let scene = Scene::new(true).has("exited", "bridge-id");
+        scene.played().security_options.push(option);
+        let StartError::Refused(refusal) = scene.start().await.expect_err("it cannot work") else {
+            panic!("it is no matter of ports or images");
+        };
+        assert_eq!(refusal.kind, crate::refusal::Kind::Unavailable);
+        assert!(refusal.what.contains("rootless"), "{refusal}");
+        assert!(refusal.hint.as_ref().is_some_and(|hint| hint.contains("DOCKER_HOST")), "{refusal}");
+        scene.containers.check(None).await.expect_err("no project can be made");
+        assert_eq!(scene.asked(), Vec::<String>::new());
+        let doctor = crate::doctor::Doctor {
+            home: scene.containers.home.clone(),
+            containers: Arc::new(scene.containers),
+            owner: Owner { uid: 1000, gid: 1000 },
+            known: Arc::default(),
+            model_projects: Arc::default(),
+        };
+        let report = doctor.run(None).await;
+        let engine = report.checks.iter().find(|check| check.name == "engine").expect("it was looked at");
+        assert!(!engine.ok && engine.hint.is_some(), "{engine:?}");
+    }
+}
+
+#[test]
+fn a_container_that_stopped_by_itself_is_told_by_its_project_and_where_to_look() {
+    let started =
+        Started { id: ContainerId::new("f".repeat(64)), name: "musher-app-2".into(), project: "app".into(), port: None };
+    let refusal = started.refused(EngineError::ContainerStopped { container: started.id.to_string() });
+    insta::assert_snapshot!(refusal.to_string(), @r"
+    the container of `app` stopped by itself.
+      `docker logs musher-app-2` on the host may tell why; `doctor` checks the rest.
+    ");
+}
