@@ -249,7 +249,8 @@ sections! {
         pub uid: Option<NonZeroU32> = None, eg "1000";
         /// The group that goes with `uid`. Never 0. Not set: the same number as `uid`.
         pub gid: Option<NonZeroU32> = None, eg "1000";
-        /// What containers reach: all that the host reaches, or nothing.
+        /// What containers reach: all that the host reaches, or nothing. Counts for those that are there, too: with
+        /// "none", one that has a network is made anew without one at the gateway's next start, even while it runs.
         pub network: Network = Network::Open;
     }
 

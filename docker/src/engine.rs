@@ -251,7 +251,8 @@ mod tests {
 
     #[test]
     fn an_engine_that_remaps_users_is_known_by_its_options() {
-        let remaps = |options: &[&str]| remaps_users(&options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>());
+        let remaps =
+            |options: &[&str]| remaps_users(&options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>());
         assert!(remaps(&["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"]));
         assert!(remaps(&["name=userns"]));
         assert!(!remaps(&["name=apparmor", "name=seccomp,profile=rootless", "name=cgroupns"]));

@@ -136,9 +136,9 @@ impl EngineError {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::NotRunning { .. } => {
-                Some("start the system's engine (`systemctl start docker`, or `dockerd`), or set [engine] host in bot.toml")
-            }
+            Self::NotRunning { .. } => Some(
+                "start the system's engine (`systemctl start docker`, or `dockerd`), or set [engine] host in bot.toml",
+            ),
             Self::PermissionDenied { .. } => {
                 Some("add the user to the socket's group (`usermod -aG docker <user>`) and log in again")
             }

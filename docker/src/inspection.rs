@@ -114,6 +114,13 @@ pub struct InspectedLimits {
     pub log_options: BTreeMap<String, String>,
 }
 
+impl Inspection {
+    /// Whether it reaches anything beyond itself. What is not known to be none is a network.
+    pub fn has_network(&self) -> bool {
+        self.network != "none"
+    }
+}
+
 impl Engine {
     /// What the engine says of a container.
     pub async fn inspect(&self, id: &ContainerId) -> Result<Inspection, EngineError> {

@@ -10,10 +10,11 @@ use std::{
 
 use musher_docker::{
     BaseImage, BuildProgress, ContainerFacts, ContainerId, ContainerSpec, ContainerState, Engine, EngineError,
-    EngineInfo, ImageInputs, ImagePlan, Limits, Mount, Network, Proxies, SSH_FOLDER, SledBinary, WORKSPACE,
+    EngineInfo, ImageInputs, ImagePlan, Inspection, Limits, Mount, Network, Proxies, SSH_FOLDER, SledBinary, WORKSPACE,
 };
 use stacks::{Stack, StackName, Stacks, Toolchains};
 use tokio::sync::OnceCell;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::{
@@ -177,22 +178,32 @@ impl Containers {
         self.engine()?.list(&self.gateway.to_string()).await.map_err(refused)
     }
 
-    /// Makes and starts the project's container, or starts the one that is there.
+    /// Makes and starts the project's container, or starts the one that is there. One whose network is not what the
+    /// setting says is made anew: at once where it reaches what it must not, otherwise when it does not run.
     pub async fn start(&self, id: Uuid, project: &Project) -> Result<Started, StartError> {
         let incomplete =
             |what: &str| Refusal::internal(format!("the project has no {what}"), "its journal is incomplete");
         let spec = project.spec.as_ref().ok_or_else(|| incomplete("settings"))?;
         let (identity, owner) = project.directory.ok_or_else(|| incomplete("folder"))?;
+        let engine = self.engine()?;
+        self.info(&engine).await?;
+        let mut found = self.find(id).await?;
+        // First of all: whatever else is in its way, no container keeps a network that it must not have.
+        if let Some(container) = &found
+            && self.network_is_outdated(&engine, container).await?
+        {
+            warn!(project = spec.name, container = container.name, "its network is another now: it is made anew");
+            remove(&engine, &container.id).await?;
+            found = None;
+        }
         if place::identity(&spec.path)? != identity {
             let path = text::code(&spec.path.to_string_lossy());
             let refusal = Refusal::unavailable(format!("another folder stands at {path} now"))
                 .hint("Put the project's own folder back, or delete the project: its files stay where they are.");
             return Err(refusal.into());
         }
-        let engine = self.engine()?;
-        self.info(&engine).await?;
         let started = |id, name, port| Started { id, name, project: spec.name.clone(), port };
-        if let Some(found) = self.find(id).await? {
+        if let Some(found) = found {
             match found.state {
                 ContainerState::Running => return Ok(started(found.id, found.name, found.port)),
                 // Its port is fixed at creation; one that was made for another port cannot serve.
@@ -237,6 +248,28 @@ impl Containers {
         Err(Refusal::unavailable(format!("all names like `{name}` are taken on this engine"))
             .hint("Remove containers that nobody needs.")
             .into())
+    }
+
+    /// How a container's network contradicts the setting, if it does.
+    pub fn network_fault(&self, inspection: &Inspection) -> Option<NetworkFault> {
+        match (inspection.has_network(), self.settings.network) {
+            (true, false) => Some(NetworkFault::Reaches),
+            (false, true) => Some(NetworkFault::CutOff),
+            (true, true) | (false, false) => None,
+        }
+    }
+
+    async fn network_is_outdated(&self, engine: &Engine, found: &ContainerFacts) -> Result<bool, Refusal> {
+        match engine.inspect(&found.id).await {
+            Ok(inspection) => Ok(match self.network_fault(&inspection) {
+                Some(NetworkFault::Reaches) => true,
+                // Nobody is in danger: what runs in it goes on.
+                Some(NetworkFault::CutOff) => found.state != ContainerState::Running,
+                None => false,
+            }),
+            Err(EngineError::NotFound { .. }) => Ok(true),
+            Err(error) => Err(refused(error)),
+        }
     }
 
     /// Kills and removes the project's container, if there is one.
@@ -337,6 +370,15 @@ fn milli_cpus(cpus: f64) -> u32 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the float is clamped to what fits")]
     let milli = (cpus * 1000.0).clamp(1.0, 1_000_000.0) as u32;
     milli
+}
+
+/// A container that was made when `[projects] network` was another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkFault {
+    /// It has a network, and must have none.
+    Reaches,
+    /// It has none, and may have one.
+    CutOff,
 }
 
 /// A container that runs.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{
     chat::Person,
     commands::stacks::lacks,
-    containers::SharedContainers,
+    containers::{NetworkFault, SharedContainers},
     home::Home,
     people::Role,
     projects::{Owner, Project, Registry},
@@ -164,19 +164,17 @@ impl Doctor {
     async fn engine(&self) -> Check {
         let info = async { self.containers.engine()?.info().await.map_err(crate::containers::refused) }.await;
         match info {
-            Ok(info) => {
-                Check::good(
-                    "engine",
-                    format!(
-                        "{} (API {}), {} processors, {} GiB, {:?}",
-                        info.version,
-                        info.api_version,
-                        info.cpus,
-                        info.memory_bytes >> 30,
-                        info.cgroup
-                    ),
-                )
-            }
+            Ok(info) => Check::good(
+                "engine",
+                format!(
+                    "{} (API {}), {} processors, {} GiB, {:?}",
+                    info.version,
+                    info.api_version,
+                    info.cpus,
+                    info.memory_bytes >> 30,
+                    info.cgroup
+                ),
+            ),
             Err(refusal) => Check::bad("engine", refusal.sentence(), refusal.hint),
         }
     }
@@ -226,7 +224,10 @@ impl Doctor {
         };
         match list.await {
             Ok(found) => {
-                found.into_iter().map(|(state, inspection)| container(seen.registry, state, &inspection)).collect()
+                let check = |(state, inspection)| {
+                    container(seen.registry, state, &inspection, self.containers.network_fault(&inspection))
+                };
+                found.into_iter().map(check).collect()
             }
             Err(refusal) => vec![Check::bad("containers", refusal.sentence(), refusal.hint)],
         }
@@ -263,7 +264,12 @@ fn image(name: String, stack: Option<&Stack>, tag: &str, exists: bool) -> Check 
 }
 
 /// Invariant 8, read back from the engine.
-fn container(registry: &Registry, state: ContainerState, inspection: &Inspection) -> Check {
+fn container(
+    registry: &Registry,
+    state: ContainerState,
+    inspection: &Inspection,
+    network: Option<NetworkFault>,
+) -> Check {
     let project = inspection.labels.get(LABEL_PROJECT).cloned().unwrap_or_default();
     let name = format!("container {}", inspection.name);
     if registry.by_name(&project).is_none() {
@@ -274,14 +280,28 @@ fn container(registry: &Registry, state: ContainerState, inspection: &Inspection
         );
     }
     let faults = faults(inspection);
-    if faults.is_empty() {
-        Check::good(name, format!("{state:?}; no capability, no new privileges, loopback only, limited").to_lowercase())
-    } else {
-        Check::bad(
+    if !faults.is_empty() {
+        let hint = format!("delete the project `{project}` and make it anew; its files stay");
+        return Check::bad(name, faults.join("; "), Some(hint));
+    }
+    let container = &inspection.name;
+    match network {
+        None => Check::good(
             name,
-            faults.join("; "),
-            Some(format!("delete the project `{project}` and make it anew; its files stay")),
-        )
+            format!("{state:?}; no capability, no new privileges, loopback only, limited").to_lowercase(),
+        ),
+        Some(NetworkFault::Reaches) => Check::bad(
+            name,
+            "it has a network, which `[projects] network` forbids",
+            Some(format!(
+                "`docker rm -f {container}`: the next message makes it anew without one; files and home stay"
+            )),
+        ),
+        Some(NetworkFault::CutOff) => Check::bad(
+            name,
+            "it has no network, because `[projects] network` was `none` when it was made",
+            Some(format!("`docker stop {container}`: the next message makes it anew with one")),
+        ),
     }
 }
 
@@ -322,7 +342,10 @@ fn faults(inspection: &Inspection) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use journal::{Actor, Cause, SystemClock};
+    use musher_docker::{ContainerId, InspectedLimits};
     use stacks::{StackName, Stacks};
 
     use super::*;
@@ -384,6 +407,57 @@ mod tests {
             }
         }
         assert_eq!(known(&checks, &own, None).count(), checks.len(), "on the command line it is the host's account");
+    }
+
+    #[tokio::test]
+    async fn a_container_with_another_network_than_the_setting_is_a_fault() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it opens");
+        let registry = Registry::open(journal).await.expect("it opens");
+        let events = [ProjectEvent::Reserved(Spec::example("/srv/app")), ProjectEvent::Registered];
+        registry.append(Uuid::now_v7(), &events, Actor::Gateway, Cause::None).await.expect("they follow");
+        let inspection = Inspection {
+            id: ContainerId::new("one"),
+            name: "musher-app".into(),
+            image: "i".into(),
+            state: ContainerState::Running,
+            exit_code: 0,
+            oom_killed: false,
+            user: "1000:1000".into(),
+            privileged: false,
+            cap_add: Vec::new(),
+            cap_drop: vec!["ALL".into()],
+            security_options: vec!["no-new-privileges:true".into()],
+            shared_namespaces: Vec::new(),
+            devices: 0,
+            mounts: Vec::new(),
+            tmpfs: BTreeMap::new(),
+            published: Vec::new(),
+            network: "none".into(),
+            limits: InspectedLimits {
+                nano_cpus: 1,
+                memory_bytes: 1,
+                memory_and_swap_bytes: 1,
+                pids: 1,
+                nofile: None,
+                shm_bytes: 1,
+                log_driver: String::new(),
+                log_options: BTreeMap::new(),
+            },
+            restarts: false,
+            env: Vec::new(),
+            labels: BTreeMap::from([(LABEL_PROJECT.to_owned(), "app".to_owned())]),
+            command: Vec::new(),
+        };
+        for (fault, word) in [
+            (None, None),
+            (Some(NetworkFault::Reaches), Some("docker rm -f musher-app")),
+            (Some(NetworkFault::CutOff), Some("docker stop musher-app")),
+        ] {
+            let check = container(&registry, ContainerState::Running, &inspection, fault);
+            assert_eq!(check.ok, fault.is_none(), "{check:?}");
+            assert!(check.hint.as_deref().unwrap_or_default().contains(word.unwrap_or_default()), "{check:?}");
+        }
     }
 
     #[test]

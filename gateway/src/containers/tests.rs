@@ -204,11 +204,54 @@ async fn an_engine_that_remaps_users_is_refused_before_anything_is_made() {
 
 #[test]
 fn a_container_that_stopped_by_itself_is_told_by_its_project_and_where_to_look() {
-    let started =
-        Started { id: ContainerId::new("f".repeat(64)), name: "musher-app-2".into(), project: "app".into(), port: None };
+    let started = Started {
+        id: ContainerId::new("f".repeat(64)),
+        name: "musher-app-2".into(),
+        project: "app".into(),
+        port: None,
+    };
     let refusal = started.refused(EngineError::ContainerStopped { container: started.id.to_string() });
     insta::assert_snapshot!(refusal.to_string(), @r"
     the container of `app` stopped by itself.
       `docker logs musher-app-2` on the host may tell why; `doctor` checks the rest.
     ");
+}
+
+/// `[projects] network` counts for containers that are there already: they are kept, or made anew.
+#[tokio::test]
+async fn a_container_has_the_network_that_the_setting_says() {
+    for (network, state, had, has) in [
+        (false, "running", "bridge-id", "none"),
+        (false, "running", "", "none"),
+        (false, "exited", "bridge-id", "none"),
+        (false, "created", "default", "none"),
+        (false, "paused", "bridge-id", "none"),
+        (true, "exited", "none", "bridge-id"),
+    ] {
+        let scene = Scene::new(network).has(state, had);
+        let started = scene.start().await.expect("it is made anew");
+        assert_eq!(started.name, "musher-app", "{network} {state} {had}");
+        assert_eq!(scene.left(), [("musher-app".to_owned(), has.to_owned())], "{network} {state} {had}");
+    }
+    for (network, state, had) in [
+        (false, "running", "none"),
+        (false, "exited", "none"),
+        (true, "running", "bridge-id"),
+        (true, "exited", "bridge-id"),
+        // What runs in it goes on; `doctor` tells.
+        (true, "running", "none"),
+    ] {
+        let scene = Scene::new(network).has(state, had);
+        let started = scene.start().await.expect("it runs, or can be started");
+        assert_eq!((started.name.as_str(), started.project.as_str()), ("old", "app"));
+        assert_eq!(scene.left(), [("old".to_owned(), had.to_owned())], "{network} {state} {had}");
+    }
+}
+
+#[tokio::test]
+async fn no_container_keeps_a_network_that_it_must_not_have_when_its_project_cannot_be_started() {
+    let scene = Scene::new(false).has("running", "bridge-id");
+    std::fs::remove_dir(scene.folder.path().join("project")).expect("it is there");
+    scene.start().await.expect_err("its folder is gone");
+    assert_eq!(scene.left(), []);
 }
