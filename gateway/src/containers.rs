@@ -217,6 +217,15 @@ impl Containers {
                             remove(&engine, &found.id).await?;
                             return Err(StartError::PortTaken(port));
                         }
+                        // All that should last is mounted, so that a new one is as good.
+                        Err(
+                            error @ (EngineError::Api { .. }
+                            | EngineError::NotFound { .. }
+                            | EngineError::Conflict { .. }),
+                        ) => {
+                            warn!(project = spec.name, container = found.name, %error, "it is made anew");
+                            remove(&engine, &found.id).await?;
+                        }
                         Err(error) => return Err(refused(error).into()),
                     }
                 }

@@ -255,3 +255,22 @@ async fn no_container_keeps_a_network_that_it_must_not_have_when_its_project_can
     scene.start().await.expect_err("its folder is gone");
     assert_eq!(scene.left(), []);
 }
+
+/// What an engine says of a network that was pruned, of one that it has lost, and of a container that is in its way.
+#[tokio::test]
+async fn a_stopped_container_that_cannot_start_is_made_anew_once() {
+    for status in [404, 409, 500] {
+        let scene = Scene::new(true).has("exited", "bridge-id");
+        scene.played().refusals.push_back((status, "network bridge-id not found"));
+        assert_eq!(scene.start().await.expect("a new one starts").name, "musher-app");
+        let made = ["POST /containers/old/start", "DELETE /containers/old", "POST /containers/create"];
+        assert_eq!(scene.asked(), [made.as_slice(), &["POST /containers/musher-app/start"]].concat());
+    }
+    let scene = Scene::new(true).has("exited", "bridge-id");
+    scene.played().refusals.extend([(500, "the first fault"), (500, "the second fault"), (500, "never asked for")]);
+    let StartError::Refused(refusal) = scene.start().await.expect_err("neither starts") else {
+        panic!("it is no matter of ports or images");
+    };
+    assert!(refusal.what.contains("the second fault"), "{refusal}");
+    assert_eq!(scene.left(), []);
+}
