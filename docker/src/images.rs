@@ -72,23 +72,26 @@ pub struct Proxies {
 }
 
 impl Proxies {
-    /// Takes proxies for http and https, and the hosts that need none, in the form of the usual variables.
+    /// Takes proxies for http and https, and the hosts that need none, in the form of the usual variables: as curl, with
+    /// or without `http://` before a proxy, and with blanks among the hosts. What comes of it is what every program reads.
     ///
     /// # Errors
     /// When one carries a user name or a password, or is no URL.
     pub fn new(http: Option<&str>, https: Option<&str>, no_proxy: Option<&str>) -> Result<Self, PlanError> {
         let mut variables = Vec::new();
         for (lower, upper, value) in [("http_proxy", "HTTP_PROXY", http), ("https_proxy", "HTTPS_PROXY", https)] {
-            if let Some(value) = value {
-                check_url(lower, value)?;
-                variables.extend([(lower, value.to_owned()), (upper, value.to_owned())]);
+            if let Some(value) = value.map(str::trim) {
+                let value = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
+                check_url(lower, &value)?;
+                variables.extend([(lower, value.clone()), (upper, value)]);
             }
         }
         if let Some(value) = no_proxy {
-            if value.bytes().any(|b| !b.is_ascii_graphic()) {
-                return Err(PlanError::Url { what: "no_proxy" });
+            let hosts = value.split([',', ' ', '\t']).filter(|host| !host.is_empty()).collect::<Vec<_>>().join(",");
+            if hosts.bytes().any(|b| !b.is_ascii_graphic()) {
+                return Err(PlanError::Hosts { what: "no_proxy" });
             }
-            variables.extend([("no_proxy", value.to_owned()), ("NO_PROXY", value.to_owned())]);
+            variables.extend([("no_proxy", hosts.clone()), ("NO_PROXY", hosts)]);
         }
         Ok(Self { variables })
     }
@@ -162,6 +165,12 @@ pub enum PlanError {
     /// No URL.
     #[error("{what} is no http or https URL")]
     Url {
+        /// Which setting.
+        what: &'static str,
+    },
+    /// No list of hosts.
+    #[error("{what} is no list of hosts")]
+    Hosts {
         /// Which setting.
         what: &'static str,
     },

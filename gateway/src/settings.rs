@@ -14,7 +14,7 @@ use bot_config::{
 };
 use jiff::SignedDuration;
 use link::requests::{Agent, GitIdentity, Permissions};
-use musher_docker::{BaseImage, Proxies};
+use musher_docker::{BaseImage, PlanError, Proxies};
 use reqwest::Url;
 use stacks::Toolchains;
 
@@ -234,8 +234,14 @@ pub fn containers(
         environment.proxy("no_proxy").as_deref(),
     );
     let proxies = proxies.map_err(|error| {
-        Refusal::config(format!("the proxy variables cannot be carried into containers: {error}"))
-            .hint("Set them without user name and password; a secret must not enter a container.")
+        let hint = match &error {
+            PlanError::Credentials { .. } => {
+                "Set it without user name and password; a secret must not enter a container."
+            }
+            PlanError::Hosts { .. } => "Set it to names and addresses with commas between them.",
+            _ => "Set it to an address such as `http://proxy.example.org:3128`, or unset it.",
+        };
+        Refusal::config(format!("the proxy variables cannot be carried into containers: {error}")).hint(hint)
     })?;
     let sled = environment.musher.parent().unwrap_or(Path::new("/")).join("sled");
     Ok(ContainerSettings {
@@ -457,4 +463,29 @@ fn matrix(config: &Config, home: &Home, user_home: &Path) -> Result<Option<Matri
         store_dir: home.matrix(),
         device_name: "musher".to_owned(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_that_cannot_be_carried_on_is_refused_with_what_is_wrong_about_it() {
+        let settings = |name: &'static str, value: &'static str| {
+            let variable = move |asked: &str| (asked == name).then(|| value.to_owned());
+            let environment = Environment { variable: &variable, musher: "/opt/musher".into() };
+            containers(&Config::default(), &environment, Path::new("/"), &Agent::Claude { model: None })
+        };
+        for (name, value, hint) in [
+            ("http_proxy", "user:hush@proxy:3128", "without user name and password"),
+            ("https_proxy", "socks5://proxy:1080", "`http://proxy.example.org:3128`"),
+            ("no_proxy", "a\u{7f}b", "commas"),
+        ] {
+            let refusal = settings(name, value).expect_err("it cannot be carried on");
+            assert!(refusal.what.contains(name) && !refusal.what.contains("hush"), "{refusal}");
+            assert!(refusal.hint.as_ref().is_some_and(|told| told.contains(hint)), "{refusal}");
+        }
+        let taken = settings("no_proxy", "localhost, 127.0.0.1").expect("it is an ordinary one");
+        assert_eq!(taken.proxies.variables()[0], ("no_proxy", "localhost,127.0.0.1".to_owned()));
+    }
 }

@@ -147,8 +147,26 @@ fn proxies_with_credentials_are_refused() {
         Proxies::new(None, Some("http://user@proxy:3128"), None),
         Err(PlanError::Credentials { what: "https_proxy" })
     ));
+    assert!(matches!(
+        Proxies::new(Some("user:word@proxy:3128"), None, None),
+        Err(PlanError::Credentials { what: "http_proxy" })
+    ));
     assert!(matches!(Proxies::new(Some("socks5://proxy"), None, None), Err(PlanError::Url { what: "http_proxy" })));
     assert!(Proxies::new(Some("http://proxy:3128/a@b"), None, Some("a,b")).is_ok());
+}
+
+#[test]
+fn proxies_are_taken_as_people_set_them() {
+    let taken = |http: &str, no_proxy: &str| {
+        let proxies = Proxies::new(Some(http), None, Some(no_proxy)).expect("curl takes them, too");
+        let of = |name| proxies.variables().iter().find(|(known, _)| *known == name).expect("it is set").1.clone();
+        assert_eq!((of("HTTP_PROXY"), of("NO_PROXY")), (of("http_proxy"), of("no_proxy")));
+        [of("http_proxy"), of("no_proxy")]
+    };
+    assert_eq!(taken("proxy.corp:3128", "localhost, 127.0.0.1"), ["http://proxy.corp:3128", "localhost,127.0.0.1"]);
+    assert_eq!(taken(" https://proxy:3128/ ", " a ,,.b\tc, *"), ["https://proxy:3128/", "a,.b,c,*"]);
+    assert!(matches!(Proxies::new(Some(" "), None, None), Err(PlanError::Url { what: "http_proxy" })));
+    assert!(matches!(Proxies::new(None, None, Some("a\nb")), Err(PlanError::Hosts { what: "no_proxy" })));
 }
 
 /// STK-4: what is fetched is checked before it is unpacked, and nothing is piped into a shell.
