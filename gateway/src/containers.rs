@@ -196,7 +196,7 @@ impl Containers {
             remove(&engine, &container.id).await?;
             found = None;
         }
-        if place::identity(&spec.path)? != identity {
+        if !identity.is(place::identity(&spec.path)?) {
             let path = text::code(&spec.path.to_string_lossy());
             let refusal = Refusal::unavailable(format!("another folder stands at {path} now"))
                 .hint("Put the project's own folder back, or delete the project: its files stay where they are.");

@@ -274,3 +274,20 @@ async fn a_stopped_container_that_cannot_start_is_made_anew_once() {
     assert!(refusal.what.contains("the second fault"), "{refusal}");
     assert_eq!(scene.left(), []);
 }
+
+/// Some disks have another number after a boot; the folder is the same.
+#[tokio::test]
+async fn a_project_starts_on_a_renumbered_disk_and_not_in_another_folder() {
+    let mut scene = Scene::new(true);
+    let (identity, owner) = scene.project.directory.expect("it has one");
+    let known = crate::projects::Identity { device: identity.device + 1, born_ns: Some(1), ..identity };
+    scene.project.directory = Some((known, owner));
+    let StartError::Refused(refusal) = scene.start().await.expect_err("it was made at another time") else {
+        panic!("it is no matter of ports or images");
+    };
+    assert!(refusal.what.contains("another folder stands at"), "{refusal}");
+    if identity.born_ns.is_some() {
+        scene.project.directory = Some((crate::projects::Identity { born_ns: identity.born_ns, ..known }, owner));
+        scene.start().await.expect("it is the same folder");
+    }
+}

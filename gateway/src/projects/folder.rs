@@ -43,7 +43,8 @@ fn make_unwatched(place: &Place) -> Result<Made, Refusal> {
 
 /// Removes what was made of a project's folder, as long as the same folder still stands there.
 pub fn unmake(project: &Project, spec: &Spec) -> Result<(), Refusal> {
-    let same = project.directory.map(|(identity, _)| identity) == place::identity(&spec.path).ok();
+    let known = project.directory.map(|(identity, _)| identity);
+    let same = known.zip(place::identity(&spec.path).ok()).is_some_and(|(known, now)| known.is(now));
     if !same {
         return Ok(());
     }

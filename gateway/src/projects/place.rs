@@ -8,6 +8,7 @@ use std::{
     io::ErrorKind,
     os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
+    time::UNIX_EPOCH,
 };
 
 use super::project::{Identity, Owner, Project, Stage};
@@ -171,7 +172,10 @@ pub fn identity(path: &Path) -> Result<Identity, Refusal> {
     if !meta.is_dir() {
         return Err(Refusal::usage(format!("{} is not a folder", text::code(&path.to_string_lossy()))));
     }
-    Ok(Identity { device: meta.dev(), inode: meta.ino() })
+    let born = meta.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+    // Some file systems that do not keep it say 1970.
+    let born_ns = born.and_then(|born| u64::try_from(born.as_nanos()).ok()).filter(|&born| born > 0);
+    Ok(Identity { device: meta.dev(), inode: meta.ino(), born_ns })
 }
 
 /// Who owns a folder now.
@@ -398,6 +402,20 @@ mod tests {
             let repo = choose(&host.rules, "app", Some("~/src/repo"), true).expect("it is a repository");
             assert_eq!(repo.found, Found::Repository);
         }
+    }
+
+    #[test]
+    fn a_folder_is_the_same_whatever_is_done_in_it_and_another_when_it_was_made_anew() {
+        let host = host();
+        let path = host.rules.home.join("src/empty");
+        let before = identity(&path).expect("it is there");
+        fs::write(path.join("file"), "x").expect("it can be written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("it is ours");
+        assert_eq!(identity(&path).expect("it is there"), before);
+        let moved = Identity { device: before.device + 1, ..before };
+        assert_eq!(before.is(moved), before.born_ns.is_some());
+        let other = identity(&host.rules.home.join("src/full")).expect("it is there");
+        assert!(!before.is(other));
     }
 
     #[test]

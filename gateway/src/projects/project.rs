@@ -49,10 +49,23 @@ pub struct Owner {
 /// Which folder it is, whatever its name says later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The device that it is on.
+    /// The device that it is on. Where disks are found in another order, and on btrfs, NFS and overlays, the same folder
+    /// has another number after the next boot.
     pub device: u64,
     /// Its inode there.
     pub inode: u64,
+    /// When it was made, in nanoseconds since 1970, where the file system keeps that. Earlier versions did not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub born_ns: Option<u64>,
+}
+
+impl Identity {
+    /// Whether `now` is the same folder. Any folder may come to have this inode on another device, but no other was
+    /// made in the same nanosecond.
+    pub fn is(self, now: Self) -> bool {
+        let born_together = self.born_ns.is_some() && self.born_ns == now.born_ns;
+        self.inode == now.inode && (self.device == now.device || born_together)
+    }
 }
 
 /// What `new project` made where its folder is, and so what its undo removes.
@@ -93,7 +106,6 @@ pub enum Step {
 }
 
 /// What happens to a project.
-#[expect(clippy::large_enum_variant, reason = "a project is reserved once, and an event is short-lived")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "data")]
 pub enum ProjectEvent {
@@ -363,6 +375,26 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_is_known_again_on_a_device_that_has_another_number() {
+        let identity = |device, inode, born_ns| Identity { device, inode, born_ns };
+        let known = identity(1, 2, Some(3));
+        for (now, same) in [
+            (known, true),
+            (identity(9, 2, Some(3)), true),
+            (identity(9, 2, Some(4)), false),
+            (identity(9, 2, None), false),
+            (identity(9, 8, Some(3)), false),
+            (identity(1, 8, Some(3)), false),
+            (identity(1, 2, None), true),
+        ] {
+            assert_eq!(known.is(now), same, "{now:?}");
+        }
+        let old: Identity = serde_json::from_str(r#"{"device":1,"inode":2}"#).expect("earlier versions wrote this");
+        assert_eq!(serde_json::to_string(&old).expect("it encodes"), r#"{"device":1,"inode":2}"#);
+        assert!(old.is(known) && !old.is(identity(9, 2, Some(3))) && !old.is(identity(9, 2, None)));
+    }
+
+    #[test]
     fn a_project_is_open_until_members_are_named_and_closed_from_then_on() {
         let maker = crate::chat::console::person();
         let mut project = Project::default();
@@ -391,7 +423,7 @@ mod tests {
     fn event() -> impl Strategy<Value = ProjectEvent> {
         let spec = Spec::example("/srv/app");
         let found = ProjectEvent::DirectoryFound {
-            identity: Identity { device: 1, inode: 2 },
+            identity: Identity { device: 1, inode: 2, born_ns: Some(3) },
             owner: Owner { uid: 1000, gid: 1000 },
             made: Made::Folder { parents: vec!["/srv".into()] },
         };
