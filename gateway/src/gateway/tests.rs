@@ -1,5 +1,7 @@
 //! What becomes of what surfaces give, in a gateway that is put together whole, without an engine and without sleds.
 
+mod provisioning;
+
 use jiff::Timestamp;
 
 use super::*;
@@ -33,8 +35,12 @@ listen = "127.0.0.1:0"
 
 impl Life {
     async fn begin(folder: &tempfile::TempDir) -> Self {
+        Self::configured(folder, CONFIG).await
+    }
+
+    async fn configured(folder: &tempfile::TempDir, config: &str) -> Self {
         let home = Home::open(&folder.path().join("state")).expect("it can be made");
-        std::fs::write(home.config_file(), CONFIG).expect("there is room");
+        std::fs::write(home.config_file(), config).expect("there is room");
         let config = settings::load(&home).expect("it is right");
         let path = folder.path().to_str().expect("it is text").to_owned();
         let environment = Environment {

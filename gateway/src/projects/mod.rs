@@ -7,6 +7,7 @@ pub mod clone;
 pub mod clone_worker;
 mod cloning;
 pub mod folder;
+mod heritage;
 pub mod keys;
 pub mod name;
 pub mod place;
@@ -20,6 +21,7 @@ pub mod welcome;
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{PoisonError, RwLock},
 };
 
@@ -79,6 +81,24 @@ impl Registry {
         self.read(|projects| {
             let live = projects.iter().filter(|(_, loaded)| loaded.state.stage != Stage::Removed);
             live.map(|(id, loaded)| (*id, loaded.state.clone())).collect()
+        })
+    }
+
+    /// The deleted projects that had this folder, the newest first, back to the one that did not take it as it was. Such as
+    /// never came to be had nothing.
+    pub fn once_at(&self, path: &Path) -> Vec<Project> {
+        self.read(|projects| {
+            let mut line = Vec::new();
+            for Loaded { state: project, .. } in projects.values().rev() {
+                let Some(spec) = project.spec.as_ref().filter(|spec| spec.path == path) else { continue };
+                if project.came_to_be && project.stage == Stage::Removed {
+                    line.push(project.clone());
+                    if !spec.adopt {
+                        break;
+                    }
+                }
+            }
+            line
         })
     }
 

@@ -19,7 +19,7 @@ pub struct Spec {
     pub path: PathBuf,
     /// The declared stack.
     pub stack: Option<String>,
-    /// Where it was cloned from: what is fetched from and pushed to. It holds no credential.
+    /// What is fetched from and pushed to: where it was cloned from, or what an adopted folder brought. It holds no credential.
     pub git: Option<Remote>,
     /// The branch to check out.
     pub branch: Option<String>,
@@ -217,6 +217,8 @@ pub enum Stage {
 pub struct Project {
     /// Where it stands.
     pub stage: Stage,
+    /// Whether it was there once, whatever became of it.
+    pub came_to_be: bool,
     /// What was asked for; `None` only before the first event.
     pub spec: Option<Spec>,
     /// Which folder it has.
@@ -293,10 +295,8 @@ impl Project {
             ProjectEvent::MemberRemoved { person } => {
                 self.members.get_or_insert_default().remove(person);
             }
-            ProjectEvent::Registered
-            | ProjectEvent::Abandoned { .. }
-            | ProjectEvent::DeletionBegun
-            | ProjectEvent::Removed => {}
+            ProjectEvent::Registered => self.came_to_be = true,
+            ProjectEvent::Abandoned { .. } | ProjectEvent::DeletionBegun | ProjectEvent::Removed => {}
         }
     }
 

@@ -17,7 +17,9 @@ use super::{
     Made, Owner, Project, ProjectEvent, Registry, Spec, Stage, Step,
     clone::Cloned,
     cloning::fetch_submodules,
-    folder, keys, name,
+    folder,
+    heritage::Heritage,
+    keys, name,
     place::{self, Found, Place},
     repository,
     ssh_config::Doors,
@@ -84,6 +86,16 @@ pub struct Sagas {
     pub author: Author,
 }
 
+/// A project that is to be made: name, folder and port are its own.
+struct Reserved {
+    id: Uuid,
+    place: Place,
+    /// Where to clone it from.
+    remote: Option<Remote>,
+    /// What the adopted folder brings.
+    heritage: Option<Heritage>,
+}
+
 /// A project that is there now.
 #[derive(Debug)]
 pub struct Created {
@@ -109,8 +121,9 @@ impl Sagas {
     ) -> Result<Created, Refusal> {
         let began = Instant::now();
         let mut steps = Steps::new(progress);
-        let (id, place, remote) = self.reserve(ask, by, role, cause).await?;
-        match self.make(id, ask, place, remote, &mut steps).await {
+        let reserved = self.reserve(ask, by, role, cause).await?;
+        let id = reserved.id;
+        match self.make(reserved, ask, by, &mut steps).await {
             Ok((project, remarks)) => {
                 steps.finish();
                 Ok(Created { id, project, remarks, took: began.elapsed() })
@@ -177,13 +190,7 @@ impl Sagas {
     }
 
     /// Checks everything that can be checked beforehand, and takes name, folder and port.
-    async fn reserve(
-        &self,
-        ask: &NewProject,
-        by: &Person,
-        role: Role,
-        cause: Cause,
-    ) -> Result<(Uuid, Place, Option<Remote>), Refusal> {
+    async fn reserve(&self, ask: &NewProject, by: &Person, role: Role, cause: Cause) -> Result<Reserved, Refusal> {
         name::check(&ask.name)?;
         let remote = ask.git.as_deref().map(|git| Remote::parse(git, &self.places.home)).transpose()?;
         if let Some(remote) = &remote {
@@ -212,13 +219,15 @@ impl Sagas {
         };
         let place = place::choose(&rules(place::Taken::by), &ask.name, ask.path.as_deref(), ask.adopt)?;
         let remote = remote.map(|remote| repository::check(remote, &rules(place::Taken::once_by))).transpose()?;
+        // Who might not use the projects that had the folder was refused just now.
+        let heritage = if ask.adopt { Heritage::of(&self.registry.once_at(&place.path)) } else { None };
         // Nothing is begun that cannot end: without an engine there is no project.
         self.containers.check(cpus).await?;
         let spec = Spec {
             name: ask.name.clone(),
             path: place.path.clone(),
             stack: ask.stack.clone(),
-            git: remote.clone(),
+            git: remote.clone().or_else(|| heritage.as_ref()?.git.clone()),
             branch: ask.branch.clone(),
             depth: ask.depth,
             adopt: ask.adopt,
@@ -229,7 +238,7 @@ impl Sagas {
         };
         let id = Uuid::now_v7();
         self.registry.append(id, &[ProjectEvent::Reserved(spec)], Actor::Person(by.to_string()), cause).await?;
-        Ok((id, place, remote))
+        Ok(Reserved { id, place, remote, heritage })
     }
 
     async fn begin(&self, id: Uuid, step: Step) -> Result<(), Refusal> {
@@ -242,13 +251,12 @@ impl Sagas {
 
     async fn make(
         &self,
-        id: Uuid,
+        Reserved { id, place, remote, heritage }: Reserved,
         ask: &NewProject,
-        place: Place,
-        remote: Option<Remote>,
+        by: &Person,
         steps: &mut Steps<'_>,
     ) -> Result<(Project, Vec<String>), Refusal> {
-        let mut remarks = Vec::new();
+        let mut remarks = Vec::from_iter(heritage.as_ref().map(|heritage| heritage.remark(&ask.name)));
         let mut cloned = None;
 
         self.begin(id, Step::Directory).await?;
@@ -289,7 +297,8 @@ impl Sagas {
 
         steps.next("container");
         self.begin(id, Step::Keys).await?;
-        keys::make(&self.home.project(id), owner, remote.as_ref())
+        let git = remote.as_ref().or_else(|| heritage.as_ref()?.git.as_ref());
+        keys::make(&self.home.project(id), owner, git)
             .map_err(|error| Refusal::internal("the keys could not be made", error))?;
         self.tell(
             id,
@@ -316,7 +325,9 @@ impl Sagas {
             self.await_door(port.unwrap_or_default()).await?;
         }
         self.doors.write()?;
-        let project = self.tell(id, &[ProjectEvent::Registered]).await?;
+        let mut registered = vec![ProjectEvent::Registered];
+        registered.extend(heritage.iter().flat_map(|heritage| heritage.membership(by)));
+        let project = self.tell(id, &registered).await?;
         Ok((project, remarks))
     }
 

@@ -87,6 +87,13 @@ async fn a_private_repository_is_cloned_with_its_credential_and_no_other() -> Re
     assert!(config.contains(&url) && !config.contains("ann"), "the address has no credential:\n{config}");
     assert_eq!(names_the_port(&home.project("app"))?, None);
 
+    gateway.ask("delete project app").await?;
+    gateway.ask("confirm delete app").await?;
+    let anew = gateway.make("anew", &format!("--path {} --adopt", home.project("app").display())).await?;
+    assert!(anew.contains(&url), "what is taken over is told:\n{anew}");
+    let fetched = gateway.ask("!git fetch origin").await?;
+    assert!(fetched.contains("(no output)"), "a project that is made anew has its remote:\n{fetched}");
+
     gateway.make("shallow", &format!("--git {url} --depth 1")).await?;
     let count = gateway.ask("!git rev-list --count HEAD").await?;
     assert!(count.contains('1') && !count.contains('2'), "one commit of two:\n{count}");

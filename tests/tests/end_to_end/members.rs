@@ -179,6 +179,14 @@ async fn a_project_is_for_everybody_until_members_are_named_and_then_for_them() 
     scene.ask(dora, "dora works", REFUSED).await?;
     scene.ask(ann, "delete project shared", "confirm delete shared").await?;
     scene.ask(ann, "confirm delete shared", "is deleted").await?;
+
+    // Nor when it is made anew.
+    let again = format!("new project again --path {} --adopt", home.project("shared").display());
+    scene.ask(bob, &again, "a deleted project that was for its members alone").await?;
+    scene.ask(ann, &again, "stays closed").await?;
+    scene.ask(dora, "switch again", REFUSED).await?;
+    let listed = scene.ask(ann, "members again", &ann.id).await?;
+    ensure!(!listed.contains("open to everybody"), "{listed}");
     home.run(["journal", "verify"], "").await?.success()?;
     gateway.stop().await.map(drop)
 }

@@ -1,0 +1,79 @@
+//! Projects that are made as far as a stand-in for the engine lets them: it says what it is, and makes no container.
+
+use std::{fs, os::unix::fs::chown, path::Path};
+
+use axum::{Json, Router, routing::get};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    git::Remote,
+    projects::{Project, project::STREAM},
+};
+
+/// Serves the stand-in; gives the configuration of a gateway beside it.
+fn beside_an_engine(folder: &tempfile::TempDir) -> String {
+    let socket = folder.path().join("engine.sock");
+    let answers = Router::new()
+        .route("/version", get(Json(json!({ "ApiVersion": "1.47" }))))
+        .route("/info", get(Json(json!({
+            "ServerVersion": "27", "Architecture": "x86_64", "NCPU": 2, "MemTotal": 1_u64 << 30, "CgroupVersion": "2",
+        }))))
+        .route("/containers/json", get(Json(json!([]))));
+    let answers = Router::new().nest("/{api}", answers.clone()).merge(answers);
+    let listener = UnixListener::bind(&socket).expect("there is room");
+    tokio::spawn(axum::serve(listener, answers).into_future());
+    CONFIG.replace("/nowhere/docker.sock", socket.to_str().expect("it is text"))
+}
+
+impl Life {
+    /// What the command is answered with.
+    async fn ask(&mut self, event_id: &str, text: &str) -> String {
+        self.say(event_id, text).await;
+        loop {
+            let said = self.hear().await;
+            if said.answers == [event_id] {
+                return said.markdown;
+            }
+        }
+    }
+
+    /// All projects that there ever were, oldest first.
+    async fn projects(&self) -> Vec<Project> {
+        let mut all = self.gateway.journal.load_all::<Project>(STREAM).await.expect("they are readable");
+        all.sort_by(|(one, _), (other, _)| one.id.cmp(&other.id));
+        all.into_iter().map(|(_, loaded)| loaded.state).collect()
+    }
+}
+
+/// A repository where projects may lie, whose files are no root's.
+fn repository(folder: &tempfile::TempDir, name: &str) -> PathBuf {
+    let path = folder.path().canonicalize().expect("it is there").join("musher").join(name);
+    fs::create_dir_all(path.join(".git")).expect("there is room");
+    if nix::unistd::geteuid().is_root() {
+        chown(&path, Some(1000), Some(1000)).expect("root may");
+    }
+    path
+}
+
+#[tokio::test]
+async fn who_adopts_the_folder_of_a_deleted_project_gets_its_remote() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::configured(&folder, &beside_an_engine(&folder)).await;
+    let path = repository(&folder, "app");
+    let git = Some(Remote::parse("https://example.org/team/app.git", Path::new("/root")).expect("it is one"));
+    let events = [
+        ProjectEvent::Reserved(Spec { git: git.clone(), ..Spec::example(&path) }),
+        ProjectEvent::Registered,
+        ProjectEvent::DeletionBegun,
+        ProjectEvent::Removed,
+    ];
+    let registry = &life.gateway.intake.registry;
+    registry.append(Uuid::now_v7(), &events, Actor::Gateway, Cause::None).await.expect("they follow");
+    let answer = life.ask("$new", "!new project new --path ~/musher/app --adopt").await;
+    assert!(answer.contains("the sled's binary"), "it comes no further than that: {answer}");
+    let specs: Vec<_> = life.projects().await.into_iter().filter_map(|project| project.spec).collect();
+    let told: Vec<_> = specs.iter().map(|spec| (&*spec.name, &spec.git, &spec.path)).collect();
+    assert_eq!(told, [("app", &git, &path), ("new", &git, &path)]);
+    life.end().await;
+}
