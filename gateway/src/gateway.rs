@@ -237,7 +237,6 @@ impl Gateway {
             nodes: nodes.clone(),
             home: home.clone(),
             doors,
-            removing: Arc::default(),
             places: settings.places,
             git: Arc::clone(&git),
             author: settings.author,

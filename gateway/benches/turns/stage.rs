@@ -306,7 +306,6 @@ impl Stage {
             nodes: engine.clone(),
             home: home.clone(),
             doors,
-            removing: Arc::default(),
             places: settings.places,
             git: Arc::clone(&git),
             author: settings.author,

@@ -2,6 +2,7 @@
 //!
 //! A command is answered at once, on its own; what takes long goes on beside everything else.
 
+mod deletion;
 pub mod exposed;
 pub mod git_audit;
 pub mod grammar;
@@ -13,7 +14,7 @@ mod undo;
 use std::{
     collections::HashMap,
     fmt::Write as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -23,8 +24,7 @@ use link::{
     requests::{CommandOutput, NodeStatus},
 };
 use musher_docker::ContainerState;
-use tokio::{sync::oneshot, time::Instant};
-use tracing::warn;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::grammar::{Command, Confirm, Delete, New, NewProject, StacksVerb};
@@ -39,7 +39,7 @@ use crate::{
     nodes::Nodes,
     outbox::{Address, Outbox, Post, Progress},
     people::{People, Role},
-    projects::{Project, Registry, Spec, Stage, saga::Sagas, welcome},
+    projects::{Project, Registry, Stage, saga::Sagas, welcome},
     refusal::Refusal,
     rooms::{Mode, Rooms},
     sessions::{Removal, Sessions},
@@ -49,10 +49,6 @@ use crate::{
     usage::{Usage, pause_text},
 };
 
-/// How long a deletion may be confirmed.
-const CONFIRM_WITHIN: Duration = Duration::from_mins(2);
-/// How long a turn may take to end before its project is deleted all the same.
-const QUIET_WITHIN: Duration = Duration::from_secs(30);
 /// How long a sled may take to tell its status before it counts as silent.
 const STATUS_PATIENCE: Duration = Duration::from_secs(4);
 /// After this a proxied command says that it is still under way (CMD-5).
@@ -392,8 +388,10 @@ impl Commands {
         let mut lines = Vec::new();
         for (id, project) in all {
             let Some(spec) = project.spec else { continue };
+            let at_work = self.inner.registry.is_at_work_on(id);
             let id = id.to_string();
             let state = match (project.stage, &containers) {
+                (Stage::Making, _) if !at_work => "half made; `delete project` removes it",
                 (Stage::Making, _) => "being made",
                 (Stage::Undoing | Stage::Deleting, _) => "being removed",
                 (_, Err(_)) => "unknown",
@@ -490,45 +488,6 @@ impl Commands {
              `{name}.musher`, folder `/workspace`"
         ));
         Ok(lines.join("\n"))
-    }
-
-    fn ask_deletion(&self, asked: &Asked) -> Result<String, Refusal> {
-        let (id, project) = self.chosen(asked)?;
-        let key = (asked.to.room.clone(), asked.by.clone(), id);
-        self.inner.deletions.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
-        let Some(Spec { name, path, .. }) = project.spec else { return Err(Refusal::usage("that project is gone")) };
-        Ok(format!(
-            "This removes the container of **{name}**, its home with the agent's memory, and its keys. The files in {} stay.\nWrite `{}` within two minutes to do it.",
-            text::code(&path.to_string_lossy()),
-            Command::Confirm(Confirm::Delete { name: name.clone() }),
-        ))
-    }
-
-    async fn delete(&self, name: &str, asked: &Asked) -> Result<String, Refusal> {
-        let (id, project) = self.chosen(asked)?;
-        let key = (asked.to.room.clone(), asked.by.clone(), id);
-        let asked_at = self.inner.deletions.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-        if asked_at.is_none_or(|at| at.elapsed() > CONFIRM_WITHIN) {
-            let first = Command::Delete(Delete::Project { name: name.to_owned() });
-            return Err(Refusal::usage(format!("there is nothing to confirm for {}", text::code(name)))
-                .hint(format!("Write `{first}` first; it can be confirmed in this room, by you, for two minutes.")));
-        }
-        let path = project.spec.map(|spec| spec.path).unwrap_or_default();
-        self.inner.sagas.delete(id, &asked.by, asked.cause(), self.quiet(id, asked)).await?;
-        // Nobody waits for a budget of it any more; the dispatcher is gone only when the gateway stops.
-        let _told = self.inner.dispatcher.tell(Event::Unpause { project: id });
-        Ok(format!("**{name}** is deleted. Its files stay in {}.", text::code(&path.to_string_lossy())))
-    }
-
-    /// Ends what runs in a project and drops what waits for it, in all rooms.
-    async fn quiet(&self, project: Uuid, asked: &Asked) {
-        let (done, quiet) = oneshot::channel();
-        let request = StopRequest::Silent { by: asked.by.clone(), event_id: asked.event_id.clone(), done };
-        let stop = Event::Stop { room: None, project, request };
-        if self.inner.dispatcher.tell(stop) && tokio::time::timeout(QUIET_WITHIN, quiet).await.is_err() {
-            // Its container is killed next, and everything in it with it.
-            warn!(%project, "the project's turn did not end in time");
-        }
     }
 }
 

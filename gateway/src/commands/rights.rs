@@ -26,7 +26,7 @@ pub enum Concern<'c> {
     Use(Option<&'c str>),
     /// The same; but who made it may, and admins.
     Rule(Option<&'c str>),
-    /// Likewise, a project that goes: also one whose removal has failed.
+    /// Likewise, a project that goes: also one whose making or removal has failed.
     Delete(&'c str),
     /// An open question of a turn, whose project is only known with it: see [`Commands::rule_on`].
     Question,
@@ -126,7 +126,7 @@ impl Commands {
     }
 }
 
-/// The project of this name, otherwise the chosen one. What is `going` may be on its way out.
+/// The project of this name, otherwise the chosen one. What is `going` may be on its way out, or left half made.
 fn meant(
     registry: &Registry,
     name: Option<&str>,
@@ -136,10 +136,13 @@ fn meant(
     let Some(name) = name else {
         return Ok(asked.project.and_then(|id| Some((id, registry.get(id)?))));
     };
+    let is_left = |id, stage| match stage {
+        Stage::Undoing | Stage::Deleting => true,
+        Stage::Making => !registry.is_at_work_on(id),
+        Stage::Unknown | Stage::Registered | Stage::Removed => false,
+    };
     match registry.by_name(name) {
-        Some((id, project)) if going && matches!(project.stage, Stage::Undoing | Stage::Deleting) => {
-            Ok(Some((id, project)))
-        }
+        Some((id, project)) if going && is_left(id, project.stage) => Ok(Some((id, project))),
         _ => registry.registered(name, |project| project.admits(&asked.by, asked.role)).map(Some),
     }
 }

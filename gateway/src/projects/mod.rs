@@ -3,6 +3,7 @@
 //! [`Registry`] holds what the journal says of them. [`saga`] makes and removes them. Everything beneath is small
 //! and either pure or about one thing on the disk.
 
+mod claims;
 pub mod clone;
 pub mod clone_worker;
 mod cloning;
@@ -28,6 +29,7 @@ use std::{
 use journal::{Actor, Append, AppendError, Cause, Expected, Loaded, NewEvent, StreamId};
 use uuid::Uuid;
 
+use self::claims::Claims;
 pub use project::{Identity, Made, Owner, Project, ProjectEvent, Spec, Stage, Step};
 
 use crate::{chat::Person, people::Role, refusal::Refusal, store::Journal};
@@ -41,6 +43,8 @@ pub struct Registry {
     appending: tokio::sync::Mutex<()>,
     /// Held while a name, a folder and a port are being taken.
     reserving: tokio::sync::Mutex<()>,
+    /// Which of them are being made or removed just now.
+    claims: Claims,
 }
 
 impl Registry {
@@ -59,6 +63,7 @@ impl Registry {
             projects: RwLock::new(projects),
             appending: tokio::sync::Mutex::default(),
             reserving: tokio::sync::Mutex::default(),
+            claims: Claims::default(),
         })
     }
 
@@ -111,9 +116,12 @@ impl Registry {
     pub fn registered(&self, name: &str, shown: impl Fn(&Project) -> bool) -> Result<(Uuid, Project), Refusal> {
         match self.by_name(name) {
             Some((id, project)) if project.stage == Stage::Registered => Ok((id, project)),
-            Some((_, project)) if project.stage == Stage::Making => {
-                Err(Refusal::usage(format!("project `{name}` is still being made")).hint("Wait for its reply."))
-            }
+            Some((id, project)) if project.stage == Stage::Making => Err(if self.is_at_work_on(id) {
+                Refusal::usage(format!("project `{name}` is still being made")).hint("Wait for its reply.")
+            } else {
+                Refusal::usage(format!("project `{name}` could not be made, and is still half there"))
+                    .hint(format!("`delete project {name}` removes it."))
+            }),
             Some(_) => Err(Refusal::usage(format!("project `{name}` is being removed"))
                 .hint(format!("If that failed, `delete project {name}` tries it again."))),
             None => {
@@ -134,6 +142,30 @@ impl Registry {
                 }))
             }
         }
+    }
+
+    /// Which projects are being made or removed just now.
+    pub(crate) fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// Whether the project is being made or removed just now. One that is neither, and not registered, was left by a failure.
+    pub fn is_at_work_on(&self, id: Uuid) -> bool {
+        self.claims.is_claimed(id)
+    }
+
+    /// The project as the journal has it by now: after an append that failed, of which nobody may know how far it came.
+    async fn reread(&self, id: Uuid) -> Result<Project, Refusal> {
+        let _held = self.appending.lock().await;
+        let stream = StreamId::new(project::STREAM, id);
+        let loaded = self
+            .journal
+            .load::<Project>(&stream)
+            .await
+            .map_err(|error| Refusal::internal("the project cannot be read from the journal", error.to_string()))?;
+        let state = loaded.state.clone();
+        self.projects.write().unwrap_or_else(PoisonError::into_inner).insert(id, loaded);
+        Ok(state)
     }
 
     /// Appends events to a project's stream and takes them in. Refused, with nothing changed, when they cannot follow

@@ -1,12 +1,7 @@
 //! `new project` and `delete project`: changes of several steps, each journaled before it is made, each with its undo
 //! (PROJ-7). A crash at any point is undone, or the deletion finished, at the next start.
 
-use std::{
-    collections::BTreeSet,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use journal::{Actor, Cause};
 use tokio::{io::AsyncBufReadExt, time::Instant};
@@ -15,6 +10,7 @@ use uuid::Uuid;
 
 use super::{
     Made, Owner, Project, ProjectEvent, Registry, Spec, Stage, Step,
+    claims::Claim,
     clone::Cloned,
     cloning::fetch_submodules,
     folder,
@@ -51,18 +47,6 @@ const LFS_REMARK: &str = "⚠ Some files are kept by Git LFS: what is there are 
 /// Tries at a free port.
 const PORT_TRIES: usize = 50;
 
-/// A project that is being removed.
-struct Claim {
-    id: Uuid,
-    removing: Arc<Mutex<BTreeSet<Uuid>>>,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.removing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
-    }
-}
-
 /// What sagas work with.
 #[derive(Clone)]
 pub struct Sagas {
@@ -76,8 +60,6 @@ pub struct Sagas {
     pub home: Home,
     /// The generated `ssh_config`.
     pub doors: Doors,
-    /// The projects that are being removed just now.
-    pub removing: Arc<Mutex<BTreeSet<Uuid>>>,
     /// Rules for places; `taken` is filled in here.
     pub places: place::Rules,
     /// The way to git remotes.
@@ -88,7 +70,8 @@ pub struct Sagas {
 
 /// A project that is to be made: name, folder and port are its own.
 struct Reserved {
-    id: Uuid,
+    /// Held from before it is reserved until it is there, or gone again.
+    claim: Claim,
     place: Place,
     /// Where to clone it from.
     remote: Option<Remote>,
@@ -122,8 +105,8 @@ impl Sagas {
         let began = Instant::now();
         let mut steps = Steps::new(progress);
         let reserved = self.reserve(ask, by, role, cause).await?;
-        let id = reserved.id;
-        match self.make(reserved, ask, by, &mut steps).await {
+        let id = reserved.claim.id();
+        match self.make(&reserved, ask, by, &mut steps).await {
             Ok((project, remarks)) => {
                 steps.finish();
                 Ok(Created { id, project, remarks, took: began.elapsed() })
@@ -132,7 +115,8 @@ impl Sagas {
                 warn!(%id, %refusal, "the project cannot come to be");
                 steps.fail();
                 steps.next("removing what was made");
-                let undone = self.abandon(id, refusal.what.clone()).await;
+                let origin = (Actor::Gateway, Cause::None);
+                let undone = self.abandon(&reserved.claim, refusal.what.clone(), origin).await;
                 if undone.is_ok() {
                     steps.finish();
                 } else {
@@ -150,7 +134,7 @@ impl Sagas {
         }
     }
 
-    /// Deletes a registered project, or what is left of one. The host's files stay. `quiet` waits until nothing of the
+    /// Deletes a registered project, or what is left of one that could not be made or deleted. The host's files stay. `quiet` waits until nothing of the
     /// project runs or waits any more.
     pub async fn delete(
         &self,
@@ -161,12 +145,16 @@ impl Sagas {
     ) -> Result<(), Refusal> {
         let busy =
             || Refusal::usage("the project is being made or removed just now").hint("`projects` shows how far it is.");
-        let _removing = self.claim(id).ok_or_else(busy)?;
+        let claim = self.registry.claims().claim(id).ok_or_else(busy)?;
         let stage = self.registry.get(id).map(|project| project.stage);
+        let actor = Actor::Person(by.to_string());
         match stage {
             Some(Stage::Registered) => {
-                let actor = Actor::Person(by.to_string());
                 self.registry.append(id, &[ProjectEvent::DeletionBegun], actor, cause).await?;
+            }
+            // Nobody makes it any more: who did holds no claim.
+            Some(Stage::Making) => {
+                return self.abandon(&claim, "it was left half made".to_owned(), (actor, cause)).await;
             }
             Some(Stage::Undoing | Stage::Deleting) => {}
             _ => return Err(busy()),
@@ -180,7 +168,11 @@ impl Sagas {
         let mut recovered = Vec::new();
         for (id, project) in self.registry.all() {
             let result = match project.stage {
-                Stage::Making => self.abandon(id, "the gateway ended meanwhile".to_owned()).await,
+                Stage::Making => {
+                    let Some(claim) = self.registry.claims().claim(id) else { continue };
+                    let origin = (Actor::Gateway, Cause::None);
+                    self.abandon(&claim, "the gateway ended meanwhile".to_owned(), origin).await
+                }
                 Stage::Undoing | Stage::Deleting => self.remove(id).await,
                 Stage::Unknown | Stage::Registered | Stage::Removed => continue,
             };
@@ -200,10 +192,11 @@ impl Sagas {
             self.git.reach.check(remote).await?;
         }
         let _held = self.registry.reserving.lock().await;
-        if let Some((_, other)) = self.registry.by_name(&ask.name) {
+        if let Some((taken, other)) = self.registry.by_name(&ask.name) {
             let hint = match other.stage {
                 Stage::Registered => format!("Talk to it with `switch {}`, or choose another name.", ask.name),
-                Stage::Making => "It is being made just now.".to_owned(),
+                Stage::Making if self.registry.is_at_work_on(taken) => "It is being made just now.".to_owned(),
+                Stage::Making => format!("It is half made; `delete project {}` removes it.", ask.name),
                 _ => format!("It is being removed; `delete project {}` tries it again if that failed.", ask.name),
             };
             return Err(Refusal::usage(format!("there is a project `{}` already", ask.name)).hint(hint));
@@ -236,9 +229,10 @@ impl Sagas {
             port: free_port(&self.registry, *PORTS.start() - 1)?,
             asked_by: by.clone(),
         };
-        let id = Uuid::now_v7();
-        self.registry.append(id, &[ProjectEvent::Reserved(spec)], Actor::Person(by.to_string()), cause).await?;
-        Ok(Reserved { id, place, remote, heritage })
+        let claim = self.registry.claims().mint();
+        let reserved = [ProjectEvent::Reserved(spec)];
+        self.registry.append(claim.id(), &reserved, Actor::Person(by.to_string()), cause).await?;
+        Ok(Reserved { claim, place, remote, heritage })
     }
 
     async fn begin(&self, id: Uuid, step: Step) -> Result<(), Refusal> {
@@ -251,19 +245,19 @@ impl Sagas {
 
     async fn make(
         &self,
-        Reserved { id, place, remote, heritage }: Reserved,
+        Reserved { claim, place, remote, heritage }: &Reserved,
         ask: &NewProject,
         by: &Person,
         steps: &mut Steps<'_>,
     ) -> Result<(Project, Vec<String>), Refusal> {
         let mut remarks = Vec::from_iter(heritage.as_ref().map(|heritage| heritage.remark(&ask.name)));
-        let mut cloned = None;
+        let (id, mut cloned) = (claim.id(), None);
 
         self.begin(id, Step::Directory).await?;
-        let owner = self.directory(id, &place).await?;
+        let owner = self.directory(id, place).await?;
 
         self.begin(id, Step::Repository).await?;
-        if let Some(remote) = &remote {
+        if let Some(remote) = remote {
             steps.next("clone");
             cloned = Some(self.clone_repository(id, remote, ask, &place.path, steps).await?);
         } else if place.found != Found::Repository {
@@ -408,20 +402,51 @@ impl Sagas {
         })
     }
 
-    /// Marks a project as being removed, for as long as the claim is held; none when it is already.
-    fn claim(&self, id: Uuid) -> Option<Claim> {
-        let fresh = self.removing.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
-        fresh.then(|| Claim { id, removing: Arc::clone(&self.removing) })
+    /// Gives up a project that is not there yet.
+    ///
+    /// A journal that takes no events holds nothing up: what was made may be what fills its disk. It can go before that is journaled,
+    /// since each step was journaled before it was made, so that a crash in between is undone all the same; and nobody but whoever
+    /// holds the claim starts anything in it.
+    async fn abandon(&self, claim: &Claim, reason: String, (actor, cause): (Actor, Cause)) -> Result<(), Refusal> {
+        let id = claim.id();
+        let abandoned = [ProjectEvent::Abandoned { reason }];
+        let abandon = || self.registry.append(id, &abandoned, actor.clone(), cause.clone());
+        let mut late = false;
+        if let Err(refusal) = abandon().await {
+            late = match self.registry.reread(id).await?.stage {
+                Stage::Making => true,
+                Stage::Undoing => false,
+                // It came to be after all: that was journaled, and nobody heard so.
+                _ => return Err(refusal),
+            };
+            warn!(%id, %refusal, "what was made is removed all the same");
+        }
+        self.take_back(id).await?;
+        if late {
+            abandon().await?;
+        }
+        self.end(id).await
     }
 
-    async fn abandon(&self, id: Uuid, reason: String) -> Result<(), Refusal> {
-        let _removing = self.claim(id);
-        self.tell(id, &[ProjectEvent::Abandoned { reason }]).await?;
-        self.remove(id).await
+    /// Removes what is ours of a project, and it with that.
+    async fn remove(&self, id: Uuid) -> Result<(), Refusal> {
+        self.take_back(id).await?;
+        self.end(id).await
+    }
+
+    /// Lets a project go of which nothing of ours is left.
+    async fn end(&self, id: Uuid) -> Result<(), Refusal> {
+        self.tell(id, &[ProjectEvent::Removed]).await?;
+        self.doors.write()?;
+        if let Err(refusal) = self.containers.tidy_network().await {
+            // A bridge without containers does no harm; the next removal tries again.
+            info!(%refusal, "the network stays");
+        }
+        Ok(())
     }
 
     /// Removes what is ours of a project, in reverse, whatever is already gone. The journal says what was begun.
-    async fn remove(&self, id: Uuid) -> Result<(), Refusal> {
+    async fn take_back(&self, id: Uuid) -> Result<(), Refusal> {
         let Some(project) = self.registry.get(id) else { return Ok(()) };
         let Some(spec) = &project.spec else { return Ok(()) };
         if project.begun.contains(&Step::Container) {
@@ -437,15 +462,9 @@ impl Sagas {
             })
             .await?;
         }
-        if project.stage == Stage::Undoing {
+        if matches!(project.stage, Stage::Making | Stage::Undoing) {
             let (project, spec) = (project.clone(), spec.clone());
             on_disk(move || folder::unmake(&project, &spec)).await?;
-        }
-        self.tell(id, &[ProjectEvent::Removed]).await?;
-        self.doors.write()?;
-        if let Err(refusal) = self.containers.tidy_network().await {
-            // A bridge without containers does no harm; the next removal tries again.
-            info!(%refusal, "the network stays");
         }
         Ok(())
     }

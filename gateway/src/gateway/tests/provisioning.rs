@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     git::Remote,
-    projects::{Project, project::STREAM},
+    projects::{Made, Owner, Project, Step, place, project::STREAM},
 };
 
 /// Serves the stand-in; gives the configuration of a gateway beside it.
@@ -75,5 +75,75 @@ async fn who_adopts_the_folder_of_a_deleted_project_gets_its_remote() {
     let specs: Vec<_> = life.projects().await.into_iter().filter_map(|project| project.spec).collect();
     let told: Vec<_> = specs.iter().map(|spec| (&*spec.name, &spec.git, &spec.path)).collect();
     assert_eq!(told, [("app", &git, &path), ("new", &git, &path)]);
+    life.end().await;
+}
+
+#[tokio::test]
+async fn what_was_made_is_removed_also_where_the_journal_takes_no_word_of_that() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::configured(&folder, &beside_an_engine(&folder)).await;
+    life.gateway.journal.refuse("project.abandoned", 1);
+    let answer = life.ask("$new", "!new project app").await;
+    assert!(answer.contains("the sled's binary") && !answer.contains("could not all be removed"), "{answer}");
+    assert_eq!(life.gateway.journal.append_failures(), 1);
+    let stages: Vec<_> = life.projects().await.iter().map(|project| project.stage).collect();
+    assert_eq!(stages, [Stage::Removed]);
+    assert!(!folder.path().join("musher").exists(), "what was made on the way is gone");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn what_a_failure_left_half_made_is_deleted_while_the_gateway_runs() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::configured(&folder, &beside_an_engine(&folder)).await;
+    life.gateway.journal.refuse("project.abandoned", 2);
+    let answer = life.ask("$new", "!new project app").await;
+    assert!(answer.contains("could not all be removed") && answer.contains("delete project app"), "{answer}");
+    assert!(!folder.path().join("musher").exists(), "what fills a disk is gone all the same");
+    assert!(life.ask("$list", "!projects").await.contains("half made"));
+    assert!(life.ask("$switch", "!switch app").await.contains("could not be made"));
+    let again = life.ask("$again", "!new project app").await;
+    assert!(again.contains("already") && again.contains("delete project app"), "{again}");
+    let asked = life.ask("$delete", "!delete project app").await;
+    assert!(asked.contains("confirm delete app") && !asked.contains("its home"), "{asked}");
+    let deleted = life.ask("$confirm", "!confirm delete app").await;
+    assert!(deleted.contains("is deleted"), "{deleted}");
+    let stages: Vec<_> = life.projects().await.iter().map(|project| project.stage).collect();
+    assert_eq!(stages, [Stage::Removed]);
+    life.end().await;
+}
+
+#[tokio::test]
+async fn what_is_being_made_is_not_deleted_and_what_nobody_makes_any_more_is() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::configured(&folder, &beside_an_engine(&folder)).await;
+    let registry = Arc::clone(&life.gateway.intake.registry);
+    let claim = registry.claims().mint();
+    let path = folder.path().canonicalize().expect("it is there").join("musher/app");
+    fs::create_dir_all(&path).expect("there is room");
+    fs::write(path.join("large"), "what fills the disk").expect("there is room");
+    let found = ProjectEvent::DirectoryFound {
+        identity: place::identity(&path).expect("it is there"),
+        owner: Owner { uid: 1000, gid: 1000 },
+        made: Made::Folder { parents: Vec::new() },
+    };
+    let events = [
+        ProjectEvent::Reserved(Spec::example(&path)),
+        ProjectEvent::StepBegun { step: Step::Directory },
+        found,
+        ProjectEvent::StepBegun { step: Step::Repository },
+    ];
+    registry.append(claim.id(), &events, Actor::Gateway, Cause::None).await.expect("they follow");
+    let refused = life.ask("$early", "!delete project app").await;
+    assert!(refused.contains("still being made"), "{refused}");
+    // A panic in the middle of it.
+    let making = tokio::spawn(async move {
+        let _claim = claim;
+        panic!("a fault of our own");
+    });
+    making.await.expect_err("it broke off");
+    life.ask("$delete", "!delete project app").await;
+    let deleted = life.ask("$confirm", "!confirm delete app").await;
+    assert!(deleted.contains("is deleted") && !path.exists(), "{deleted}");
     life.end().await;
 }
