@@ -89,6 +89,12 @@ fn alias(id: Uuid) -> String {
     format!("musher-{id}")
 }
 
+/// What opens a project's port door from another machine, by way of this host. The key is a copy that its reader has made, and the host
+/// key is remembered under the project: the port may have been another's before.
+pub(crate) fn from_elsewhere(id: Uuid, port: u16, ssh_host: &str) -> String {
+    format!("ssh -i <key> -J {ssh_host} -p {port} -o HostKeyAlias={} {USER}@127.0.0.1", alias(id))
+}
+
 fn known_hosts(doors: &[Door]) -> String {
     doors
         .iter()
@@ -190,6 +196,23 @@ mod tests {
         }
         assert!(written > 20 && refused > 20, "{written} {refused}");
         assert!(!canary.exists());
+    }
+
+    #[test]
+    fn from_elsewhere_a_host_key_is_remembered_under_its_project_as_it_is_here() {
+        let line = from_elsewhere(Uuid::nil(), 22_001, "you@server").replace("<key>", "copy");
+        let words = shell_words::split(&line).expect("a shell can read it");
+        let output = Command::new(&words[0])
+            .args(["-G", "-F", "/dev/null"])
+            .args(&words[1..])
+            .output()
+            .expect("ssh is installed");
+        let read = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let alias = format!("hostkeyalias {}", alias(Uuid::nil()));
+        for line in [&*alias, "hostname 127.0.0.1", "port 22001", "user dev", "proxyjump you@server"] {
+            assert!(read.lines().any(|found| found == line), "{line} is not in\n{read}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use musher_docker::{USER, WORKSPACE};
 
-use super::saga::Created;
+use super::{saga::Created, ssh_config};
 use crate::{home::Home, text};
 
 /// What people are told of a project that is there now. `ports` says whether there are port doors.
@@ -25,15 +25,40 @@ pub fn welcome(made: &Created, home: &Home, ssh_host: Option<&str>, ports: bool)
     match ssh_host {
         _ if !ports => {}
         Some(host) => lines.push(format!(
-            "- another machine: `ssh -i <key> -J {host} -p {port} {USER}@127.0.0.1`, with a copy of the key {key} (docs/editors.md)",
-            port = spec.port,
+            "- another machine: `{line}`, with a copy of the key {key} (docs/editors.md)",
+            line = ssh_config::from_elsewhere(made.id, spec.port, host),
             key = text::code(&home.project(made.id).client_key().to_string_lossy()),
         )),
-        None => lines.push("- another machine: set `ssh_host` in bot.toml to how this host is reached (docs/editors.md)".to_owned()),
+        None => lines.push(
+            "- another machine: set `ssh_host` in bot.toml to how this host is reached (docs/editors.md)".to_owned(),
+        ),
     }
     lines.push(format!("- talk: `switch {name}`, then write here"));
     lines.extend(remarks.iter().map(|remark| format!("- {remark}")));
     lines.push(String::new());
     lines.push("⚠ The agent can write to these files: git and editors that you run on them on the host itself run the hooks and settings that are in them.".to_owned());
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::projects::{Project, Spec};
+
+    #[test]
+    fn the_line_for_another_machine_is_told_where_there_is_one() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let home = Home::open(&folder.path().join("state")).expect("it can be made");
+        let project = Project { spec: Some(Spec::example("/srv/app")), ..Project::default() };
+        let made = Created { id: Uuid::nil(), project, remarks: Vec::new(), took: Duration::from_secs(1) };
+        let told = |host, ports| welcome(&made, &home, host, ports);
+        let line = "`ssh -i <key> -J you@server -p 22200 -o HostKeyAlias=musher-00000000-0000-0000-0000-000000000000 dev@127.0.0.1`";
+        assert!(told(Some("you@server"), true).contains(line), "{}", told(Some("you@server"), true));
+        assert!(told(None, true).contains("set `ssh_host`"));
+        assert!(!told(Some("you@server"), false).contains("another machine"));
+    }
 }
