@@ -213,10 +213,8 @@ fn refused(order: &Order, failure: &Failure) -> NotCloned {
         }
         Failure::NoRepository => Refusal::usage(format!("{shown} is no git repository"))
             .hint("Give the path of one on this host; `git init` begins one."),
-        Failure::Elsewhere => Refusal::usage(format!("the repository of {shown} lies elsewhere"))
-            .hint("Clone the repository that it belongs to."),
-        Failure::Borrowed => Refusal::usage(format!("{shown} borrows its objects from another repository"))
-            .hint("Repack it first: `git repack -ad` there, then remove `objects/info/alternates`."),
+        Failure::Elsewhere => elsewhere(&shown),
+        Failure::Borrowed => borrowed(&shown),
         Failure::Strange(_) => {
             said(failure).hint("A repository on this host is cloned when it holds files and folders alone.")
         }
@@ -230,6 +228,17 @@ fn refused(order: &Order, failure: &Failure) -> NotCloned {
         Failure::Git(_) => said(failure).hint("Check the address; the same command tries it again."),
     };
     (Outcome::Failed, refusal)
+}
+
+/// What people are told of a worktree or a submodule.
+pub(super) fn elsewhere(shown: &str) -> Refusal {
+    Refusal::usage(format!("the repository of {shown} lies elsewhere")).hint("Clone the repository that it belongs to.")
+}
+
+/// What people are told of a repository that has its objects from another.
+pub(super) fn borrowed(shown: &str) -> Refusal {
+    Refusal::usage(format!("{shown} borrows its objects from another repository"))
+        .hint("Repack it first: `git repack -ad` there, then remove `objects/info/alternates`.")
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Where a project's files may lie (PROJ-2), and who owns them (PROJ-14).
 //!
-//! This is the only code that looks at a project's folder from outside, and it looks no further than the folder
-//! itself and the names at its root, before a container exists.
+//! This is the only code that looks at a project's folder from outside, before a container exists, and it looks no further than
+//! the folder itself, the names at its root, and whether a repository that is adopted stands alone.
 
 use std::{
     fs,
@@ -11,7 +11,10 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use super::project::{Identity, Owner, Project, Stage};
+use super::{
+    cloning,
+    project::{Identity, Owner, Project, Stage},
+};
 use crate::{chat::Person, people::Role, refusal::Refusal, text};
 
 /// Write permission for the group or for others.
@@ -243,7 +246,7 @@ fn look(path: &Path, adopt: bool) -> Result<Found, Refusal> {
     let repository = fs::symlink_metadata(path.join(".git")).is_ok();
     match (first, repository, adopt) {
         (None, _, false) => Ok(Found::Empty),
-        (_, true, true) => Ok(Found::Repository),
+        (_, true, true) => stands_alone(path).map(|()| Found::Repository),
         (_, true, false) => Err(Refusal::usage(format!("{shown} is a git repository already"))
             .hint("Add `--adopt` to work in it as it is.")),
         (_, false, true) => Err(Refusal::usage(format!("{shown} is not a git repository, so it cannot be adopted"))
@@ -251,6 +254,30 @@ fn look(path: &Path, adopt: bool) -> Result<Found, Refusal> {
         (Some(_), false, false) => Err(Refusal::usage(format!("{shown} exists and is not empty"))
             .hint("Choose another folder with `--path`, or make it a git repository and add `--adopt`.")),
     }
+}
+
+/// Refused unless all that git needs of a repository lies in its folder: nothing else of the host is in its container. No link is
+/// followed.
+fn stands_alone(path: &Path) -> Result<(), Refusal> {
+    let shown = text::code(&path.to_string_lossy());
+    let kind = |inner: &str| match fs::symlink_metadata(path.join(inner)) {
+        Ok(meta) => Ok(Some(meta.file_type())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unreadable(&path.join(inner), error)),
+    };
+    // A worktree and a submodule have a file for it.
+    for folder in [".git", ".git/objects", ".git/objects/info"] {
+        if kind(folder)?.is_some_and(|kind| !kind.is_dir()) {
+            return Err(cloning::elsewhere(&shown));
+        }
+    }
+    if kind(".git/commondir")?.is_some() {
+        return Err(cloning::elsewhere(&shown));
+    }
+    if kind(".git/objects/info/alternates")?.is_some() {
+        return Err(cloning::borrowed(&shown));
+    }
+    Ok(())
 }
 
 /// Nobody but root and the gateway's own user may be able to put another folder in its place.
@@ -416,6 +443,46 @@ mod tests {
         assert_eq!(before.is(moved), before.born_ns.is_some());
         let other = identity(&host.rules.home.join("src/full")).expect("it is there");
         assert!(!before.is(other));
+    }
+
+    #[test]
+    fn a_repository_of_which_a_part_lies_elsewhere_is_not_adopted() {
+        let host = host();
+        let home = &host.rules.home;
+        let write = |path: &Path, text: &str| fs::write(path, text).expect("it can be written");
+        let link = |path: &Path| std::os::unix::fs::symlink(home, path).expect("a link can be made");
+        let (elsewhere, borrowed) = ("lies elsewhere", "borrows its objects");
+        let bend = |name: &str, bend: &dyn Fn(&Path), words: &str| {
+            let folder = home.join("src").join(name);
+            fs::create_dir_all(folder.join(".git/objects/info")).expect("it can be made");
+            bend(&folder.join(".git"));
+            let refusal = look(&folder, true).expect_err(name);
+            assert!(refusal.what.contains(words) && refusal.hint.is_some(), "{name}: {refusal}");
+        };
+        bend(
+            "worktree",
+            &|git| {
+                fs::remove_dir_all(git).expect("it can be removed");
+                write(git, "gitdir: /srv/app/.git/worktrees/app\n");
+            },
+            elsewhere,
+        );
+        for part in ["", "objects", "objects/info"] {
+            let bent = |git: &Path| {
+                let part = PathBuf::from(git.join(part).to_string_lossy().trim_end_matches('/'));
+                fs::remove_dir_all(&part).expect("it can be removed");
+                link(&part);
+            };
+            bend(&format!("linked-{}", part.len()), &bent, elsewhere);
+        }
+        bend("common", &|git| write(&git.join("commondir"), "/srv/app/.git\n"), elsewhere);
+        bend("dangling", &|git| link(&git.join("commondir")), elsewhere);
+        bend("borrowed", &|git| write(&git.join("objects/info/alternates"), "/srv/app/.git/objects\n"), borrowed);
+        let whole = home.join("src/whole");
+        fs::create_dir_all(whole.join(".git/objects/info")).expect("it can be made");
+        fs::create_dir_all(whole.join(".git/worktrees/other")).expect("it can be made");
+        write(&whole.join(".git/worktrees/other/commondir"), "../..\n");
+        assert_eq!(look(&whole, true).expect("it has worktrees, and is none"), Found::Repository);
     }
 
     #[test]
