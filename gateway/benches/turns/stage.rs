@@ -21,7 +21,7 @@ use musher::{
     dispatch::{
         Batch,
         actor::{Carrier, Dispatcher, Ended},
-        core::Why,
+        core::{Ran, Why},
     },
     doctor::Doctor,
     followers::{self, Counting},
@@ -146,7 +146,7 @@ impl Carrier<Handle, StopRequest> for Noting {
     fn full(&self, session: musher::dispatch::SessionKey, message: Handle) {
         self.1.full(session, message);
     }
-    fn stopped(&self, request: StopRequest, ran: Vec<Uuid>, dropped: Vec<Handle>) {
+    fn stopped(&self, request: StopRequest, ran: Vec<Ran>, dropped: Vec<Handle>) {
         self.1.stopped(request, ran, dropped);
     }
     fn over(&self, batch: Uuid) {

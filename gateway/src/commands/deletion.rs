@@ -10,7 +10,13 @@ use super::{
     Asked, Commands,
     grammar::{Command, Confirm, Delete},
 };
-use crate::{dispatch::core::Event, projects::Spec, refusal::Refusal, text, turns::StopRequest};
+use crate::{
+    dispatch::core::{Event, Scope},
+    projects::Spec,
+    refusal::Refusal,
+    text,
+    turns::StopRequest,
+};
 
 /// How long a deletion may be confirmed.
 const CONFIRM_WITHIN: Duration = Duration::from_mins(2);
@@ -63,7 +69,7 @@ impl Commands {
     async fn quiet(&self, project: Uuid, asked: &Asked) {
         let (done, quiet) = oneshot::channel();
         let request = StopRequest::Silent { by: asked.by.clone(), event_id: asked.event_id.clone(), done };
-        let stop = Event::Stop { room: None, project, request };
+        let stop = Event::Stop { scope: Scope::Project(project), request };
         if self.inner.dispatcher.tell(stop) && tokio::time::timeout(QUIET_WITHIN, quiet).await.is_err() {
             // Its container is killed next, and everything in it with it.
             warn!(%project, "the project's turn did not end in time");

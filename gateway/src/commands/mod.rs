@@ -9,6 +9,7 @@ pub mod grammar;
 mod members;
 pub mod rights;
 pub mod stacks;
+mod stopping;
 mod undo;
 
 use std::{
@@ -137,11 +138,8 @@ impl Commands {
             self.answer(asked, Err(refusal)).await;
             return Ok(());
         }
-        if let (Command::Stop, Some(project)) = (&command, asked.project) {
-            let room = Some(asked.to.room.clone());
-            let request = StopRequest::Told { by: asked.by, event_id: asked.event_id, to: asked.to };
-            let told = self.inner.dispatcher.tell(Event::Stop { room, project, request });
-            return if told { Ok(()) } else { Err(InboxError::Stopping) };
+        if command == Command::Stop {
+            return self.stop(asked).await;
         }
         if command.is_in_order() {
             let answer = self.run(command, &asked).await;
@@ -182,8 +180,7 @@ impl Commands {
             Command::Undo => self.undo(asked).await,
             Command::Switch { .. } => self.switch(asked).await,
             Command::Reset => self.reset(asked).await,
-            // With a project it goes to the dispatcher.
-            Command::Stop => Ok("Nothing was running.".to_owned()),
+            Command::Stop => unreachable!("it is the dispatcher's, which answers it"),
             Command::Queue => self.queue(asked).await,
             Command::Cancel { number } => self.cancel(number, asked).await,
             Command::Mode { mode } => self.mode(mode, asked).await,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     Batch, SessionKey,
-    core::{Core, Effect, Event, Limits, Why},
+    core::{Core, Effect, Event, Limits, Ran, Why},
 };
 
 /// Carries effects out, in the order in which they are told. Nothing here may block: what takes time is started, not
@@ -24,7 +24,7 @@ pub trait Carrier<M, S>: Send + Sync + 'static {
     /// Tells that a message was not taken because the queue is full.
     fn full(&self, session: SessionKey, message: M);
     /// Tells what a stop did.
-    fn stopped(&self, request: S, ran: Vec<Uuid>, dropped: Vec<M>);
+    fn stopped(&self, request: S, ran: Vec<Ran>, dropped: Vec<M>);
     /// A turn is over, and the stops that waited for it alone are told.
     fn over(&self, batch: Uuid);
 }
@@ -140,6 +140,7 @@ mod tests {
     use super::*;
     use crate::{
         chat::{Room, SurfaceKind},
+        dispatch::core::Scope,
         people::Role,
     };
 
@@ -181,7 +182,7 @@ mod tests {
             self.tell(format!("full {message}"));
         }
 
-        fn stopped(&self, request: u32, ran: Vec<Uuid>, dropped: Vec<u32>) {
+        fn stopped(&self, request: u32, ran: Vec<Ran>, dropped: Vec<u32>) {
             self.tell(format!("stopped {request} ran {} dropped {dropped:?}", ran.len()));
         }
 
@@ -237,8 +238,8 @@ mod tests {
         record.end().requeue();
         pass(1501).await;
         assert_eq!(record.told(), ["start [1]", "Superseded", "over", "start [1, 2]"]);
-        let (room, project) = (Some(session().room), session().project);
-        assert!(dispatcher.tell(Event::Stop { room, project, request: 7 }));
+        let scope = Scope::Room { room: session().room, projects: [session().project].into() };
+        assert!(dispatcher.tell(Event::Stop { scope, request: 7 }));
         pass(1).await;
         record.end().requeue();
         pass(1).await;

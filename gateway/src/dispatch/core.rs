@@ -75,13 +75,10 @@ pub enum Event<M, S> {
         /// The project.
         project: Uuid,
     },
-    /// Somebody wants the agent to stop on a project.
+    /// Somebody wants agents to stop.
     Stop {
-        /// In which room; `None` in every room, also for what comes until the last turn has ended, because the project is
-        /// being deleted.
-        room: Option<Room>,
-        /// On what.
-        project: Uuid,
+        /// Where, and on what.
+        scope: Scope,
         /// Comes back in the report.
         request: S,
     },
@@ -105,6 +102,47 @@ pub enum Event<M, S> {
     },
     /// Time went by.
     Tick,
+}
+
+/// What a stop is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// What runs and waits of these projects in a room.
+    Room {
+        /// The room.
+        room: Room,
+        /// The projects.
+        projects: BTreeSet<Uuid>,
+    },
+    /// All of a project, because it is being deleted: in every room, also what comes until its last turn has ended.
+    Project(Uuid),
+}
+
+impl Scope {
+    /// Whether the stop is for what runs and waits in this session.
+    pub fn covers(&self, session: &SessionKey) -> bool {
+        match self {
+            Self::Room { room, projects } => session.room == *room && projects.contains(&session.project),
+            Self::Project(project) => session.project == *project,
+        }
+    }
+
+    /// Why turns end by it.
+    pub fn why(&self) -> Why {
+        match self {
+            Self::Room { .. } => Why::Stopped,
+            Self::Project(_) => Why::Deleted,
+        }
+    }
+}
+
+/// A turn that ran when it was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ran {
+    /// Its id.
+    pub batch: Uuid,
+    /// On what.
+    pub project: Uuid,
 }
 
 /// Why a running turn is to end; a later one is stronger.
@@ -144,7 +182,7 @@ pub enum Effect<M, S> {
         /// Who wanted it.
         request: S,
         /// The turns that ran, over now.
-        ran: Vec<Uuid>,
+        ran: Vec<Ran>,
         /// What waited and was dropped; in each session in the order in which it came.
         dropped: Vec<M>,
     },
@@ -185,10 +223,9 @@ impl<M> Turn<M> {
 #[derive(Debug)]
 struct Stop<M, S> {
     request: S,
-    /// The project, when all of it is stopped.
-    everywhere: Option<Uuid>,
+    scope: Scope,
     left: BTreeSet<Uuid>,
-    ran: Vec<Uuid>,
+    ran: Vec<Ran>,
     dropped: Vec<M>,
 }
 
@@ -245,7 +282,7 @@ impl<M: Clone + Eq, S> Core<M, S> {
             Event::Unpause { project } => {
                 self.paused.remove(&project);
             }
-            Event::Stop { room, project, request } => self.stop(room.as_ref(), project, request, &mut effects),
+            Event::Stop { scope, request } => self.stop(scope, request, &mut effects),
             Event::Resumed { session, batch, rights, messages } => {
                 self.turns.insert(batch, Turn { session: session.clone(), rights, messages, cancelled: None });
                 self.arrange(&session);
@@ -309,20 +346,17 @@ impl<M: Clone + Eq, S> Core<M, S> {
         }
     }
 
-    fn stop(&mut self, room: Option<&Room>, project: Uuid, request: S, effects: &mut Vec<Effect<M, S>>) {
-        let covers = |key: &SessionKey| key.project == project && room.is_none_or(|room| key.room == *room);
-        let why = if room.is_none() { Why::Deleted } else { Why::Stopped };
-        let dropped = self.drop_waiting(covers);
+    fn stop(&mut self, scope: Scope, request: S, effects: &mut Vec<Effect<M, S>>) {
+        let dropped = self.drop_waiting(|key| scope.covers(key));
         let mut left = BTreeSet::new();
-        for (batch, turn) in self.turns.iter_mut().filter(|(_, turn)| covers(&turn.session)) {
+        for (batch, turn) in self.turns.iter_mut().filter(|(_, turn)| scope.covers(&turn.session)) {
             left.insert(*batch);
-            turn.cancel(*batch, why, effects);
+            turn.cancel(*batch, scope.why(), effects);
         }
         if left.is_empty() {
             effects.push(Effect::Stopped { request, ran: Vec::new(), dropped });
         } else {
-            let everywhere = room.is_none().then_some(project);
-            self.stops.push(Stop { request, everywhere, left, ran: Vec::new(), dropped });
+            self.stops.push(Stop { request, scope, left, ran: Vec::new(), dropped });
         }
     }
 
@@ -331,7 +365,7 @@ impl<M: Clone + Eq, S> Core<M, S> {
         let mut back = if requeued { messages } else { Vec::new() };
         for stop in &mut self.stops {
             if stop.left.remove(&batch) {
-                stop.ran.push(batch);
+                stop.ran.push(Ran { batch, project: session.project });
                 // What a stop covers does not begin anew. It came before anything that the stop found waiting.
                 stop.dropped.splice(0..0, back.drain(..));
             }
@@ -341,9 +375,11 @@ impl<M: Clone + Eq, S> Core<M, S> {
         }
         self.arrange(&session);
         let done: Vec<_> = self.stops.extract_if(.., |stop| stop.left.is_empty()).collect();
-        for Stop { request, everywhere, ran, mut dropped, .. } in done {
+        for Stop { request, scope, ran, mut dropped, .. } in done {
             // A project that is stopped as a whole has nothing left when its stop is done.
-            dropped.extend(self.drop_waiting(|key| everywhere == Some(key.project)));
+            if let Scope::Project(_) = scope {
+                dropped.extend(self.drop_waiting(|key| scope.covers(key)));
+            }
             effects.push(Effect::Stopped { request, ran, dropped });
         }
     }
@@ -388,11 +424,13 @@ impl<M: Clone + Eq, S> Core<M, S> {
     }
 
     /// Gives free places to the batches that have closed. Whose project is busy or paused is passed over and keeps its
-    /// place in the line.
+    /// place in the line; so is what a stop is for that has not ended all its turns: one that is told again after a crash
+    /// must not find a turn that began after it.
     fn start(&mut self, effects: &mut Vec<Effect<M, S>>) {
         while self.turns.len() < self.limits.max_turns {
             let may_start = |session: &SessionKey| {
                 !self.paused.contains(&session.project)
+                    && !self.stops.iter().any(|stop| stop.scope.covers(session))
                     && self.turns.values().all(|turn| turn.session.project != session.project)
             };
             let mut closed = self.line.range(..Due::after(self.now)).map(|(_, session)| session);

@@ -21,10 +21,12 @@ struct Life {
     heard: Heard,
 }
 
-/// A gateway that listens to her, and has no engine.
+/// A gateway that listens to her and him, answers each message alone, and has no engine.
 const CONFIG: &str = r#"
 transport = "console"
 admins = ["@ann:example.org"]
+allowed_users = ["@bob:example.org"]
+coalesce_window_ms = 0
 [agent]
 runtime = "echo"
 [engine]
@@ -61,10 +63,45 @@ impl Life {
         self.heard.sent.recv().await.expect("the surface is alive")
     }
 
+    /// The answer to what was said in this event, and what it came to.
+    async fn answer_to(&mut self, event_id: &str) -> String {
+        loop {
+            let heard = self.hear().await;
+            if heard.answers.iter().any(|answered| answered == event_id) {
+                return heard.markdown;
+            }
+        }
+    }
+
+    /// A project of this name, for its members alone if there are any.
+    async fn project(&self, name: &str, members: &[Person]) -> Uuid {
+        let id = Uuid::now_v7();
+        let spec = Spec { name: name.into(), ..Spec::example(format!("/srv/{name}")) };
+        let mut made = vec![ProjectEvent::Reserved(spec), ProjectEvent::Registered];
+        made.extend(members.iter().map(|person| ProjectEvent::MemberAdded { person: person.clone() }));
+        let registry = &self.gateway.intake.registry;
+        registry.append(id, &made, Actor::Gateway, Cause::None).await.expect("it is journaled");
+        id
+    }
+
+    /// She lets the agent of a project work, which has no container to work in yet.
+    async fn work(&self, event_id: &str, project: &str) {
+        self.say(&format!("{event_id}-switch"), &format!("!switch {project}")).await;
+        let running = self.gateway.intake.turns.running();
+        self.say(event_id, "do it").await;
+        while self.gateway.intake.turns.running() == running {
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn end(self) {
         self.gateway.tasks.shutdown(SHUTDOWN).await.expect("it ends");
         self.gateway.journal.close().await;
     }
+}
+
+fn bob() -> Person {
+    Person { id: "@bob:example.org".into(), ..ann() }
 }
 
 /// What she says.
@@ -210,5 +247,48 @@ async fn a_sign_on_a_question_of_a_turn_that_is_taken_up_outlives_the_gateway() 
     }
     life.say("$version", "!version").await;
     assert_eq!(life.hear().await.answers, ["$version"], "it is the first thing that is said");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_stop_by_who_has_chosen_nothing_ends_what_works_in_the_room_as_far_as_they_may() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    life.project("open", &[]).await;
+    life.project("closed", &[ann()]).await;
+    life.work("$open", "open").await;
+    life.work("$closed", "closed").await;
+    let by_bob = |event_id: &str| Inbound { sender: bob(), ..said(event_id, "stop") };
+    life.gateway.intake.accept(by_bob("$stop")).await.expect("it is taken");
+    assert_eq!(life.answer_to("$stop").await, "**open**: Stopped before the agent began.");
+    assert_eq!(life.gateway.intake.turns.running(), 1, "what is not his goes on");
+    life.gateway.intake.accept(by_bob("$again")).await.expect("it is taken");
+    assert_eq!(
+        life.answer_to("$again").await,
+        "Nothing was running.\nA project has work here that is for its members alone."
+    );
+    let elsewhere = Room { id: "!b:example.org".into(), ..room() };
+    life.gateway.intake.accept(Inbound { room: elsewhere, ..by_bob("$there") }).await.expect("it is taken");
+    assert_eq!(life.answer_to("$there").await, "Nothing was running.");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_stop_of_the_chosen_project_tells_of_another_that_works_in_the_room() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    life.project("app", &[]).await;
+    life.project("other", &[]).await;
+    life.work("$app", "app").await;
+    life.say("$switch", "!switch other").await;
+    life.say("$stop", "stop").await;
+    assert_eq!(
+        life.answer_to("$stop").await,
+        "Nothing was running.\n**app** has work here: `switch app`, then `stop`, ends it."
+    );
+    assert_eq!(life.gateway.intake.turns.running(), 1);
+    life.say("$back", "!switch app").await;
+    life.say("$now", "stop").await;
+    assert_eq!(life.answer_to("$now").await, "Stopped before the agent began.");
     life.end().await;
 }

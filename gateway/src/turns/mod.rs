@@ -2,11 +2,12 @@
 //!
 //! A turn belongs to its sled and outlives the gateway. Its end and its answer are journaled in one transaction, before
 //! people read either. [`attempts`] carries a turn to its end; [`following`] hands one attempt over and reads it;
-//! [`questions`] are what an agent asks leave for; [`told`] is what people hear.
+//! [`questions`] are what an agent asks leave for; [`stops`] report what a stop did; [`told`] is what people hear.
 
 mod attempts;
 mod following;
 mod questions;
+mod stops;
 mod told;
 
 use std::{
@@ -22,20 +23,23 @@ use link::{
     SledClient,
     requests::{Agent, AgentSession, Outcome, Permissions},
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 use uuid::Uuid;
 
-pub use self::questions::{Verdict, Word};
 use self::{questions::Questions, told::Told};
+pub use self::{
+    questions::{Verdict, Word},
+    stops::{Meant, Spared, StopRequest},
+};
 use crate::{
     author::Author,
     chat::{Mark, Person, Room, Weight},
     dispatch::{
         Batch, SessionKey,
         actor::{Carrier, Ended},
-        core::Why,
+        core::{Ran, Why},
     },
     nodes::Nodes,
     outbox::{Address, Outbox, Post, Progress},
@@ -92,30 +96,6 @@ pub struct Handle {
     pub session: Arc<SessionKey>,
     /// Its event.
     pub event_id: Arc<str>,
-}
-
-/// Who asked to stop, and what they get.
-#[derive(Debug)]
-pub enum StopRequest {
-    /// A person asked by the command with this event, and gets the report here.
-    Told {
-        /// Who.
-        by: Person,
-        /// The command's event.
-        event_id: String,
-        /// Where the report goes.
-        to: Address,
-    },
-    /// The project is being deleted. Nobody gets a report; `done` when nothing of the project runs or waits any more.
-    /// Each room is told what became of its own turn and messages.
-    Silent {
-        /// Who deletes it.
-        by: Person,
-        /// By the command with this event.
-        event_id: String,
-        /// Fired when nothing is left.
-        done: oneshot::Sender<()>,
-    },
 }
 
 /// What turns work with.
@@ -461,17 +441,14 @@ impl Carrier<Handle, StopRequest> for Turns {
         });
     }
 
-    fn stopped(&self, request: StopRequest, ran: Vec<Uuid>, dropped: Vec<Handle>) {
-        let hows: Vec<_> = {
-            let stopped = self.inner.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-            ran.iter().filter_map(|turn| stopped.get(turn)).cloned().collect()
-        };
+    fn stopped(&self, request: StopRequest, ran: Vec<Ran>, dropped: Vec<Handle>) {
+        let ends = self.ends_of(&ran);
         let this = self.clone();
         let reported = CancellationToken::new();
         self.inner.reports.lock().unwrap_or_else(PoisonError::into_inner).push(reported.clone());
         self.inner.parts.tasks.spawn_to_end("a stop", async move {
             let over = reported.clone().drop_guard();
-            this.report(request, &ran, hows, dropped).await;
+            this.report(request, ends, dropped).await;
             drop(over);
             let mut reports = this.inner.reports.lock().unwrap_or_else(PoisonError::into_inner);
             reports.retain(|report| !report.is_cancelled());
@@ -480,58 +457,6 @@ impl Carrier<Handle, StopRequest> for Turns {
 
     fn over(&self, batch: Uuid) {
         self.inner.stopped.lock().unwrap_or_else(PoisonError::into_inner).remove(&batch);
-    }
-}
-
-impl Turns {
-    /// Journals what a stop dropped, and tells of it. If the gateway ends before, the stop has no answer yet and is done again.
-    async fn report(&self, request: StopRequest, ran: &[Uuid], hows: Vec<(String, Vec<String>)>, dropped: Vec<Handle>) {
-        let (why, by, event_id) = match &request {
-            StopRequest::Told { by, event_id, .. } => (Removal::Stopped, by, event_id),
-            StopRequest::Silent { by, event_id, .. } => (Removal::Deleted, by, event_id),
-        };
-        let deleted = why == Removal::Deleted;
-        let origin = (Actor::Person(by.to_string()), Cause::Command(event_id.clone()));
-        let mut by_session: HashMap<Arc<SessionKey>, Vec<Arc<str>>> = HashMap::new();
-        for handle in dropped {
-            by_session.entry(handle.session).or_default().push(handle.event_id);
-        }
-        let (hows, answered): (Vec<_>, Vec<_>) = hows.into_iter().unzip();
-        let mut answers: Vec<String> = answered.into_iter().flatten().collect();
-        let mut count = 0;
-        for (session, event_ids) in by_session {
-            let ids: Vec<&str> = event_ids.iter().map(|id| &**id).collect();
-            let told = |removed: &[Message]| if deleted { told::dropped(&session, removed) } else { Vec::new() };
-            let removing = self.until_journaled("messages are dropped", || {
-                self.inner.parts.sessions.remove(&session, &ids, why, origin.clone(), told)
-            });
-            // Without an answer the stop is done again by the next start.
-            let Some(removed) = removing.await else { return };
-            count += removed.len();
-            answers.extend(removed.iter().map(|message| message.event_id.clone()));
-            self.mark(&session.room, &removed, Mark::Delivered);
-            for id in ids {
-                drop(self.let_go(id));
-            }
-        }
-        match request {
-            StopRequest::Told { event_id, to, .. } => {
-                let hows: Vec<_> = hows.iter().map(String::as_str).collect();
-                let room = to.room.clone();
-                let report = told::report(ran.len(), &hows, count);
-                let mut post = Post::answer(to, &event_id, report);
-                // Its people see what became of what they said.
-                post.answers.append(&mut answers);
-                let answering = self.until_journaled("a stop is answered", || {
-                    self.inner.parts.rooms.answer(&room, &event_id, vec![post.clone()])
-                });
-                if answering.await.is_none() {
-                    info!("a stop has no answer; the next start does it again");
-                }
-            }
-            // Whoever gave up waiting has dropped the receiver.
-            StopRequest::Silent { done, .. } => drop(done.send(())),
-        }
     }
 }
 

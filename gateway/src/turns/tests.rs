@@ -22,7 +22,10 @@ use link::{
         TurnRequest, paths,
     },
 };
-use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::{
+    mpsc::{self, UnboundedReceiver},
+    oneshot,
+};
 
 use super::*;
 use crate::{
@@ -32,7 +35,7 @@ use crate::{
     },
     dispatch::{
         actor::Dispatcher,
-        core::{Event, Limits},
+        core::{Event, Limits, Scope},
     },
     people::Role,
     rooms::Mode,
@@ -194,12 +197,11 @@ impl Stage {
         assert!(self.rooms.receive(&said, None).await.expect("it is received"));
         let to =
             Address { room: self.session.room.clone(), thread: None, reply_to: None, mention: None, pending: None };
-        let request = StopRequest::Told { by: ann(), event_id: "stop".into(), to };
-        self.tell_stop(Some(self.session.room.clone()), request);
-    }
-
-    fn tell_stop(&self, room: Option<Room>, request: StopRequest) {
-        assert!(self.dispatcher.tell(Event::Stop { room, project: self.session.project, request }));
+        let (meant, spared) = (Meant::Chosen, Spared::default());
+        let request = StopRequest::Told { by: ann(), event_id: "stop".into(), to, meant, spared };
+        let SessionKey { project, room, .. } = self.session.clone();
+        let scope = Scope::Room { room, projects: [project].into() };
+        assert!(self.dispatcher.tell(Event::Stop { scope, request }));
     }
 
     async fn heard(&mut self) -> Outbound {
@@ -374,7 +376,9 @@ async fn a_deleted_project_tells_its_rooms_and_says_when_nothing_is_left() {
     }
     stage.say("more", false).await;
     let (done, nothing_left) = oneshot::channel();
-    stage.tell_stop(None, StopRequest::Silent { by: ann(), event_id: "delete".into(), done });
+    let request = StopRequest::Silent { by: ann(), event_id: "delete".into(), done };
+    let scope = Scope::Project(stage.session.project);
+    assert!(stage.dispatcher.tell(Event::Stop { scope, request }));
     nothing_left.await.expect("it is told");
     assert_eq!(stage.turns.running(), 0);
     assert_eq!(stage.heard().await.markdown, "Stopped, because the project was deleted.");

@@ -1,10 +1,17 @@
 //! What people hear of turns and stops. Pure: words only.
 
-use link::requests::{FailureReason, Outcome};
+use std::collections::BTreeMap;
 
-use super::{End, address};
+use link::requests::{FailureReason, Outcome};
+use uuid::Uuid;
+
+use super::{
+    End, address,
+    stops::{Meant, Spared},
+};
 use crate::{
     chat::Weight,
+    commands::grammar::Command,
     dispatch::{SessionKey, core::Why},
     outbox::Post,
     sessions::{Ending, Message},
@@ -57,14 +64,53 @@ impl Told {
     }
 }
 
-/// What a person is told who asked to stop.
-pub fn report(ran: usize, hows: &[&str], dropped: usize) -> String {
-    let what = match (ran, hows) {
-        (0, _) => "Nothing was running.".to_owned(),
-        (_, []) => "The turn had just ended by itself.".to_owned(),
-        (_, hows) => hows.join(" "),
-    };
-    if dropped == 0 { what } else { format!("{what} {}.", were_dropped(dropped)) }
+/// What a stop did to one project.
+#[derive(Debug, Default)]
+pub struct Did {
+    /// How many turns ran.
+    pub ran: usize,
+    /// How those of them ended that ended by it.
+    pub hows: Vec<String>,
+    /// How many messages waited and were dropped.
+    pub dropped: usize,
+}
+
+impl Did {
+    fn told(&self) -> String {
+        let what = match (self.ran, &self.hows[..]) {
+            (0, _) => "Nothing was running.".to_owned(),
+            (_, []) => "The turn had just ended by itself.".to_owned(),
+            (_, hows) => hows.join(" "),
+        };
+        if self.dropped == 0 { what } else { format!("{what} {}.", were_dropped(self.dropped)) }
+    }
+}
+
+/// What a person is told who asked to stop. Of what they had not chosen the project is named.
+pub fn report(meant: &Meant, did: &BTreeMap<Uuid, Did>, spared: &Spared) -> String {
+    let mut lines: Vec<_> = did
+        .iter()
+        .map(|(project, did)| match meant {
+            Meant::Chosen => did.told(),
+            Meant::All(names) => {
+                let name = names.get(project).map_or("", String::as_str);
+                format!("**{name}**: {}", did.told())
+            }
+        })
+        .collect();
+    if lines.is_empty() {
+        lines.push(Did::default().told());
+    }
+    if did.values().all(|did| did.ran == 0) {
+        lines.extend(spared.used.iter().map(|name| {
+            let (switch, stop) = (Command::Switch { project: name.clone() }, Command::Stop);
+            format!("**{name}** has work here: `{switch}`, then `{stop}`, ends it.")
+        }));
+        if spared.foreign {
+            lines.push("A project has work here that is for its members alone.".to_owned());
+        }
+    }
+    lines.join("\n")
 }
 
 /// The fragment that tells of messages that waited.
@@ -153,13 +199,40 @@ mod tests {
             End { outcome: Ok(Outcome::Stopped { processes: 0, killed: true }), agent_ran: true, why: STOPPED };
         assert_eq!(of(&killed), "Stopped the running turn: its container was killed.");
 
-        assert_eq!(report(0, &[], 0), "Nothing was running.");
-        assert_eq!(report(0, &[], 1), "Nothing was running. 1 message that waited was dropped.");
-        assert_eq!(
-            report(1, &["Stopped before the agent began."], 2),
-            "Stopped before the agent began. 2 messages that waited were dropped."
-        );
-        assert_eq!(report(1, &[], 0), "The turn had just ended by itself.");
+        let check = |ran, hows: &[&str], dropped, told: &str| {
+            let hows = hows.iter().map(|how| (*how).to_owned()).collect();
+            assert_eq!(Did { ran, hows, dropped }.told(), told);
+        };
+        check(0, &[], 0, "Nothing was running.");
+        check(0, &[], 1, "Nothing was running. 1 message that waited was dropped.");
+        let before = "Stopped before the agent began.";
+        check(1, &[before], 2, "Stopped before the agent began. 2 messages that waited were dropped.");
+        check(1, &[], 0, "The turn had just ended by itself.");
+    }
+
+    #[test]
+    fn a_stop_names_what_was_not_chosen_and_what_it_left() {
+        let (app, lib) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let ended = || Did { ran: 1, hows: vec!["Stopped before the agent began.".to_owned()], dropped: 0 };
+        let dropped = || Did { dropped: 1, ..Did::default() };
+        let names = || Meant::All([(app, "app".to_owned()), (lib, "lib".to_owned())].into());
+        let other = || Spared { used: vec!["lib".to_owned()], foreign: false };
+        let foreign = || Spared { used: Vec::new(), foreign: true };
+        let check = |meant: Meant, did: Vec<(Uuid, Did)>, spared: Spared, told: &str| {
+            assert_eq!(report(&meant, &did.into_iter().collect(), &spared), told);
+        };
+        let (nothing, lib_works) =
+            ("Nothing was running.", "**lib** has work here: `switch lib`, then `stop`, ends it.");
+        check(Meant::Chosen, vec![], Spared::default(), nothing);
+        check(Meant::Chosen, vec![(app, ended())], other(), "Stopped before the agent began.");
+        check(Meant::Chosen, vec![], other(), &format!("{nothing}\n{lib_works}"));
+        let one = format!("{nothing} 1 message that waited was dropped.");
+        check(Meant::Chosen, vec![(app, dropped())], other(), &format!("{one}\n{lib_works}"));
+        check(names(), vec![], Spared::default(), nothing);
+        let both = format!("**app**: Stopped before the agent began.\n**lib**: {one}");
+        check(names(), vec![(app, ended()), (lib, dropped())], foreign(), &both);
+        let left = format!("{nothing}\nA project has work here that is for its members alone.");
+        check(names(), vec![], foreign(), &left);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{LIMITS, session};
 use crate::{
     dispatch::{
         SessionKey,
-        core::{Core, Effect, Event, Limits, Why},
+        core::{Core, Effect, Event, Limits, Scope, Why},
     },
     people::Role,
 };
@@ -83,11 +83,17 @@ impl Check {
     }
 
     fn stop(&mut self, key: &SessionKey, request: u32) -> Vec<String> {
-        self.on(Event::Stop { room: Some(key.room.clone()), project: key.project, request })
+        self.stop_all(&[key], request)
+    }
+
+    /// Stops the projects of these sessions, in the room of the first.
+    fn stop_all(&mut self, keys: &[&SessionKey], request: u32) -> Vec<String> {
+        let projects = keys.iter().map(|key| key.project).collect();
+        self.on(Event::Stop { scope: Scope::Room { room: keys[0].room.clone(), projects }, request })
     }
 
     fn stop_everywhere(&mut self, key: &SessionKey, request: u32) -> Vec<String> {
-        self.on(Event::Stop { room: None, project: key.project, request })
+        self.on(Event::Stop { scope: Scope::Project(key.project), request })
     }
 
     fn resume(&mut self, key: &SessionKey, messages: &[u32]) -> Vec<String> {
@@ -261,6 +267,28 @@ fn a_stop_of_two_turns_is_done_when_both_have_ended() {
     );
     assert!(check.end(&other).is_empty());
     assert_eq!(check.end(&one), ["stopped 10 ran 1 dropped []", "stopped 11 ran 2 dropped []"]);
+}
+
+#[test]
+fn a_stop_of_several_projects_ends_what_they_do_in_its_room_and_is_reported_once() {
+    let mut check = Check::new(LIMITS);
+    let (one, two, three) = (session(1, 1), session(2, 1), session(3, 1));
+    let (spared, elsewhere) = (session(4, 1), session(3, 2));
+    check.begin(&one, 1);
+    check.begin(&two, 2);
+    check.begin(&spared, 3);
+    check.say(&three, 4);
+    check.say(&elsewhere, 5);
+    assert_eq!(check.stop_all(&[&one, &two, &three], 10), ["cancel", "cancel"]);
+    assert!(check.end(&one).is_empty(), "not before all have ended");
+    check.say(&one, 6);
+    assert_eq!(check.wait(1500), ["start [5]"], "another room is let alone, and nothing begins that is being stopped");
+    let batch = check.running.iter().find(|(key, _)| *key == two).expect("it runs").1;
+    let told = check.core.on(check.now, Event::Ended { batch, requeued: false });
+    let Effect::Stopped { ran, dropped, .. } = &told[0] else { panic!("{told:?}") };
+    let projects: Vec<_> = ran.iter().map(|ran| ran.project).collect();
+    assert_eq!((projects, dropped), (vec![one.project, two.project], &vec![4]));
+    assert!(matches!(&told[1..], [Effect::Start(batch)] if batch.messages == [6]), "{told:?}");
 }
 
 #[test]

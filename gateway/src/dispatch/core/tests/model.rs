@@ -10,10 +10,9 @@ use proptest::{prelude::*, sample::Index, test_runner::TestCaseResult};
 use uuid::Uuid;
 
 use crate::{
-    chat::Room,
     dispatch::{
         Batch, SessionKey,
-        core::{Core, Effect, Event, Limits, Moment, Why},
+        core::{Core, Effect, Event, Limits, Moment, Ran, Scope, Why},
     },
     people::Role,
 };
@@ -58,14 +57,20 @@ pub struct Message {
 
 #[derive(Debug, Clone)]
 struct Stop {
-    room: Option<Room>,
-    project: Uuid,
+    scope: Scope,
     reported: bool,
 }
 
 impl Stop {
     fn covers(&self, key: &SessionKey) -> bool {
-        key.project == self.project && self.room.as_ref().is_none_or(|room| key.room == *room)
+        match &self.scope {
+            Scope::Room { room, projects } => key.room == *room && projects.contains(&key.project),
+            Scope::Project(project) => key.project == *project,
+        }
+    }
+
+    fn is_everywhere(&self) -> bool {
+        matches!(self.scope, Scope::Project(_))
     }
 }
 
@@ -151,10 +156,7 @@ pub enum Step {
         which: Index,
         late: bool,
     },
-    Stop {
-        room: Option<Room>,
-        project: Uuid,
-    },
+    Stop(Scope),
     Pause(Uuid),
     Unpause(Uuid),
     /// The gateway dies after it has told or carried out this much more, and starts again.
@@ -242,10 +244,10 @@ impl Model {
                 }
             }
             Step::Remove { which, late } => self.remove(which, late),
-            Step::Stop { room, project } => {
-                let stop = Stop { room: room.clone(), project, reported: false };
+            Step::Stop(scope) => {
+                let stop = Stop { scope: scope.clone(), reported: false };
                 let request = self.journal.append(Record::Stop(stop));
-                self.life.untold.push_back(Event::Stop { room, project, request });
+                self.life.untold.push_back(Event::Stop { scope, request });
             }
             Step::Pause(project) => {
                 self.journal.paused.insert(project);
@@ -374,9 +376,8 @@ impl Model {
                     let (session, rights, interrupts) = (session.clone(), *rights, *interrupts);
                     life.untold.push_back(Event::Recovered { session, rights, interrupts, message: at });
                 }
-                Record::Stop(Stop { room, project, reported: false }) => {
-                    let (room, project) = (room.clone(), *project);
-                    life.untold.push_back(Event::Stop { room, project, request: at });
+                Record::Stop(Stop { scope, reported: false }) => {
+                    life.untold.push_back(Event::Stop { scope: scope.clone(), request: at });
                 }
                 Record::Message(_) | Record::Stop(_) => {}
             }
@@ -454,6 +455,7 @@ impl Model {
     fn start(&mut self, batch: Batch<Position>) -> TestCaseResult {
         let Batch { id, session, rights, messages } = batch;
         prop_assert!(!self.journal.paused.contains(&session.project), "its project is paused");
+        prop_assert!(!self.open_stops().any(|(_, stop)| stop.covers(&session)), "it is being stopped");
         prop_assert!(self.life.running.values().all(|key| key.project != session.project), "one turn per project");
         self.life.running.insert(id, session.clone());
         prop_assert!(self.life.running.len() <= self.limits.max_turns, "too many turns");
@@ -503,8 +505,8 @@ impl Model {
                 };
                 !self.journal.paused.contains(&session.project) && self.journal.waiting().any(told)
             }
-            Why::Stopped => self.open_stops().any(|(_, stop)| stop.room.is_some() && stop.covers(&session)),
-            Why::Deleted => self.open_stops().any(|(_, stop)| stop.room.is_none() && stop.covers(&session)),
+            Why::Stopped => self.open_stops().any(|(_, stop)| !stop.is_everywhere() && stop.covers(&session)),
+            Why::Deleted => self.open_stops().any(|(_, stop)| stop.is_everywhere() && stop.covers(&session)),
         };
         prop_assert!(wanted, "nobody asked for {why:?}");
         Ok(())
@@ -519,11 +521,11 @@ impl Model {
         self.journal.end_waiting(message, Ending::Refused)
     }
 
-    fn stopped(&mut self, request: Position, ran: &[Uuid], dropped: Vec<Position>) -> TestCaseResult {
+    fn stopped(&mut self, request: Position, ran: &[Ran], dropped: Vec<Position>) -> TestCaseResult {
         let stop = self.journal.stop(request).clone();
         prop_assert!(!stop.reported, "a stop is reported once");
         self.journal.stop(request).reported = true;
-        prop_assert!(ran.iter().all(|batch| !self.life.running.contains_key(batch)), "what was stopped is over");
+        prop_assert!(ran.iter().all(|ran| !self.life.running.contains_key(&ran.batch)), "what was stopped is over");
         let mut last: BTreeMap<SessionKey, Position> = BTreeMap::new();
         for at in dropped {
             let session = self.journal.message(at).session.clone();
@@ -534,9 +536,9 @@ impl Model {
                 self.journal.end_waiting(at, Ending::Dropped)?;
             }
         }
-        let everywhere = stop.room.is_none();
+        let everywhere = stop.is_everywhere();
         if everywhere {
-            prop_assert!(self.life.running.values().all(|key| key.project != stop.project), "nothing of it runs");
+            prop_assert!(!self.life.running.values().any(|key| stop.covers(key)), "nothing of it runs");
         }
         // What an earlier stop has dropped and not reported yet is that one's to name.
         let spared = |at: Position, session: &SessionKey| {
@@ -564,7 +566,7 @@ impl Model {
         for (at, stop) in self.open_stops() {
             let mut ending = life.running.iter().filter(|(_, key)| stop.covers(key)).peekable();
             prop_assert!(ending.peek().is_some(), "stop {at} waits for nothing");
-            let why = if stop.room.is_some() { Why::Stopped } else { Why::Deleted };
+            let why = if stop.is_everywhere() { Why::Deleted } else { Why::Stopped };
             let asked = ending.all(|(batch, _)| life.cancelled.get(batch) >= Some(&why));
             prop_assert!(asked, "what stop {at} waits for is not asked to end");
         }
@@ -580,7 +582,8 @@ impl Model {
         prop_assert!(!life.core.is_idle() || (oldest.is_empty() && life.running.is_empty()), "it is not idle");
         for (session, oldest) in oldest {
             let busy = life.running.values().any(|key| key.project == session.project);
-            if busy || life.running.len() >= limits.max_turns || journal.paused.contains(&session.project) {
+            let held = self.open_stops().any(|(_, stop)| stop.covers(session));
+            if busy || held || life.running.len() >= limits.max_turns || journal.paused.contains(&session.project) {
                 continue;
             }
             let opened = life.superseded_at.get(session).map_or(oldest, |at| oldest.max(*at));

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use proptest::{collection::vec, prelude::*, sample::Index};
+use proptest::{
+    collection::{btree_set, vec},
+    prelude::*,
+    sample::Index,
+};
 use uuid::Uuid;
 
 use super::{
@@ -11,7 +15,10 @@ use super::{
     session,
 };
 use crate::{
-    dispatch::{SessionKey, core::Limits},
+    dispatch::{
+        SessionKey,
+        core::{Limits, Scope},
+    },
     people::Role,
 };
 
@@ -33,6 +40,14 @@ fn say() -> impl Strategy<Value = Step> {
     })
 }
 
+fn scope() -> impl Strategy<Value = Scope> {
+    prop_oneof![
+        (0..2u8, btree_set(project(), 0..=3))
+            .prop_map(|(room, projects)| Scope::Room { room: session(0, room).room, projects }),
+        project().prop_map(Scope::Project),
+    ]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => say(),
@@ -40,8 +55,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => any::<(Index, Index)>().prop_map(|(which, how)| Step::End { which, how }),
         1 => any::<Index>().prop_map(Step::Edit),
         2 => any::<(Index, bool)>().prop_map(|(which, late)| Step::Remove { which, late }),
-        2 => (prop::option::of(0..2u8), project())
-            .prop_map(|(room, project)| Step::Stop { room: room.map(|room| session(0, room).room), project }),
+        2 => scope().prop_map(Step::Stop),
         1 => project().prop_map(Step::Pause),
         1 => project().prop_map(Step::Unpause),
         1 => (0..6u8).prop_map(|after| Step::Die { after }),
