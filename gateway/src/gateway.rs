@@ -26,6 +26,7 @@ use crate::{
     containers::Containers,
     control::{self, Control},
     dispatch::{
+        Common,
         actor::{Carrier, Dispatcher},
         core::Event,
     },
@@ -139,6 +140,9 @@ async fn resume(
 ) -> Result<(), Refusal> {
     let Unfinished { session, running } = &unfinished;
     let rights = running.messages.iter().map(|message| message.rights).max().unwrap_or(Role::Member);
+    // A turn that an older version began may be of several threads: its answer goes to that of the last.
+    let thread = running.answers.last().and_then(|last| last.thread.as_deref()).map(Into::into);
+    let common = Common { rights, thread };
     let key = Arc::new(session.clone());
     let handle = |event_id: &String| Handle { session: Arc::clone(&key), event_id: event_id.as_str().into() };
     let messages = running.messages.iter().map(|message| handle(&message.event_id)).collect();
@@ -150,7 +154,7 @@ async fn resume(
     }
     let batch = running.turn;
     let ended = dispatcher.adopt(batch);
-    if dispatcher.tell(Event::Resumed { session: session.clone(), batch, rights, messages }) {
+    if dispatcher.tell(Event::Resumed { session: session.clone(), batch, common, messages }) {
         turns.resume(unfinished, ended);
     }
     Ok(())

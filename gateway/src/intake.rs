@@ -19,7 +19,7 @@ use crate::{
         grammar::{self, Command, Said},
         rights,
     },
-    dispatch::{SessionKey, actor::Dispatcher, core::Event},
+    dispatch::{Common, SessionKey, actor::Dispatcher, core::Event},
     followers::tell_pause,
     outbox::{Address, Outbox, Post},
     people::{People, Role},
@@ -147,7 +147,7 @@ impl Intake {
         if let Err(refusal) = self.admit(project, &message.sender, role) {
             return self.answer(&message, to, refusal.to_markdown()).await;
         }
-        // Threads are conversations of their own later; answers go to them already.
+        // Threads are conversations of their own later; each is answered for itself already.
         let session = SessionKey { project, room: message.room.clone(), thread: None };
         let accepted = self.sessions.accept(&session, &message, text, role).await.map_err(unjournaled)?;
         let Accepted::New { behind } = accepted else { return Ok(()) };
@@ -165,20 +165,20 @@ impl Intake {
             let told = tell_pause(&self.outbox, &self.registry, project, &session.room, &pause, 0).await;
             told.unwrap_or_else(|refusal| warn!(%refusal, "a pause is not told"));
         }
-        self.hand_over(session, event_id, role)
+        self.hand_over(session, event_id, common(role, message.thread))
     }
 
     /// Hands over what an earlier gateway left waiting.
     fn hand_over_again(&self, session: SessionKey, message: Message) -> Result<(), Refusal> {
-        let Message { event_id, rights, .. } = message;
+        let Message { event_id, rights, thread, .. } = message;
         let (message, interrupts) = self.handle(&session, event_id.into());
-        self.tell(Event::Recovered { session, rights, interrupts, message })
+        self.tell(Event::Recovered { session, common: common(rights, thread), interrupts, message })
             .map_err(|_| Refusal::unavailable("the gateway is stopping"))
     }
 
-    fn hand_over(&self, session: SessionKey, event_id: Arc<str>, rights: Role) -> Result<(), InboxError> {
+    fn hand_over(&self, session: SessionKey, event_id: Arc<str>, common: Common) -> Result<(), InboxError> {
         let (message, interrupts) = self.handle(&session, event_id);
-        self.tell(Event::Message { session, rights, interrupts, message })
+        self.tell(Event::Message { session, common, interrupts, message })
     }
 
     /// What the dispatcher gets of a message, and whether messages of its room end a turn that runs.
@@ -371,6 +371,11 @@ impl Intake {
     fn tell(&self, event: Event<Handle, StopRequest>) -> Result<(), InboxError> {
         if self.dispatcher.tell(event) { Ok(()) } else { Err(InboxError::Stopping) }
     }
+}
+
+/// What a message must share with those that it is answered with.
+fn common(rights: Role, thread: Option<String>) -> Common {
+    Common { rights, thread: thread.map(Into::into) }
 }
 
 /// What a reaction says to a question (MTX-11). In an encrypted room it counts only where `reaction_approvals` wants

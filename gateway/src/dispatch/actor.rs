@@ -140,9 +140,11 @@ mod tests {
     use super::*;
     use crate::{
         chat::{Room, SurfaceKind},
-        dispatch::core::Scope,
+        dispatch::{Common, core::Scope},
         people::Role,
     };
+
+    const COMMON: Common = Common { rights: Role::Admin, thread: None };
 
     const LIMITS: Limits =
         Limits { window: Duration::from_millis(1500), max_window: Duration::from_secs(8), max_queue: 2, max_turns: 4 };
@@ -204,7 +206,7 @@ mod tests {
     }
 
     fn say(dispatcher: &Dispatcher<u32, u32>, interrupts: bool, message: u32) {
-        assert!(dispatcher.tell(Event::Message { session: session(), rights: Role::Admin, interrupts, message }));
+        assert!(dispatcher.tell(Event::Message { session: session(), common: COMMON, interrupts, message }));
     }
 
     /// Lets the dispatcher take what it was told, and windows close.
@@ -252,7 +254,7 @@ mod tests {
         let batch = Uuid::now_v7();
         let ended = dispatcher.adopt(batch);
         let messages = vec![1];
-        assert!(dispatcher.tell(Event::Resumed { session: session(), batch, rights: Role::Admin, messages }));
+        assert!(dispatcher.tell(Event::Resumed { session: session(), batch, common: COMMON, messages }));
         say(&dispatcher, false, 2);
         pass(9000).await;
         assert!(record.told().is_empty());

@@ -12,8 +12,8 @@ use std::{
 use uuid::Uuid;
 
 use self::queue::{Due, During, Queue};
-use super::{Batch, SessionKey};
-use crate::{chat::Room, people::Role};
+use super::{Batch, Common, SessionKey};
+use crate::chat::Room;
 
 mod queue;
 
@@ -41,9 +41,10 @@ pub enum Event<M, S> {
     Message {
         /// Whose memory it goes to.
         session: SessionKey,
-        /// What its sender may do; messages of different rights are never merged (CHAT-4).
-        rights: Role,
-        /// Whether it ends a turn that runs in its session, to be answered together with that turn's messages (CHAT-7).
+        /// What it must share with those that it is answered with.
+        common: Common,
+        /// Whether it ends a turn that runs in its session, to be answered together with that turn's messages (CHAT-7): what
+        /// can not, because of another thread, does not.
         interrupts: bool,
         /// The message.
         message: M,
@@ -52,8 +53,8 @@ pub enum Event<M, S> {
     Recovered {
         /// Whose memory it goes to.
         session: SessionKey,
-        /// What its sender may do.
-        rights: Role,
+        /// What it must share with those that it is answered with.
+        common: Common,
         /// Whether it ends a turn that runs in its session.
         interrupts: bool,
         /// The message.
@@ -88,8 +89,8 @@ pub enum Event<M, S> {
         session: SessionKey,
         /// Its id.
         batch: Uuid,
-        /// What the senders of its messages may do.
-        rights: Role,
+        /// What holds for all its messages.
+        common: Common,
         /// What it answers, without what was removed since it began.
         messages: Vec<M>,
     },
@@ -191,7 +192,7 @@ pub enum Effect<M, S> {
 /// A message on its way into a queue.
 struct Said<M> {
     session: SessionKey,
-    rights: Role,
+    common: Common,
     interrupts: bool,
     message: M,
     /// Whether it is new; what was taken once is not refused any more.
@@ -202,7 +203,7 @@ struct Said<M> {
 #[derive(Debug)]
 struct Turn<M> {
     session: SessionKey,
-    rights: Role,
+    common: Common,
     /// What waits again if the turn is superseded.
     messages: Vec<M>,
     /// The strongest reason for which it was asked to end.
@@ -269,11 +270,11 @@ impl<M: Clone + Eq, S> Core<M, S> {
         self.now = self.now.max(now);
         let mut effects = Vec::new();
         match event {
-            Event::Message { session, rights, interrupts, message } => {
-                self.take(Said { session, rights, interrupts, message, refusable: true }, &mut effects);
+            Event::Message { session, common, interrupts, message } => {
+                self.take(Said { session, common, interrupts, message, refusable: true }, &mut effects);
             }
-            Event::Recovered { session, rights, interrupts, message } => {
-                self.take(Said { session, rights, interrupts, message, refusable: false }, &mut effects);
+            Event::Recovered { session, common, interrupts, message } => {
+                self.take(Said { session, common, interrupts, message, refusable: false }, &mut effects);
             }
             Event::Removed { message } => self.remove(&message),
             Event::Pause { project } => {
@@ -283,8 +284,8 @@ impl<M: Clone + Eq, S> Core<M, S> {
                 self.paused.remove(&project);
             }
             Event::Stop { scope, request } => self.stop(scope, request, &mut effects),
-            Event::Resumed { session, batch, rights, messages } => {
-                self.turns.insert(batch, Turn { session: session.clone(), rights, messages, cancelled: None });
+            Event::Resumed { session, batch, common, messages } => {
+                self.turns.insert(batch, Turn { session: session.clone(), common, messages, cancelled: None });
                 self.arrange(&session);
             }
             Event::Ended { batch, requeued } => self.ended(batch, requeued, &mut effects),
@@ -305,15 +306,17 @@ impl<M: Clone + Eq, S> Core<M, S> {
     }
 
     fn take(&mut self, said: Said<M>, effects: &mut Vec<Effect<M, S>>) {
-        let Said { session, rights, interrupts, message, refusable } = said;
+        let Said { session, common, interrupts, message, refusable } = said;
         let Self { limits, now, queues, turns, paused, .. } = self;
-        let interrupts = interrupts && !paused.contains(&session.project);
+        // What waits of another thread is answered before it: then it could not be answered together with the turn's.
+        let follows = |queue: &Queue<M>| queue.is_of(common.thread.as_ref());
+        let interrupts = interrupts && !paused.contains(&session.project) && queues.get(&session).is_none_or(follows);
         let turn = turns.iter_mut().find(|(_, turn)| turn.session == session);
         let (during, back) = match &turn {
             None => (During::Nothing, 0),
-            Some((_, Turn { cancelled, messages, .. })) => match cancelled {
+            Some((_, Turn { cancelled, messages, common: of_turn, .. })) => match cancelled {
                 Some(Why::Superseded) => (During::Superseded, messages.len()),
-                None if interrupts => (During::Superseded, messages.len()),
+                None if interrupts && of_turn.thread == common.thread => (During::Superseded, messages.len()),
                 _ => (During::Turn, 0),
             },
         };
@@ -330,7 +333,7 @@ impl<M: Clone + Eq, S> Core<M, S> {
             turn.cancel(*batch, Why::Superseded, effects);
             queue.reopen(*now, limits);
         }
-        queue.push(*now, limits, during, rights, message);
+        queue.push(*now, limits, during, common, message);
         self.arrange(&session);
     }
 
@@ -361,7 +364,7 @@ impl<M: Clone + Eq, S> Core<M, S> {
     }
 
     fn ended(&mut self, batch: Uuid, requeued: bool, effects: &mut Vec<Effect<M, S>>) {
-        let Some(Turn { session, rights, messages, .. }) = self.turns.remove(&batch) else { return };
+        let Some(Turn { session, common, messages, .. }) = self.turns.remove(&batch) else { return };
         let mut back = if requeued { messages } else { Vec::new() };
         for stop in &mut self.stops {
             if stop.left.remove(&batch) {
@@ -371,7 +374,7 @@ impl<M: Clone + Eq, S> Core<M, S> {
             }
         }
         if !back.is_empty() {
-            self.queues.entry(session.clone()).or_insert_with(|| Queue::new(self.now)).requeue(self.now, rights, back);
+            self.queues.entry(session.clone()).or_insert_with(|| Queue::new(self.now)).requeue(self.now, &common, back);
         }
         self.arrange(&session);
         let done: Vec<_> = self.stops.extract_if(.., |stop| stop.left.is_empty()).collect();
@@ -435,12 +438,13 @@ impl<M: Clone + Eq, S> Core<M, S> {
             };
             let mut closed = self.line.range(..Due::after(self.now)).map(|(_, session)| session);
             let Some(session) = closed.find(|session| may_start(session)).cloned() else { return };
-            let Some((rights, messages)) = self.queues.get_mut(&session).and_then(Queue::pop) else { return };
+            let Some((common, messages)) = self.queues.get_mut(&session).and_then(Queue::pop) else { return };
             let id = (self.mint)();
-            let turn = Turn { session: session.clone(), rights, messages: messages.clone(), cancelled: None };
+            let (key, of_turn) = (session.clone(), common.clone());
+            let turn = Turn { session: key, common: of_turn, messages: messages.clone(), cancelled: None };
             self.turns.insert(id, turn);
             self.arrange(&session);
-            effects.push(Effect::Start(Batch { id, session, rights, messages }));
+            effects.push(Effect::Start(Batch { id, session, common, messages }));
         }
     }
 }

@@ -6,6 +6,8 @@
 pub mod actor;
 pub mod core;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -22,6 +24,15 @@ pub struct SessionKey {
     pub thread: Option<String>,
 }
 
+/// What messages have in common that are answered together: neighbours that differ in it are never one batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Common {
+    /// What their senders may do, and their turn no more (CHAT-4).
+    pub rights: Role,
+    /// The thread that they were written in, where their answer goes (MTX-7).
+    pub thread: Option<Arc<str>>,
+}
+
 /// Messages that the agent answers together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch<M> {
@@ -29,8 +40,8 @@ pub struct Batch<M> {
     pub id: Uuid,
     /// Whose memory it goes to.
     pub session: SessionKey,
-    /// What all their senders may do, and the turn no more (CHAT-4).
-    pub rights: Role,
+    /// What holds for all of them.
+    pub common: Common,
     /// The messages, in the order in which they came; at least one.
     pub messages: Vec<M>,
 }

@@ -251,6 +251,42 @@ async fn a_sign_on_a_question_of_a_turn_that_is_taken_up_outlives_the_gateway() 
 }
 
 #[tokio::test]
+async fn each_thread_is_a_turn_of_its_own_also_after_a_restart() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let life = Life::begin(&folder).await;
+    life.project("app", &[]).await;
+    life.work("$first", "app").await;
+    for (event_id, thread) in [("$one", Some("$t1")), ("$two", Some("$t2")), ("$more", Some("$t2")), ("$none", None)] {
+        let thread = thread.map(str::to_owned);
+        let said = Inbound { thread, ..said(event_id, "and this") };
+        life.gateway.intake.accept(said).await.expect("it is taken");
+    }
+    life.end().await;
+
+    let life = Life::begin(&folder).await;
+    let Intake { sessions, turns, .. } = &*life.gateway.intake;
+    for (answered, thread) in [
+        (vec!["$first"], None),
+        (vec!["$one"], Some("$t1")),
+        (vec!["$two", "$more"], Some("$t2")),
+        (vec!["$none"], None),
+    ] {
+        let running = loop {
+            let (_, session) = sessions.busy(|_| true).await.remove(0);
+            match session.running {
+                Some(running) if running.answers[0].event_id == answered[0] => break running,
+                _ => tokio::task::yield_now().await,
+            }
+        };
+        let answers: Vec<_> =
+            running.answers.iter().map(|one| (one.event_id.as_str(), one.thread.as_deref())).collect();
+        assert_eq!(answers, answered.iter().map(|event_id| (*event_id, thread)).collect::<Vec<_>>());
+        turns.cancel(running.turn, crate::dispatch::core::Why::Stopped);
+    }
+    life.end().await;
+}
+
+#[tokio::test]
 async fn a_stop_by_who_has_chosen_nothing_ends_what_works_in_the_room_as_far_as_they_may() {
     let folder = tempfile::tempdir().expect("there is room");
     let mut life = Life::begin(&folder).await;

@@ -34,6 +34,7 @@ use crate::{
         hall::{Hall, Heard},
     },
     dispatch::{
+        Common,
         actor::Dispatcher,
         core::{Event, Limits, Scope},
     },
@@ -189,7 +190,8 @@ impl Stage {
         self.accept(text).await;
         let message = Handle { session: Arc::new(self.session.clone()), event_id: text.into() };
         let session = self.session.clone();
-        assert!(self.dispatcher.tell(Event::Message { session, rights: Role::Admin, interrupts, message }));
+        let common = Common { rights: Role::Admin, thread: None };
+        assert!(self.dispatcher.tell(Event::Message { session, common, interrupts, message }));
     }
 
     async fn stop(&self) {

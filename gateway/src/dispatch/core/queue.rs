@@ -1,9 +1,9 @@
 //! What waits in one session, and when its first batch closes. Knows nothing of turns but whether one runs.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{Limits, Moment};
-use crate::people::Role;
+use crate::dispatch::Common;
 
 /// What is going on in a session while a message comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,11 +33,11 @@ impl Due {
     }
 }
 
-/// The messages that wait in one session. Neighbours of equal rights are one batch; one that is followed by another
-/// has closed, so there is a single window: that of the last.
+/// The messages that wait in one session. Neighbours that have all in common that they must are one batch; one that is
+/// followed by another has closed, so there is a single window: that of the last.
 #[derive(Debug)]
 pub(super) struct Queue<M> {
-    waiting: VecDeque<(Role, M)>,
+    waiting: VecDeque<(Common, M)>,
     /// When the last batch closes …
     closes: Moment,
     /// … and when it closes whatever comes.
@@ -62,6 +62,11 @@ impl<M: Eq> Queue<M> {
         self.waiting.is_empty()
     }
 
+    /// Whether nothing waits but messages of this thread.
+    pub fn is_of(&self, thread: Option<&Arc<str>>) -> bool {
+        self.waiting.iter().all(|(common, _)| common.thread.as_ref() == thread)
+    }
+
     /// When the last batch closes, unless something changes that.
     pub fn closes(&self) -> Moment {
         self.closes
@@ -72,14 +77,14 @@ impl<M: Eq> Queue<M> {
         self.closes <= now || self.is_followed()
     }
 
-    /// Whether the first batch can grow no more, because what follows has other rights.
+    /// Whether the first batch can grow no more, because what follows has other rights or another thread.
     fn is_followed(&self) -> bool {
         self.first_batch() < self.waiting.len()
     }
 
     fn first_batch(&self) -> usize {
-        let first = self.waiting.front().map(|(rights, _)| *rights);
-        self.waiting.iter().take_while(|(rights, _)| Some(*rights) == first).count()
+        let first = self.waiting.front().map(|(common, _)| common);
+        self.waiting.iter().take_while(|(common, _)| Some(common) == first).count()
     }
 
     /// The longest window counts from now on, because a turn is superseded now.
@@ -88,8 +93,8 @@ impl<M: Eq> Queue<M> {
     }
 
     /// Takes one message.
-    pub fn push(&mut self, now: Moment, limits: &Limits, during: During, rights: Role, message: M) {
-        let joins = self.waiting.back().is_some_and(|(last, _)| *last == rights);
+    pub fn push(&mut self, now: Moment, limits: &Limits, during: During, common: Common, message: M) {
+        let joins = self.waiting.back().is_some_and(|(last, _)| *last == common);
         if !joins {
             self.latest = now + limits.max_window;
         }
@@ -101,17 +106,17 @@ impl<M: Eq> Queue<M> {
             During::Turn if joins => self.closes.min(now),
             During::Turn => now,
         };
-        self.waiting.push_back((rights, message));
+        self.waiting.push_back((common, message));
     }
 
     /// Puts what comes back from a superseded turn in front. The window is that of what waits already; alone, it has
     /// had its window.
-    pub fn requeue(&mut self, now: Moment, rights: Role, messages: Vec<M>) {
+    pub fn requeue(&mut self, now: Moment, common: &Common, messages: Vec<M>) {
         if self.waiting.is_empty() {
             self.close(now);
         }
         for message in messages.into_iter().rev() {
-            self.waiting.push_front((rights, message));
+            self.waiting.push_front((common.clone(), message));
         }
     }
 
@@ -133,11 +138,10 @@ impl<M: Eq> Queue<M> {
     }
 
     /// Takes the first batch out.
-    pub fn pop(&mut self) -> Option<(Role, Vec<M>)> {
-        let (rights, _) = self.waiting.front()?;
-        let rights = *rights;
+    pub fn pop(&mut self) -> Option<(Common, Vec<M>)> {
+        let common = self.waiting.front()?.0.clone();
         let batch = self.first_batch();
-        Some((rights, self.waiting.drain(..batch).map(|(_, message)| message).collect()))
+        Some((common, self.waiting.drain(..batch).map(|(_, message)| message).collect()))
     }
 
     /// All of it, in order.

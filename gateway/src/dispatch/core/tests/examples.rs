@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{LIMITS, session};
 use crate::{
     dispatch::{
-        SessionKey,
+        Common, SessionKey,
         core::{Core, Effect, Event, Limits, Scope, Why},
     },
     people::Role,
@@ -53,7 +53,14 @@ impl Check {
     }
 
     fn tell(&mut self, key: &SessionKey, rights: Role, interrupts: bool, message: u32) -> Vec<String> {
-        self.on(Event::Message { session: key.clone(), rights, interrupts, message })
+        let common = Common { rights, thread: None };
+        self.on(Event::Message { session: key.clone(), common, interrupts, message })
+    }
+
+    /// Says something in a thread.
+    fn say_in(&mut self, key: &SessionKey, thread: &str, interrupts: bool, message: u32) -> Vec<String> {
+        let common = Common { rights: Role::Admin, thread: Some(thread.into()) };
+        self.on(Event::Message { session: key.clone(), common, interrupts, message })
     }
 
     fn say(&mut self, key: &SessionKey, message: u32) -> Vec<String> {
@@ -100,7 +107,8 @@ impl Check {
         let batch = Uuid::now_v7();
         self.running.push((key.clone(), batch));
         let messages = messages.to_vec();
-        self.on(Event::Resumed { session: key.clone(), batch, rights: Role::Admin, messages })
+        let common = Common { rights: Role::Admin, thread: None };
+        self.on(Event::Resumed { session: key.clone(), batch, common, messages })
     }
 
     fn over(&mut self, key: &SessionKey, requeued: bool) -> Vec<String> {
@@ -171,6 +179,35 @@ fn rights_are_never_merged_and_order_is_kept() {
     check.say(&key, 3);
     assert_eq!(check.end(&key), ["start [2]"]);
     assert_eq!(check.end(&key), ["start [3]"]);
+}
+
+#[test]
+fn threads_are_never_merged_and_each_is_answered_in_order() {
+    let (mut check, key) = (Check::new(LIMITS), session(1, 1));
+    check.begin(&key, 0);
+    check.say_in(&key, "one", false, 1);
+    check.say_in(&key, "two", false, 2);
+    check.say_in(&key, "two", false, 3);
+    check.say(&key, 4);
+    assert_eq!(check.end(&key), ["start [1]"]);
+    assert_eq!(check.end(&key), ["start [2, 3]"]);
+    assert_eq!(check.end(&key), ["start [4]"]);
+}
+
+#[test]
+fn only_a_message_of_its_own_thread_interrupts_a_turn() {
+    let (mut check, key) = (Check::new(LIMITS), session(1, 1));
+    check.say_in(&key, "one", false, 1);
+    assert_eq!(check.wait(1500), ["start [1]"]);
+    assert!(check.say_in(&key, "two", true, 2).is_empty(), "it could not be answered together with that");
+    assert!(check.say_in(&key, "one", true, 3).is_empty(), "nor could this, after that");
+    assert_eq!(check.end(&key), ["start [2]"]);
+    assert_eq!(check.end(&key), ["start [3]"]);
+    assert_eq!(check.say_in(&key, "one", true, 4), ["supersede"]);
+    check.say_in(&key, "two", true, 5);
+    assert_eq!(check.requeue(&key), ["start [3, 4]"]);
+    check.end(&key);
+    assert_eq!(check.wait(1500), ["start [5]"]);
 }
 
 #[test]
@@ -423,9 +460,9 @@ fn interruptions_cannot_grow_a_queue_past_its_bound() {
 fn what_was_taken_by_an_earlier_gateway_is_not_refused() {
     let (mut check, key) = (Check::new(Limits { max_queue: 1, ..LIMITS }), session(1, 1));
     for message in [1, 2] {
-        let session = key.clone();
+        let (session, common) = (key.clone(), Common { rights: Role::Admin, thread: None });
         assert!(
-            check.on(Event::Recovered { session, rights: Role::Admin, interrupts: false, message }).is_empty(),
+            check.on(Event::Recovered { session, common, interrupts: false, message }).is_empty(),
             "whatever the limit is now"
         );
     }

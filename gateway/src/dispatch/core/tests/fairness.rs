@@ -11,11 +11,13 @@ use uuid::Uuid;
 use super::{LIMITS, session};
 use crate::{
     dispatch::{
-        SessionKey,
+        Common, SessionKey,
         core::{Core, Effect, Event, Limits},
     },
     people::Role,
 };
+
+const MEMBERS: Common = Common { rights: Role::Member, thread: None };
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -94,7 +96,7 @@ proptest! {
                 Step::Say { project, room } => {
                     let session = session(project, room);
                     reference.said(session.clone());
-                    Event::Message { session, rights: Role::Member, interrupts: false, message }
+                    Event::Message { session, common: MEMBERS, interrupts: false, message }
                 }
                 Step::End(which) => {
                     let running: Vec<_> = reference.running.keys().copied().collect();
@@ -136,7 +138,7 @@ proptest! {
         let mut overtaken: BTreeMap<SessionKey, BTreeMap<SessionKey, u32>> = BTreeMap::new();
         let keys = (0..projects).flat_map(|project| (0..rooms).map(move |room| session(project, room)));
         let write = |session: SessionKey, message| {
-            Event::Message { session, rights: Role::Member, interrupts: false, message }
+            Event::Message { session, common: MEMBERS, interrupts: false, message }
         };
         let mut events: Vec<Event<u32, ()>> = keys.map(|session| write(session, 0)).collect();
         for end in ends {

@@ -3,18 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use proptest::{prelude::*, sample::Index, test_runner::TestCaseResult};
 use uuid::Uuid;
 
-use crate::{
-    dispatch::{
-        Batch, SessionKey,
-        core::{Core, Effect, Event, Limits, Moment, Ran, Scope, Why},
-    },
-    people::Role,
+use crate::dispatch::{
+    Batch, Common, SessionKey,
+    core::{Core, Effect, Event, Limits, Moment, Ran, Scope, Why},
 };
 
 /// Where a record stands in the journal; the handle of a message, and of a stop.
@@ -45,7 +43,7 @@ enum State {
 #[derive(Debug, Clone)]
 pub struct Message {
     session: SessionKey,
-    rights: Role,
+    common: Common,
     interrupts: bool,
     state: State,
     /// Redacted while a turn has it: it does not wait again.
@@ -61,19 +59,6 @@ struct Stop {
     reported: bool,
 }
 
-impl Stop {
-    fn covers(&self, key: &SessionKey) -> bool {
-        match &self.scope {
-            Scope::Room { room, projects } => key.room == *room && projects.contains(&key.project),
-            Scope::Project(project) => key.project == *project,
-        }
-    }
-
-    fn is_everywhere(&self) -> bool {
-        matches!(self.scope, Scope::Project(_))
-    }
-}
-
 /// What is told in order of position after a restart.
 #[derive(Debug)]
 enum Record {
@@ -84,7 +69,7 @@ enum Record {
 #[derive(Debug)]
 struct Turn {
     session: SessionKey,
-    rights: Role,
+    common: Common,
     messages: Vec<Position>,
 }
 
@@ -143,7 +128,7 @@ pub enum Step {
     Wait(Duration),
     Say {
         session: SessionKey,
-        rights: Role,
+        common: Common,
         interrupts: bool,
     },
     End {
@@ -224,10 +209,10 @@ impl Model {
                 self.now += time;
                 self.life.untold.push_back(Event::Tick);
             }
-            Step::Say { session, rights, interrupts } => {
+            Step::Say { session, common, interrupts } => {
                 let message = Message {
                     session: session.clone(),
-                    rights,
+                    common: common.clone(),
                     interrupts,
                     state: State::Waiting,
                     redacted: false,
@@ -235,7 +220,7 @@ impl Model {
                     asked_with: None,
                 };
                 let message = self.journal.append(Record::Message(message));
-                self.life.untold.push_back(Event::Message { session, rights, interrupts, message });
+                self.life.untold.push_back(Event::Message { session, common, interrupts, message });
             }
             Step::End { which, how } => self.end(which, how),
             Step::Edit(which) => {
@@ -364,17 +349,17 @@ impl Model {
         self.life = Life::new(self.limits);
         let Self { journal, life, .. } = self;
         life.untold.extend(journal.paused.iter().map(|project| Event::Pause { project: *project }));
-        for (batch, Turn { session, rights, messages }) in &journal.turns {
+        for (batch, Turn { session, common, messages }) in &journal.turns {
             let redacted = |at: &Position| journal.messages().any(|(has, message)| has == *at && message.redacted);
             let messages = messages.iter().copied().filter(|at| !redacted(at)).collect();
-            let (session, rights) = (session.clone(), *rights);
-            life.untold.push_back(Event::Resumed { session, batch: *batch, rights, messages });
+            let (session, common) = (session.clone(), common.clone());
+            life.untold.push_back(Event::Resumed { session, batch: *batch, common, messages });
         }
         for (at, record) in journal.records.iter().enumerate() {
             match record {
-                Record::Message(Message { session, rights, interrupts, state: State::Waiting, .. }) => {
-                    let (session, rights, interrupts) = (session.clone(), *rights, *interrupts);
-                    life.untold.push_back(Event::Recovered { session, rights, interrupts, message: at });
+                Record::Message(Message { session, common, interrupts, state: State::Waiting, .. }) => {
+                    let (session, common, interrupts) = (session.clone(), common.clone(), *interrupts);
+                    life.untold.push_back(Event::Recovered { session, common, interrupts, message: at });
                 }
                 Record::Stop(Stop { scope, reported: false }) => {
                     life.untold.push_back(Event::Stop { scope: scope.clone(), request: at });
@@ -401,16 +386,22 @@ impl Model {
         let mut interrupts = None;
         let mut refusable = None;
         match &event {
-            Event::Message { session, message, interrupts: by, .. }
-            | Event::Recovered { session, message, interrupts: by, .. } => {
+            Event::Message { session, common, message, interrupts: by }
+            | Event::Recovered { session, common, message, interrupts: by } => {
                 if matches!(event, Event::Message { .. }) {
                     refusable = Some(*message);
                 }
                 self.life.told.insert(*message, self.now);
                 self.life.latest.insert(session.clone(), self.now);
                 let turn = self.life.running.iter().find(|(_, running)| *running == session).map(|(batch, _)| *batch);
+                let together = |batch| {
+                    let mut threads = self.threads_with(batch, session);
+                    self.untold_removals() == 0 && threads.all(|thread| *thread == common.thread)
+                };
                 interrupts = turn.filter(|batch| {
-                    *by && !self.life.cancelled.contains_key(batch) && !self.journal.paused.contains(&session.project)
+                    let paused = self.journal.paused.contains(&session.project);
+                    let ends = self.life.cancelled.contains_key(batch) || !self.journal.turns.contains_key(batch);
+                    *by && !ends && !paused && together(*batch)
                 });
             }
             Event::Stop { request, .. } => {
@@ -453,16 +444,16 @@ impl Model {
 
     /// The session's stream decides what is in the batch: what still waits.
     fn start(&mut self, batch: Batch<Position>) -> TestCaseResult {
-        let Batch { id, session, rights, messages } = batch;
+        let Batch { id, session, common, messages } = batch;
         prop_assert!(!self.journal.paused.contains(&session.project), "its project is paused");
-        prop_assert!(!self.open_stops().any(|(_, stop)| stop.covers(&session)), "it is being stopped");
+        prop_assert!(!self.open_stops().any(|(_, stop)| stop.scope.covers(&session)), "it is being stopped");
         prop_assert!(self.life.running.values().all(|key| key.project != session.project), "one turn per project");
         self.life.running.insert(id, session.clone());
         prop_assert!(self.life.running.len() <= self.limits.max_turns, "too many turns");
         for at in &messages {
             let message = self.journal.message(*at);
             prop_assert_eq!(&message.session, &session);
-            prop_assert_eq!(message.rights, rights, "rights are merged");
+            prop_assert_eq!(&message.common, &common, "rights or threads are merged");
         }
         let waits = |at: &Position| self.journal.waiting().any(|(waits, _)| waits == *at);
         let content: Vec<_> = messages.into_iter().filter(waits).collect();
@@ -471,7 +462,7 @@ impl Model {
         prop_assert_eq!(&positions, &content, "the order is kept");
         if self.untold_removals() == 0 {
             let next = queue.get(content.len()).filter(|(at, _)| self.life.told.contains_key(at));
-            prop_assert!(next.is_none_or(|(_, message)| message.rights != rights), "{next:?} was left behind");
+            prop_assert!(next.is_none_or(|(_, message)| message.common != common), "{next:?} was left behind");
         }
         if content.is_empty() {
             self.life.untold.push_back(Event::Ended { batch: id, requeued: false });
@@ -482,8 +473,16 @@ impl Model {
             message.state = State::Running(id);
             message.asked_with = Some(message.edits);
         }
-        self.journal.turns.insert(id, Turn { session, rights, messages: content });
+        self.journal.turns.insert(id, Turn { session, common, messages: content });
         Ok(())
+    }
+
+    /// The threads of a turn, and of what the core knows to wait in its session.
+    fn threads_with(&self, batch: Uuid, session: &SessionKey) -> impl Iterator<Item = &Option<Arc<str>>> {
+        let known = move |(at, _): &(Position, &Message)| self.life.told.contains_key(at);
+        let here = self.journal.waiting().filter(known).filter(move |(_, message)| message.session == *session);
+        here.map(|(_, message)| &message.common.thread)
+            .chain(self.journal.turns.get(&batch).map(|turn| &turn.common.thread))
     }
 
     /// Messages that are gone, though the core does not know it.
@@ -503,10 +502,11 @@ impl Model {
                 let told = |(at, message): (Position, &Message)| {
                     message.interrupts && message.session == session && self.life.told.contains_key(&at)
                 };
+                let one = self.threads_with(batch, &session).collect::<BTreeSet<_>>().len() == 1;
+                prop_assert!(one || self.untold_removals() > 0, "it cannot be answered together");
                 !self.journal.paused.contains(&session.project) && self.journal.waiting().any(told)
             }
-            Why::Stopped => self.open_stops().any(|(_, stop)| !stop.is_everywhere() && stop.covers(&session)),
-            Why::Deleted => self.open_stops().any(|(_, stop)| stop.is_everywhere() && stop.covers(&session)),
+            _ => self.open_stops().any(|(_, stop)| stop.scope.why() == why && stop.scope.covers(&session)),
         };
         prop_assert!(wanted, "nobody asked for {why:?}");
         Ok(())
@@ -529,24 +529,24 @@ impl Model {
         let mut last: BTreeMap<SessionKey, Position> = BTreeMap::new();
         for at in dropped {
             let session = self.journal.message(at).session.clone();
-            prop_assert!(stop.covers(&session), "{at} is none of its business");
+            prop_assert!(stop.scope.covers(&session), "{at} is none of its business");
             prop_assert!(last.insert(session, at).is_none_or(|before| before < at), "named in order");
             // Removed already, though the core had not heard of it.
             if self.journal.message(at).state != State::Over(Ending::Removed) {
                 self.journal.end_waiting(at, Ending::Dropped)?;
             }
         }
-        let everywhere = stop.is_everywhere();
+        let everywhere = stop.scope.why() == Why::Deleted;
         if everywhere {
-            prop_assert!(!self.life.running.values().any(|key| stop.covers(key)), "nothing of it runs");
+            prop_assert!(!self.life.running.values().any(|key| stop.scope.covers(key)), "nothing of it runs");
         }
         // What an earlier stop has dropped and not reported yet is that one's to name.
         let spared = |at: Position, session: &SessionKey| {
-            self.open_stops().any(|(other, stop)| other > at && other != request && stop.covers(session))
+            self.open_stops().any(|(other, stop)| other > at && other != request && stop.scope.covers(session))
         };
         for (at, message) in self.journal.waiting() {
             let told = if everywhere { self.life.told.contains_key(&at) } else { at < request };
-            let left = told && stop.covers(&message.session) && !spared(at, &message.session);
+            let left = told && stop.scope.covers(&message.session) && !spared(at, &message.session);
             prop_assert!(!left, "{at} was left by the stop {request}");
         }
         Ok(())
@@ -564,10 +564,9 @@ impl Model {
     fn check(&self) -> TestCaseResult {
         let Self { limits, now, journal, life, .. } = self;
         for (at, stop) in self.open_stops() {
-            let mut ending = life.running.iter().filter(|(_, key)| stop.covers(key)).peekable();
+            let mut ending = life.running.iter().filter(|(_, key)| stop.scope.covers(key)).peekable();
             prop_assert!(ending.peek().is_some(), "stop {at} waits for nothing");
-            let why = if stop.is_everywhere() { Why::Deleted } else { Why::Stopped };
-            let asked = ending.all(|(batch, _)| life.cancelled.get(batch) >= Some(&why));
+            let asked = ending.all(|(batch, _)| life.cancelled.get(batch) >= Some(&stop.scope.why()));
             prop_assert!(asked, "what stop {at} waits for is not asked to end");
         }
         if let Some(deadline) = life.core.next_deadline() {
@@ -582,7 +581,7 @@ impl Model {
         prop_assert!(!life.core.is_idle() || (oldest.is_empty() && life.running.is_empty()), "it is not idle");
         for (session, oldest) in oldest {
             let busy = life.running.values().any(|key| key.project == session.project);
-            let held = self.open_stops().any(|(_, stop)| stop.covers(session));
+            let held = self.open_stops().any(|(_, stop)| stop.scope.covers(session));
             if busy || held || life.running.len() >= limits.max_turns || journal.paused.contains(&session.project) {
                 continue;
             }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     dispatch::{
-        SessionKey,
+        Common, SessionKey,
         core::{Limits, Scope},
     },
     people::Role,
@@ -34,10 +34,12 @@ fn key() -> impl Strategy<Value = SessionKey> {
 }
 
 fn say() -> impl Strategy<Value = Step> {
-    (key(), any::<bool>(), any::<bool>()).prop_map(|(session, admin, interrupts)| {
-        let rights = if admin { Role::Admin } else { Role::Member };
-        Step::Say { session, rights, interrupts }
-    })
+    (key(), any::<bool>(), prop::option::of("one|two"), any::<bool>()).prop_map(
+        |(session, admin, thread, interrupts)| {
+            let rights = if admin { Role::Admin } else { Role::Member };
+            Step::Say { session, common: Common { rights, thread: thread.map(Into::into) }, interrupts }
+        },
+    )
 }
 
 fn scope() -> impl Strategy<Value = Scope> {
@@ -71,7 +73,7 @@ fn limits() -> impl Strategy<Value = Limits> {
 
 proptest! {
     /// Every message ends answered once, or visibly failed, stopped, dropped, removed or refused once. Order is kept
-    /// within a session, rights are never merged, one turn runs at a time per session and per project, and never more than
+    /// within a session, rights and threads are never merged, one turn runs at a time per session and per project, and never more than
     /// the limit. Nothing that could start waits beyond its window, every stop is reported and leaves nothing that it covers,
     /// and at the end the core is empty. The model checks all that on each effect.
     #[test]
