@@ -87,7 +87,7 @@ impl Turns {
         let (outcome, why) = match went {
             Some(Err(refusal)) if reading.handed.is_some() => (self.give_up(turn, reading.handed, refusal).await, None),
             Some(outcome) => (outcome, None),
-            None => (self.stop(turn, reading.handed).await, self.why(turn.id)),
+            None => (self.stop(turn, reading.handed).await.map(by_request), self.why(turn.id)),
         };
         // An end that came before its beginning was read tells as well.
         let seen = matches!(
@@ -333,6 +333,14 @@ impl Turns {
     fn ending(&self, attempt: Option<u32>) -> StopRequest {
         let grace_ms = u64::try_from(self.inner.parts.settings.stop_grace.as_millis()).unwrap_or(u64::MAX);
         StopRequest { attempt, grace_ms }
+    }
+}
+
+/// How a turn ended that was asked to: one that its sled found interrupted would have been tried again but for that.
+fn by_request(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Interrupted => Outcome::Stopped { processes: 0, killed: false },
+        outcome => outcome,
     }
 }
 

@@ -96,3 +96,28 @@ async fn where_telling_takes_no_time_the_last_tool_call_is_told_before_the_answe
     assert_eq!(shown().await, "· Write `x`\n· Bash `x`");
     assert_eq!(shown().await, "done");
 }
+
+#[tokio::test]
+async fn a_stop_of_a_turn_that_died_with_its_sled_says_that_it_stopped_it() {
+    for (interrupts, told, ending) in
+        [(false, "Stopped before the agent began.", Ending::Stopped), (true, "both", Ending::Superseded)]
+    {
+        let (following, mut followed) = mpsc::unbounded_channel();
+        let silent = get(move || {
+            following.send(()).expect("the test waits");
+            std::future::pending::<String>()
+        });
+        let first = accepting().route(paths::TURN_EVENTS, silent);
+        let next = accepting().merge(events(finished("both")));
+        let mut stage = Stage::new([Some(first), Some(stopping(Outcome::Interrupted)), Some(next)]).await;
+        stage.say("one", interrupts).await;
+        followed.recv().await.expect("the turn is followed");
+        if interrupts {
+            stage.say("two", true).await;
+        } else {
+            stage.stop().await;
+        }
+        assert_eq!(stage.answer().await.markdown, told);
+        assert_eq!(stage.endings()[0], ending);
+    }
+}
