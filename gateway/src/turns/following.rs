@@ -13,7 +13,7 @@ use tokio::{sync::oneshot, time::Instant};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{End, Turn, Turns};
+use super::{End, Turn, Turns, questions::OPEN_MAX};
 use crate::{
     failpoint,
     outbox::{Post, Progress},
@@ -64,8 +64,10 @@ pub(super) struct Reading {
     pub(super) heard: bool,
     /// How many rate limits were told.
     limits: u32,
-    /// How many questions were asked.
+    /// How many questions were told.
     questions: u32,
+    /// Whether others were not, and the room has heard of that.
+    declined: bool,
     lines: Vec<String>,
 }
 
@@ -229,8 +231,7 @@ impl Turns {
         let mut events = sled.turn_events(turn.id, reading.seen);
         loop {
             let record = events.next().await.ok_or(CallError::Dropped)??;
-            reading.seen = record.seq;
-            reading.backoff = Backoff::default();
+            let before = (std::mem::replace(&mut reading.seen, record.seq), std::mem::take(&mut reading.backoff));
             match record.event {
                 TurnEvent::Accepted(request) => reading.attempt = request.attempt,
                 TurnEvent::Started { session_found } => {
@@ -249,12 +250,25 @@ impl Turns {
                 TurnEvent::ToolCalled { name, summary } => {
                     reading.show(activity, &format!("· {} {}", text::one_line(&name, 40), text::code(&summary)));
                 }
-                // A container says what it wants: rooms are not flooded. The sled denies what is not told, at its deadline.
-                TurnEvent::PermissionAsked { request, tool, summary, deadline }
-                    if reading.questions < QUESTIONS_MAX =>
-                {
-                    reading.questions += 1;
-                    self.asked(turn, sled, request, &tool, &summary, deadline).await;
+                // A container says what it wants: rooms are not flooded.
+                TurnEvent::PermissionAsked { request, tool, summary, deadline } => {
+                    let may_be_told = reading.questions < QUESTIONS_MAX;
+                    if may_be_told && self.asked(turn, sled, &request, &tool, &summary, deadline).await {
+                        reading.questions += 1;
+                    } else {
+                        if let Err(error) = self.decline(turn, sled, &request).await {
+                            // It is read again over the next link.
+                            (reading.seen, reading.backoff) = before;
+                            return Err(error);
+                        }
+                        if !std::mem::replace(&mut reading.declined, true) {
+                            let told = format!(
+                                "Not every question of the agent is asked here: at most {OPEN_MAX} are open at once, and \
+                                 {QUESTIONS_MAX} in a turn. The others are denied at once."
+                            );
+                            self.tell(turn, "declined", &told).await;
+                        }
+                    }
                 }
                 TurnEvent::PermissionSettled { request, decision } => self.settled(turn, &request, decision).await,
                 TurnEvent::RateLimited { retry_after_secs } if reading.limits < LIMITS_MAX => {
@@ -267,7 +281,7 @@ impl Turns {
                         format!("The model's service limits the rate{until}; the agent waits and goes on by itself.");
                     self.tell(turn, &what, &told).await;
                 }
-                TurnEvent::PermissionAsked { .. } | TurnEvent::RateLimited { .. } => {
+                TurnEvent::RateLimited { .. } => {
                     warn!(turn = %turn.id, "a turn tells too much; not all of it is passed on");
                 }
                 TurnEvent::Finished { outcome, .. } => return Ok(outcome),

@@ -41,7 +41,7 @@ const LINE_CHARS: usize = 120;
 /// How much of what a question is about is shown, in characters.
 const ABOUT_CHARS: usize = 2_100;
 /// How many questions of one turn may be open; a sled has the same bound.
-const OPEN_MAX: usize = 16;
+pub(super) const OPEN_MAX: usize = 16;
 /// How long a word on a question may wait for turns that are being taken up, and may have asked it.
 const TAKE_UP_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -168,17 +168,17 @@ impl Turns {
         known.extend(decided.iter().map(|(request, allow)| ((turn.id, request.clone()), *allow)));
     }
 
-    /// The agent asks.
+    /// The agent asks. Whether the room hears of it; one that it does not is to be declined.
     pub(super) async fn asked(
         &self,
         turn: &Turn,
         sled: &SledClient,
-        request: String,
+        request: &str,
         tool: &str,
         summary: &str,
         deadline: Timestamp,
-    ) {
-        let key = (turn.id, request.clone());
+    ) -> bool {
+        let key = (turn.id, request.to_owned());
         let decided = self.inner.questions.decided.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
         let about = format!("{} {}", text::one_line(tool, 40), text::code(summary));
         let question = {
@@ -187,14 +187,14 @@ impl Turns {
             let named = key.1.len() <= PERMISSION_ID_CHARS;
             let free = if of_turn < OPEN_MAX && named { known.name(&key) } else { None };
             let Some(name) = free else {
-                // The sled denies it at its deadline.
-                return warn!(turn = %turn.id, of_turn, named, "a question is not asked");
+                warn!(turn = %turn.id, of_turn, named, "a question is not asked");
+                return false;
             };
             let question = Question {
                 name,
                 turn: turn.id,
                 session: turn.session.clone(),
-                request,
+                request: request.to_owned(),
                 about: about.clone(),
                 senders: turn.messages.iter().map(|message| message.sender.clone()).collect(),
                 decided,
@@ -206,7 +206,7 @@ impl Turns {
         self.inner.questions.asked.notify_waiters();
         if let Some(allow) = decided {
             drop(self.convey(sled, &question, allow).await);
-            return;
+            return true;
         }
         if self.is_taken_up(turn.id) {
             self.find_question(&question).await;
@@ -231,6 +231,19 @@ impl Turns {
         };
         if let Err(refusal) = self.inner.parts.outbox.post(post).await {
             tracing::error!(turn = %turn.id, %refusal, "a question is not told");
+        }
+        true
+    }
+
+    /// Denies a question that the room does not hear of: nobody can answer it, so the agent does not wait for its deadline.
+    ///
+    /// # Errors
+    /// When the link broke, and the sled may not have heard.
+    pub(super) async fn decline(&self, turn: &Turn, sled: &SledClient, request: &str) -> Result<(), CallError> {
+        match self.rule(sled, turn.id, request, false).await {
+            Err(error @ (CallError::Closed(_) | CallError::Dropped | CallError::Timeout(_))) => Err(error),
+            // It was settled before, or is no question that a sled can be told of.
+            _ => Ok(()),
         }
     }
 
@@ -383,9 +396,13 @@ impl Turns {
     }
 
     async fn convey(&self, sled: &SledClient, question: &Question, allow: bool) -> Result<Decision, CallError> {
+        self.rule(sled, question.turn, &question.request, allow).await
+    }
+
+    async fn rule(&self, sled: &SledClient, turn: Uuid, request: &str, allow: bool) -> Result<Decision, CallError> {
         failpoint::reach("before", "answer_permission");
-        let heard = sled.answer_permission(question.turn, &question.request, allow).await;
+        let heard = sled.answer_permission(turn, request, allow).await;
         failpoint::reach("after", "answer_permission");
-        heard.inspect_err(|error| warn!(turn = %question.turn, %error, "the sled has not heard of a decision"))
+        heard.inspect_err(|error| warn!(%turn, %error, "the sled has not heard of a decision"))
     }
 }

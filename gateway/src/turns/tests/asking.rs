@@ -1,0 +1,240 @@
+//! What agents ask leave for, between a sled and a room.
+
+use super::*;
+
+/// What people call a question that was told.
+fn name_of(question: &Outbound) -> String {
+    let (_, from) = question.markdown.split_once("`!approve ").expect("it is a question");
+    from.split_once('`').expect("the name ends").0.to_owned()
+}
+
+/// Two requests of a turn whose questions would have the same name.
+fn alike(turn: Uuid) -> [String; 2] {
+    let mut known = HashMap::new();
+    for nth in 0.. {
+        let request = format!("1-{nth}");
+        let name = questions::names(turn, &request).next().expect("it has one");
+        if let Some(before) = known.insert(name, request.clone()) {
+            return [before, request];
+        }
+    }
+    unreachable!("there are not so many names")
+}
+
+#[tokio::test]
+async fn questions_that_would_have_the_same_name_are_all_told_and_not_taken_for_each_other() {
+    // Whether the first is still open when the second is asked.
+    for open in [true, false] {
+        let (answered, answers) = mpsc::unbounded_channel();
+        let answers = Arc::new(Mutex::new(Some(answers)));
+        let following = accepting().route(
+            paths::TURN_EVENTS,
+            get(move |Path(turn): Path<Uuid>| async move {
+                let mut answers = answers.lock().expect("no test panics holding it").take().expect("it is read once");
+                let [first, second] = alike(turn);
+                let settled =
+                    |request: &String, decision| TurnEvent::PermissionSettled { request: request.clone(), decision };
+                let asked = |request: &String, summary: &str| TurnEvent::PermissionAsked {
+                    request: request.clone(),
+                    tool: "Bash".into(),
+                    summary: summary.into(),
+                    deadline: Timestamp::UNIX_EPOCH,
+                };
+                let mut told = vec![asked(&first, "ls"), asked(&second, "rm"), settled(&first, Decision::TimedOut)];
+                if !open {
+                    told.swap(1, 2);
+                }
+                let told = (1..).zip(told).map(|(seq, event)| record(seq, event)).collect::<String>();
+                let after = async move {
+                    assert_eq!(answers.recv().await, Some(second));
+                    Ok::<_, std::io::Error>(ended(4, Outcome::Answered { text: "done".into() }))
+                };
+                let told = futures_util::stream::iter([Ok(told)]).chain(futures_util::stream::once(after));
+                axum::body::Body::from_stream(told)
+            }),
+        );
+        let deciding = Router::new().route(
+            paths::TURN_PERMISSION,
+            post(move |Path((_, request)): Path<(Uuid, String)>| async move {
+                answered.send(request).expect("the turn waits");
+                Json(Decision::Allowed)
+            }),
+        );
+        let mut stage = Stage::new([Some(following), Some(deciding)]).await;
+        stage.say("hello", false).await;
+        let (first, second) = (stage.answer().await, stage.answer().await);
+        assert_ne!(first.transaction, second.transaction);
+        assert_ne!(name_of(&first), name_of(&second));
+        assert!(second.markdown.contains("Bash `rm`"), "{}", second.markdown);
+        let (turns, room) = (stage.turns.clone(), stage.session.room.clone());
+        let decide =
+            async |name: &str| turns.decide(name, Verdict::Approve, &ann(), Role::Member, &room, Cause::None).await;
+        while decide(&name_of(&first)).await.is_ok() {
+            // It is not settled yet.
+            tokio::task::yield_now().await;
+        }
+        let word = decide(&name_of(&second)).await.expect("it is open");
+        assert_eq!(turns.carry_word(word).await.expect("the sled is there"), "Allowed: Bash `rm`");
+        assert_eq!(stage.answer().await.markdown, "done");
+    }
+}
+
+#[tokio::test]
+async fn a_question_is_told_and_decided_by_whom_it_concerns() {
+    let asked = TurnEvent::PermissionAsked {
+        request: "q-1".into(),
+        tool: "Bash".into(),
+        summary: "rm -r target".into(),
+        deadline: "2026-01-02T03:04:05Z".parse().expect("it is a time"),
+    };
+    let (answered, mut answers) = mpsc::unbounded_channel();
+    let asked = record(1, asked);
+    let after = async move {
+        assert_eq!(answers.recv().await, Some(true));
+        Ok::<_, std::io::Error>(ended(2, Outcome::Answered { text: "done".into() }))
+    };
+    let body = futures_util::stream::iter([Ok(asked)]).chain(futures_util::stream::once(after));
+    let body = Arc::new(Mutex::new(Some(axum::body::Body::from_stream(body))));
+    let sled = || {
+        let answered = answered.clone();
+        Router::new().route(
+            paths::TURN_PERMISSION,
+            post(move |Json(answer): Json<link::requests::PermissionAnswer>| async move {
+                answered.send(answer.allow).expect("the turn waits");
+                Json(Decision::Allowed)
+            }),
+        )
+    };
+    let following = accepting().merge(sled()).route(
+        paths::TURN_EVENTS,
+        get(move || {
+            let body = body.lock().expect("no test panics holding it").take().expect("it is read once");
+            async move { body }
+        }),
+    );
+    let mut stage = Stage::new([Some(following), Some(sled())]).await;
+    stage.say("hello", false).await;
+    let question = stage.answer().await;
+    assert!(question.answers.is_empty(), "it ends no message");
+    let name = name_of(&question);
+    assert_eq!(
+        question.markdown,
+        format!(
+            "⚠ The agent asks for leave: Bash `rm -r target`\n`!approve {name}` or `!deny {name}`, until 03:04:05 UTC."
+        )
+    );
+    let bob = Person { id: "bob".into(), ..ann() };
+    let room = stage.session.room.clone();
+    let elsewhere = Room { id: "elsewhere".into(), ..room.clone() };
+    let turns = stage.turns.clone();
+    let decide = async |by: &Person, role, room: &Room| {
+        turns.decide(&name, Verdict::Approve, by, role, room, Cause::Command("word".into())).await
+    };
+    let refusal = decide(&bob, Role::Member, &room).await.expect_err("he did not ask for this turn");
+    assert_eq!(refusal.what, "this question is not yours to answer");
+    decide(&ann(), Role::Member, &elsewhere).await.expect_err("it was asked in another room");
+    let word = decide(&ann(), Role::Member, &room).await.expect("she may");
+    let said = turns.carry_word(word).await.expect("the sled is there");
+    assert_eq!(said, "Allowed: Bash `rm -r target`");
+    assert_eq!(stage.answer().await.markdown, "done");
+    decide(&ann(), Role::Member, &room).await.expect_err("the turn is over");
+}
+
+/// A question of this name, and that it is settled.
+fn question(seq: u64, request: &str) -> String {
+    let (request, tool, summary) = (request.to_owned(), "Bash".into(), "ls".into());
+    record(seq, TurnEvent::PermissionAsked { request, tool, summary, deadline: Timestamp::UNIX_EPOCH })
+}
+
+fn settled(seq: u64, request: &str) -> String {
+    record(seq, TurnEvent::PermissionSettled { request: request.to_owned(), decision: Decision::Denied })
+}
+
+#[tokio::test]
+async fn what_is_asked_beyond_what_a_room_hears_is_denied_at_once_and_the_room_hears_of_that_once() {
+    let (open, told) = (questions::OPEN_MAX, 200);
+    let many_at_once: String = (1..=open + 2).map(|nth| question(nth as u64, &format!("q{nth}"))).collect();
+    let many: String = (1..=told)
+        .map(|nth| [question(2 * nth - 1, &format!("q{nth}")), settled(2 * nth, &format!("q{nth}"))].concat())
+        .chain([question(2 * told + 1, "more"), question(2 * told + 2, "even-more")])
+        .collect();
+    let unnameable = [question(1, &"long".repeat(100)), question(2, "q2"), settled(3, "q2")].concat();
+    for (asked, denied, heard) in [
+        (many_at_once, vec!["q17", "q18"], open),
+        (many, vec!["more", "even-more"], 200),
+        // It cannot be spoken of to its sled, either.
+        (unnameable, vec![], 1),
+    ] {
+        let (answered, mut answers) = mpsc::unbounded_channel();
+        let deciding = post(
+            move |Path((_, request)): Path<(Uuid, String)>, Json(answer): Json<link::requests::PermissionAnswer>| async move {
+                answered.send((request, answer.allow)).expect("the test listens");
+                Json(Decision::Denied)
+            },
+        );
+        let (end, ending) = oneshot::channel::<()>();
+        let last = asked.lines().count() as u64 + 1;
+        let body = async move {
+            ending.await.expect("the test tells when");
+            Ok::<_, std::io::Error>(ended(last, Outcome::Answered { text: "done".into() }))
+        };
+        let body = futures_util::stream::iter([Ok(asked)]).chain(futures_util::stream::once(body));
+        let body = Arc::new(Mutex::new(Some(axum::body::Body::from_stream(body))));
+        let following = get(move || {
+            let body = body.lock().expect("no test panics holding it").take().expect("it is read once");
+            async move { body }
+        });
+        let sled = accepting().route(paths::TURN_EVENTS, following).route(paths::TURN_PERMISSION, deciding);
+        let mut stage = Stage::new([Some(sled)]).await;
+        stage.say("hello", false).await;
+        for denied in denied {
+            assert_eq!(answers.recv().await, Some((denied.to_owned(), false)));
+        }
+        end.send(()).expect("the sled waits");
+        let mut told = Vec::new();
+        let answer = loop {
+            let heard = stage.heard().await;
+            if !heard.answers.is_empty() {
+                break heard.markdown;
+            }
+            told.push(heard.markdown);
+        };
+        assert_eq!(answer, "done");
+        assert!(answers.try_recv().is_err(), "nothing else is denied");
+        assert_eq!(told.iter().filter(|told| told.contains("asks for leave")).count(), heard);
+        assert_eq!(told.iter().filter(|told| told.starts_with("Not every question")).count(), 1, "{told:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denial_that_a_broken_link_swallows_is_repeated_over_the_next() {
+    let all: String = (1..=questions::OPEN_MAX + 1).map(|nth| question(nth as u64, &format!("q{nth}"))).collect();
+    let first = accepting()
+        .route(
+            paths::TURN_EVENTS,
+            get(move || async move {
+                let asked = futures_util::stream::iter([Ok::<_, std::io::Error>(all)]);
+                axum::body::Body::from_stream(asked.chain(futures_util::stream::pending()))
+            }),
+        )
+        .route(paths::TURN_PERMISSION, post(std::future::pending::<Json<Decision>>));
+    let (answered, mut answers) = mpsc::unbounded_channel();
+    let answers_it = post(move |Path((_, request)): Path<(Uuid, String)>| async move {
+        answered.send(request).expect("the test listens");
+        Json(Decision::Denied)
+    });
+    let rest = get(|query: axum::extract::Query<link::requests::EventsQuery>| async move {
+        assert_eq!(query.after, questions::OPEN_MAX as u64, "the last one is read again");
+        let seq = query.after + 1;
+        [question(seq, "q17"), ended(seq + 1, Outcome::Answered { text: "done".into() })].concat()
+    });
+    let next = Router::new().route(paths::TURN_EVENTS, rest).route(paths::TURN_PERMISSION, answers_it);
+    let mut stage = Stage::new([Some(first), Some(next)]).await;
+    stage.say("hello", false).await;
+    assert_eq!(answers.recv().await.as_deref(), Some("q17"));
+    let mut answer = stage.answer().await;
+    while answer.answers.is_empty() {
+        answer = stage.answer().await;
+    }
+    assert_eq!(answer.markdown, "done");
+}
