@@ -275,7 +275,7 @@ impl Intake {
             }
             let removed = self
                 .sessions
-                .remove(&key, &[&event_id], Removal::Redacted, origin.clone(), |_| Vec::new())
+                .remove(&key, &[&event_id], Removal::Redacted, origin.clone(), |_| Vec::new(), Vec::new())
                 .await
                 .map_err(unjournaled)?;
             for message in removed {

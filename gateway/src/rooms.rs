@@ -273,6 +273,27 @@ impl Rooms {
         self.change(room, event, None, Actor::Gateway, cause, posts).await.map(drop)
     }
 
+    /// Answers a command together with what it does, which is not done again when the gateway ends before its answer:
+    /// `change` is given what it must append in its own transaction, or has not done anything.
+    pub async fn answer_with<T, F>(
+        &self,
+        room: &Room,
+        event_id: &str,
+        change: impl FnOnce(Append) -> F,
+    ) -> Result<T, Refusal>
+    where
+        F: Future<Output = Result<T, Refusal>>,
+    {
+        let event = encode(&RoomEvent::CommandAnswered { event_id: event_id.to_owned() })?;
+        let (stream, cause) = (StreamId::new(STREAM, room), Cause::Command(event_id.to_owned()));
+        let (expected, actor) = (Expected::Any, Actor::Gateway);
+        let answered = Append { stream: stream.clone(), expected, events: vec![event], key: None, actor, cause };
+        let _writing = self.writing(room).await;
+        let changed = change(answered).await;
+        self.read_again(room, &stream).await;
+        changed
+    }
+
     /// Answers a command, as often as it takes: what a command did is not kept from people because a disk was full for a
     /// while. What the journal does not take at once is tried again beside everything else. Where the gateway stops before,
     /// the command has no answer yet, and the next start sees to it.
@@ -323,22 +344,31 @@ impl Rooms {
     ) -> Result<bool, Refusal> {
         let stream = StreamId::new(STREAM, room);
         let append = Append { stream: stream.clone(), expected: Expected::Any, events: vec![event], key, actor, cause };
+        let _writing = self.writing(room).await;
+        let changed = self.append(room, append, posts).await;
+        if changed.is_err() {
+            self.read_again(room, &stream).await;
+        }
+        changed
+    }
+
+    /// Nobody else changes a room while this is held.
+    async fn writing(&self, room: &Room) -> tokio::sync::OwnedMutexGuard<()> {
         let writing = {
             let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(writing.entry(room.clone()).or_default())
         };
-        let _writing = writing.lock().await;
-        let changed = self.append(room, append, posts).await;
-        if changed.is_err() {
-            // Whether it was appended is not known: what the journal says now holds.
-            match self.journal.load_snapshot::<Remembered>(&stream).await {
-                Ok(now) => {
-                    self.remembered.lock().unwrap_or_else(PoisonError::into_inner).insert(room.clone(), now);
-                }
-                Err(error) => error!(%stream, %error, "a room cannot be read"),
+        writing.lock_owned().await
+    }
+
+    /// Where what was appended is not known, or not folded here: what the journal says now holds.
+    async fn read_again(&self, room: &Room, stream: &StreamId) {
+        match self.journal.load_snapshot::<Remembered>(stream).await {
+            Ok(now) => {
+                self.remembered.lock().unwrap_or_else(PoisonError::into_inner).insert(room.clone(), now);
             }
+            Err(error) => error!(%stream, %error, "a room cannot be read"),
         }
-        changed
     }
 
     async fn append(&self, room: &Room, append: Append, posts: Vec<Post>) -> Result<bool, Refusal> {

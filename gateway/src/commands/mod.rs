@@ -26,6 +26,7 @@ use link::{
 };
 use musher_docker::ContainerState;
 use tokio::time::Instant;
+use tracing::info;
 use uuid::Uuid;
 
 use self::grammar::{Command, Confirm, Delete, New, NewProject, StacksVerb};
@@ -43,7 +44,7 @@ use crate::{
     projects::{Project, Registry, Stage, saga::Sagas, welcome},
     refusal::Refusal,
     rooms::{Mode, Rooms},
-    sessions::{Removal, Sessions},
+    sessions::{Message, Removal, Sessions},
     tasks::Tasks,
     text,
     turns::{Handle, StopRequest, Turns, Verdict, Word},
@@ -309,17 +310,22 @@ impl Commands {
         }
         let origin = (Actor::Person(asked.by.to_string()), asked.cause());
         let ids = [message.event_id.as_str()];
-        let removed = self.inner.sessions.remove(key, &ids, Removal::Cancelled, origin, |_| Vec::new()).await?;
+        let words = self.inner.sessions.words(std::slice::from_ref(message)).await?;
+        let said = words.first().map(|words| quoted(&words.sender, &words.text)).unwrap_or_default();
+        let told = format!("Taken out: {said}");
+        let posts = |_: &[Message]| vec![Post::answer(asked.to.clone(), &asked.event_id, told.clone())];
+        let removing =
+            |answered| self.inner.sessions.remove(key, &ids, Removal::Cancelled, origin, posts, vec![answered]);
+        // Carried out again after a crash it would find the number gone, and deny what it did.
+        let removed = self.inner.rooms.answer_with(room, &asked.event_id, removing).await?;
         let message = removed.first().ok_or_else(unknown)?;
         drop(self.inner.turns.let_go(&message.event_id));
         let handle = Handle { session: Arc::new(key.clone()), event_id: message.event_id.as_str().into() };
         if !self.inner.dispatcher.tell(Event::Removed { message: handle }) {
-            return Err(Refusal::unavailable("the gateway is stopping"));
+            info!(%room, event_id = message.event_id, "the gateway is stopping; the next one finds the message gone");
         }
         self.inner.outbox.mark(room, &message.event_id, Mark::Delivered);
-        let words = self.inner.sessions.words(&removed).await?;
-        let said = words.first().map(|words| quoted(&words.sender, &words.text)).unwrap_or_default();
-        Ok(format!("Taken out: {said}"))
+        Ok(told)
     }
 
     async fn mode(&self, mode: Option<Mode>, asked: &Asked) -> Result<String, Refusal> {

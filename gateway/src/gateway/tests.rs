@@ -287,6 +287,28 @@ async fn each_thread_is_a_turn_of_its_own_also_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_cancelled_and_the_answer_to_that_are_one_transaction() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let life = Life::begin(&folder).await;
+    life.project("app", &[]).await;
+    life.work("$one", "app").await;
+    life.say("$two", "and this").await;
+    // What a gateway leaves that is killed before the answer is journaled.
+    life.gateway.journal.refuse("command.answered", u64::MAX);
+    life.say("$cancel", "!cancel 2").await;
+    life.end().await;
+
+    let mut life = Life::begin(&folder).await;
+    assert_eq!(life.answer_to("$cancel").await, "Taken out: @ann:example.org: `and this`");
+    life.say("$queue", "!queue").await;
+    assert!(!life.answer_to("$queue").await.contains("and this"));
+    let Intake { rooms, .. } = &*life.gateway.intake;
+    assert!(rooms.unanswered().await.expect("they are readable").is_empty());
+    assert_eq!(rooms.waiting_commands(&room()), 0);
+    life.end().await;
+}
+
+#[tokio::test]
 async fn a_stop_by_who_has_chosen_nothing_ends_what_works_in_the_room_as_far_as_they_may() {
     let folder = tempfile::tempdir().expect("there is room");
     let mut life = Life::begin(&folder).await;

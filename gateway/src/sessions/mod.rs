@@ -4,6 +4,7 @@
 //! its sled hears of it, and its end in one transaction with its answer. The dispatcher decides *when* a batch begins;
 //! the stream decides *what* is in it. A conversation is in memory only while something waits or runs in it (CHAT-13).
 
+mod names;
 mod session;
 
 use std::{
@@ -13,11 +14,15 @@ use std::{
 };
 
 use jiff::Timestamp;
-use journal::{Actor, Append, AppendError, Appended, Cause, Expected, Loaded, NewEvent, StreamId};
+use journal::{Actor, Append, AppendError, Appended, Cause, Expected, Loaded, NewEvent};
 use link::requests::AgentSession;
 use uuid::Uuid;
 
-pub use self::session::{Answered, Ending, Message, Removal, Running, Session, SessionEvent};
+use self::names::stream;
+pub use self::{
+    names::{TextOf, seen_key, text_id},
+    session::{Answered, Ending, Message, Removal, Running, Session, SessionEvent},
+};
 use crate::{
     chat::{Edited, Inbound, Person, Room, SurfaceKind},
     dispatch::SessionKey,
@@ -229,7 +234,8 @@ impl Sessions {
     }
 
     /// Takes messages out that wait, or, when they are redacted, are being answered and could wait again; those that did, in
-    /// order. Who does it, and by which event, is journaled. `posts` tell of it, in the same transaction, if there were any.
+    /// order. Who does it, and by which event, is journaled. If there were any, `posts` tell of it and `with` follows in other
+    /// streams, in the same transaction.
     pub async fn remove(
         &self,
         key: &SessionKey,
@@ -237,6 +243,7 @@ impl Sessions {
         why: Removal,
         (by, cause): (Actor, Cause),
         posts: impl Fn(&[Message]) -> Vec<Post>,
+        with: Vec<Append>,
     ) -> Result<Vec<Message>, Refusal> {
         let decide = |session: &Session| {
             let of_these = |message: &&Message| event_ids.contains(&message.event_id.as_str());
@@ -249,6 +256,7 @@ impl Sessions {
             let event_ids = removed.iter().map(|message| message.event_id.clone()).collect();
             let mut change = Change::of([&SessionEvent::Removed { event_ids, why }])?;
             change.posts = posts(&removed);
+            change.with.clone_from(&with);
             Ok((change, removed))
         };
         let (_, removed) = self.change(key, by, cause, decide).await?;
@@ -558,35 +566,6 @@ impl Sessions {
 /// What a turn follows from, as its beginning does: the last message that it answers.
 fn asked_by(running: &Running) -> Option<Cause> {
     running.answers.last().map(|last| Cause::Command(last.event_id.clone()))
-}
-
-/// What an event of a surface is journaled under, whatever becomes of it: so that it is handled once (DUR-1).
-pub fn seen_key(room: &Room, event_id: &str) -> String {
-    format!("said {} {event_id}", room.surface)
-}
-
-/// Which text of an event's.
-#[derive(Debug, Clone, Copy)]
-pub enum TextOf {
-    /// What a message says, after so many edits.
-    Words(u64),
-    /// What a message quotes.
-    Quote,
-    /// What a command says.
-    Command,
-}
-
-/// The id of a text: it follows from the event, so that a redaction finds it without a search.
-pub fn text_id(room: &Room, event_id: &str, of: TextOf) -> Uuid {
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{room} {event_id} {of:?}").as_bytes())
-}
-
-fn stream(key: &SessionKey) -> StreamId {
-    let SessionKey { project, room, thread } = key;
-    match thread {
-        Some(thread) => StreamId::new(STREAM, format_args!("{project} {room} {thread}")),
-        None => StreamId::new(STREAM, format_args!("{project} {room}")),
-    }
 }
 
 fn opened(key: &SessionKey, agent_session: Uuid) -> SessionEvent {

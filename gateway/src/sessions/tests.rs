@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use journal::SystemClock;
+use journal::{StreamId, SystemClock};
 use tokio_util::task::TaskTracker;
 
 use super::*;
@@ -157,7 +157,7 @@ async fn what_was_edited_or_taken_out_before_its_turn_is_so_in_the_turn() {
     assert!(!setting.edit("$9", "$9e", "nine").await, "it is unknown");
     let removed = setting
         .sessions
-        .remove(&setting.key, &["$3", "$9"], Removal::Cancelled, by_ann("$cancel"), |_| Vec::new())
+        .remove(&setting.key, &["$3", "$9"], Removal::Cancelled, by_ann("$cancel"), |_| Vec::new(), Vec::new())
         .await
         .expect("it is removed");
     assert_eq!(removed.iter().map(|message| message.event_id.as_str()).collect::<Vec<_>>(), ["$3"]);
@@ -172,7 +172,7 @@ async fn what_was_edited_or_taken_out_before_its_turn_is_so_in_the_turn() {
 
     setting
         .sessions
-        .remove(&setting.key, &["$4"], Removal::Redacted, by_ann("$redaction"), |_| Vec::new())
+        .remove(&setting.key, &["$4"], Removal::Redacted, by_ann("$redaction"), |_| Vec::new(), Vec::new())
         .await
         .expect("it is removed");
     assert!(setting.begin(&["$4"]).await.1.is_none(), "nothing is left to answer");
@@ -312,7 +312,8 @@ async fn every_event_says_who_did_it_and_what_it_follows_from() {
     let post = Post::notice(to, "again".into(), "again");
     setting.sessions.resume(&setting.key, turn, 2, post).await.expect("it is journaled");
     let (removing, by) = (&["$2"], by_ann("$stop"));
-    setting.sessions.remove(&setting.key, removing, Removal::Stopped, by, |_| Vec::new()).await.expect("it is removed");
+    let removed = setting.sessions.remove(&setting.key, removing, Removal::Stopped, by, |_| Vec::new(), Vec::new());
+    removed.await.expect("it is removed");
     setting.finish(turn, Ending::Answered, true).await;
     setting.sessions.reset(&setting.key, &ann(), Cause::Command("$reset".into())).await.expect("it resets");
     let events = setting.sessions.inner.journal.read(&stream(&setting.key), 0).await.expect("it is readable");

@@ -435,7 +435,7 @@ impl Carrier<Handle, StopRequest> for Turns {
             let ids = [&*message.event_id];
             let removing = this.until_journaled("a message is not taken", || {
                 let origin = (Actor::Gateway, Cause::Command(message.event_id.to_string()));
-                this.inner.parts.sessions.remove(&session, &ids, Removal::Refused, origin, told)
+                this.inner.parts.sessions.remove(&session, &ids, Removal::Refused, origin, told, Vec::new())
             });
             drop(removing.await);
         });

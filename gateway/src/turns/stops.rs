@@ -108,7 +108,7 @@ impl Turns {
             let ids: Vec<&str> = event_ids.iter().map(|id| &**id).collect();
             let told = |removed: &[Message]| if deleted { told::dropped(&session, removed) } else { Vec::new() };
             let removing = self.until_journaled("messages are dropped", || {
-                self.inner.parts.sessions.remove(&session, &ids, why, origin.clone(), told)
+                self.inner.parts.sessions.remove(&session, &ids, why, origin.clone(), told, Vec::new())
             });
             // Without an answer the stop is done again by the next start.
             let Some(removed) = removing.await else { return };
