@@ -24,9 +24,6 @@ use tokio_util::sync::CancellationToken;
 use crate::lingering::Lingering;
 use crate::links::Links;
 
-/// How long a request waits for a gateway: long enough for one that restarts.
-const LINK_PATIENCE: Duration = Duration::from_mins(1);
-
 /// Where an endpoint's requests go, and how much of them there may be.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
@@ -38,6 +35,9 @@ pub struct Rules {
     pub requests: usize,
     /// Largest body of a request, in bytes.
     pub body_limit: Option<usize>,
+    /// How long a request waits for a gateway. It keeps its place meanwhile, and its body stays with its client: also one whose client goes
+    /// away before that, where its body is still to be read.
+    pub link_patience: Duration,
     /// How long an exchange may go on without a byte from either side. A client that does not take its answer is not of that: it
     /// keeps a place of its own container.
     pub idle: Option<Duration>,
@@ -133,7 +133,7 @@ async fn forward(endpoint: Endpoint, request: Request<Body>) -> Result<Response,
     }
     let place = endpoint.places.try_acquire_owned().map_err(|_| Refusal::TooMany(rules.of_what))?;
     drop(endpoint.gate.read().await);
-    let link = endpoint.links.newest(LINK_PATIENCE).await.ok_or(Refusal::NoGateway)?;
+    let link = endpoint.links.newest(rules.link_patience).await.ok_or(Refusal::NoGateway)?;
     let watched = Watched::new(rules);
     let outbound = outbound(request, &watched)?;
     let response = tokio::select! {
@@ -259,6 +259,7 @@ mod tests {
         of_what: "requests",
         requests: 1,
         body_limit: None,
+        link_patience: Duration::from_mins(1),
         idle: Some(Duration::from_mins(10)),
         refuse: |refusal| (refusal.status(), refusal.to_string()).into_response(),
     };
@@ -285,18 +286,42 @@ mod tests {
         let limits = Limits { ping_every: Duration::from_hours(1000), ..Limits::default() };
         let (link, driver) = link::open(io, Side::Gateway, Hello::current(), router, limits).await.unwrap();
         tokio::spawn(driver.run());
-        links.newest(LINK_PATIENCE).await.unwrap();
+        links.newest(RULES.link_patience).await.unwrap();
         (Endpoint::new(links, RULES, Gate::default()), link)
     }
 
     #[tokio::test(start_paused = true)]
     async fn without_a_gateway_the_wait_ends_with_a_word() {
-        let began = Instant::now();
-        let (status, said) =
-            text(answer(State(Endpoint::new(Links::new(), RULES, Gate::default())), request(Body::empty())).await)
-                .await;
-        assert_eq!((status, began.elapsed()), (StatusCode::SERVICE_UNAVAILABLE, LINK_PATIENCE));
-        assert_eq!(said, "no gateway is connected to this project: is musher running?");
+        for (rules, patience) in [(crate::model::RULES, 9), (crate::git::RULES, 1)] {
+            let began = Instant::now();
+            let endpoint = Endpoint::new(Links::new(), rules, Gate::default());
+            let (status, said) = text(answer(State(endpoint.clone()), request(Body::empty())).await).await;
+            let waited = Duration::from_mins(patience);
+            assert_eq!((status, began.elapsed()), (StatusCode::SERVICE_UNAVAILABLE, waited), "{}", rules.of_what);
+            assert!(said.contains("no gateway is connected to this project: is musher running?"), "{said}");
+            assert_eq!(endpoint.places.available_permits(), rules.requests, "its place is free again");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_request_outlives_a_gateway_that_is_away_for_minutes() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("sled.sock");
+        let listener = crate::links::listen(&socket).unwrap();
+        let links = Links::new();
+        let serving = links.clone();
+        tokio::spawn(async move { serving.serve(listener, Router::new(), CancellationToken::new()).await });
+        let endpoint = Endpoint::new(links, crate::model::RULES, Gate::default());
+        let asked = tokio::spawn(answer(State(endpoint), request(Body::from("a question"))));
+        tokio::time::sleep(Duration::from_mins(8)).await;
+        assert!(!asked.is_finished());
+        // From here on in real time: a clock that jumps makes a peer look silent.
+        tokio::time::resume();
+        let echo = Router::new().route("/model/x", axum::routing::post(async |body: Body| body));
+        let io = tokio::net::UnixStream::connect(&socket).await.unwrap();
+        let (_link, driver) = link::open(io, Side::Gateway, Hello::current(), echo, Limits::default()).await.unwrap();
+        tokio::spawn(driver.run());
+        assert_eq!(text(asked.await.unwrap()).await, (StatusCode::OK, "a question".to_owned()));
     }
 
     #[tokio::test(start_paused = true)]

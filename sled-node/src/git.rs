@@ -14,6 +14,8 @@ pub const RULES: Rules = Rules {
     of_what: "git requests",
     requests: 64,
     body_limit: None,
+    // Long enough for a gateway that restarts; git's people wait at a terminal.
+    link_patience: Duration::from_mins(1),
     // A push waits with an open session for what its pre-push hook does: often a run of all tests.
     idle: Some(Duration::from_hours(1)),
     refuse,

@@ -1,5 +1,7 @@
 //! The agent's model endpoint: on the container's loopback, forwarded to the gateway (SEC-3), with refusals in the form that the model API's clients show.
 
+use std::time::Duration;
+
 use axum::response::{IntoResponse, Response};
 
 use crate::forward::{Refusal, Rules};
@@ -13,6 +15,9 @@ pub const RULES: Rules = Rules {
     of_what: "model requests",
     requests: 256,
     body_limit: Some(32 * 1024 * 1024),
+    // A turn goes on without its gateway for as long as its agent's client does. A little less than the ten minutes that Claude Code waits for
+    // an answer: it is told in time, and asks again, instead of leaving requests behind that nobody takes the answers of.
+    link_patience: Duration::from_mins(9),
     // The provider's thinking is nobody's idleness.
     idle: None,
     refuse,
