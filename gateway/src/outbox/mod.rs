@@ -22,7 +22,7 @@ use std::{
 
 use jiff::Timestamp;
 use journal::{Append, AppendError, Appended, Problem, ReadError, Reader};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 
 use self::{events::Undelivered, gate::Gate};
@@ -130,6 +130,8 @@ struct Inner {
     journal: Journal,
     tasks: Tasks,
     places: Mutex<Places>,
+    /// Told of each surface that is added.
+    arrived: Notify,
     listeners: Mutex<Vec<mpsc::UnboundedSender<Settled>>>,
     delivered: AtomicU64,
     retries: AtomicU64,
@@ -196,7 +198,8 @@ impl Outbox {
         let places = Mutex::new(Places { surfaces: HashMap::new(), busy });
         let (delivered, retries, given_up) = Default::default();
         let listeners = Mutex::default();
-        let inner = Inner { journal, tasks, places, listeners, delivered, retries, given_up };
+        let arrived = Notify::new();
+        let inner = Inner { journal, tasks, places, arrived, listeners, delivered, retries, given_up };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -209,6 +212,19 @@ impl Outbox {
             if room.surface == kind && busy.undelivered > 0 {
                 self.wake(room, busy);
             }
+        }
+        drop(places);
+        self.inner.arrived.notify_waiters();
+    }
+
+    /// The surface of a kind, once it is there.
+    pub async fn arrival(&self, kind: SurfaceKind) -> SharedSurface {
+        loop {
+            let arrived = self.inner.arrived.notified();
+            if let Some(surface) = self.surface(kind) {
+                return surface;
+            }
+            arrived.await;
         }
     }
 

@@ -12,7 +12,10 @@ mod told;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,7 +38,7 @@ pub use self::{
 };
 use crate::{
     author::Author,
-    chat::{Mark, Person, Room, Weight},
+    chat::{Mark, Person, Room, SharedSurface, Weight},
     dispatch::{
         Batch, SessionKey,
         actor::{Carrier, Ended},
@@ -163,6 +166,8 @@ struct Turn {
     attempt: u32,
     memory: AgentSession,
     activity: Progress,
+    /// Whether the sign that its answer is being written was shown.
+    signed: AtomicBool,
     cancel: CancellationToken,
     /// Held while the turn is being handed over: a stop that overtakes that finds nothing to end.
     handing: Arc<tokio::sync::Mutex<()>>,
@@ -229,12 +234,13 @@ impl Turns {
                 attempt: running.attempt,
                 memory,
                 activity,
+                signed: AtomicBool::default(),
                 cancel,
                 handing: Arc::default(),
                 began: Instant::now(),
             };
             this.questions_decided(&turn, &running.decided);
-            let end = Box::pin(this.carry_to_end(&turn, true)).await;
+            let end = this.carry_signed(&turn, true).await;
             this.conclude(turn, end, ended);
         });
     }
@@ -286,11 +292,18 @@ impl Turns {
         }
     }
 
-    /// Shows or ends the sign that an answer is being written. It is not worth a wait.
-    async fn typing(&self, session: &SessionKey, on: bool) {
-        if let Some(surface) = self.inner.parts.outbox.surface(session.room.surface) {
-            let shown = tokio::time::timeout(SURFACE_PATIENCE, surface.typing(&session.room, on)).await;
-            shown.unwrap_or_else(|_| debug!(room = %session.room, on, "the sign of writing was not taken in time"));
+    /// Carries a turn to its end, under the sign that its answer is being written as soon as its surface is there.
+    async fn carry_signed(&self, turn: &Turn, taken_up: bool) -> End {
+        let mut carrying = Box::pin(self.carry_to_end(turn, taken_up));
+        let signing = async {
+            let surface = self.inner.parts.outbox.arrival(turn.session.room.surface).await;
+            turn.signed.store(true, Ordering::Relaxed);
+            typing(&surface, &turn.session.room, true).await;
+        };
+        tokio::select! {
+            biased;
+            () = signing => carrying.await,
+            end = &mut carrying => end,
         }
     }
 
@@ -316,12 +329,12 @@ impl Turns {
         let to = address(&session, messages.last().map(|last| (&last.event_id, &last.sender, &last.thread)));
         self.mark(&session.room, &messages, Mark::Running);
         let activity = Progress::new(&self.inner.parts.outbox, quiet(&to), transaction(id));
-        let handing = Arc::default();
-        let turn = Turn { id, session, to, messages, attempt: 1, memory, activity, cancel, handing, began: closed };
+        let (signed, handing) = Default::default();
+        let turn =
+            Turn { id, session, to, messages, attempt: 1, memory, activity, signed, cancel, handing, began: closed };
         let accepted: Vec<_> = turn.messages.iter().filter_map(|message| message.accepted).collect();
         self.inner.parts.watch.began(turn.session.project, &turn.session.room, id, &accepted);
-        self.typing(&turn.session, true).await;
-        let end = Box::pin(self.carry_to_end(&turn, false)).await;
+        let end = self.carry_signed(&turn, false).await;
         self.conclude(turn, end, ended);
     }
 
@@ -330,7 +343,7 @@ impl Turns {
     fn conclude(&self, turn: Turn, end: End, ended: Ended<Handle, StopRequest>) {
         let this = self.clone();
         self.inner.parts.tasks.spawn_to_end("end of a turn", async move {
-            let Turn { id, session, to, messages, activity, began, .. } = turn;
+            let Turn { id, session, to, messages, activity, signed, began, .. } = turn;
             let told = Told::of(&end, this.why(id));
             let superseded = told.ending == Ending::Superseded;
             // Who waits for one of the messages waits for the answer, or for the turn that they are given to next.
@@ -357,7 +370,7 @@ impl Turns {
             let (posts, lasted) = (&posts, began.elapsed());
             let surface = this.inner.parts.outbox.surface(session.room.surface);
             let mut activity = Some(activity);
-            if surface.is_some_and(|surface| surface.is_instant())
+            if surface.as_ref().is_some_and(|surface| surface.is_instant())
                 && let Some(activity) = activity.take()
             {
                 activity.close().await;
@@ -378,7 +391,13 @@ impl Turns {
                 }
             };
             let closing = tokio::time::timeout(SURFACE_PATIENCE, close);
-            if tokio::join!(closing, this.typing(&session, false)).0.is_err() {
+            // Another turn's sign in the room is not this one's to end.
+            let sign_ending = async {
+                if let Some(surface) = surface.filter(|_| signed.into_inner()) {
+                    typing(&surface, &session.room, false).await;
+                }
+            };
+            if tokio::join!(closing, sign_ending).0.is_err() {
                 debug!(turn = %id, "the progress of a turn is shown later than its end");
             }
             this.unregister(id);
@@ -458,6 +477,12 @@ impl Carrier<Handle, StopRequest> for Turns {
     fn over(&self, batch: Uuid) {
         self.inner.stopped.lock().unwrap_or_else(PoisonError::into_inner).remove(&batch);
     }
+}
+
+/// Shows or ends the sign that an answer is being written. It is not worth a wait.
+async fn typing(surface: &SharedSurface, room: &Room, on: bool) {
+    let shown = tokio::time::timeout(SURFACE_PATIENCE, surface.typing(room, on)).await;
+    shown.unwrap_or_else(|_| debug!(%room, on, "the sign of writing was not taken in time"));
 }
 
 /// Where a turn's answer goes: to whom it answers last.

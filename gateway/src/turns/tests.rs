@@ -2,11 +2,9 @@
 
 mod asking;
 mod ends;
+mod signs;
 
-use std::{
-    collections::VecDeque,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
-};
+use std::{collections::VecDeque, sync::atomic::AtomicU32};
 
 use axum::{
     Json, Router,
