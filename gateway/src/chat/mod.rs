@@ -271,6 +271,11 @@ pub trait Surface: Send + Sync + 'static {
     /// Sends a message; gives the event id that the surface assigned: from then on it is delivered.
     fn send<'a>(&'a self, room: &'a Room, message: &'a Outbound) -> BoxFuture<'a, Result<String, SendError>>;
 
+    /// How long the text of one message may be, in bytes, at least 64; what is longer comes in parts.
+    fn longest(&self) -> usize {
+        usize::MAX
+    }
+
     /// Puts a new text in the place of an earlier message of ours.
     fn edit<'a>(
         &'a self,

@@ -91,9 +91,20 @@ enum WeightForm {
 }
 
 impl Queued {
-    pub fn outbound(&self, markdown: String) -> Outbound {
+    /// A part of it, counted from 1. The first one calls people and says what is answered; with the last one it is
+    /// answered.
+    pub fn part(&self, markdown: String, number: usize, is_last: bool) -> Outbound {
         let Self { transaction, weight, reply_to, mention, thread, answers, .. } = self.clone();
-        Outbound { weight, markdown, reply_to, mention, thread, answers, transaction }
+        let is_first = number == 1;
+        Outbound {
+            weight,
+            markdown,
+            reply_to: reply_to.filter(|_| is_first),
+            mention: mention.filter(|_| is_first),
+            thread,
+            answers: if is_last { answers } else { Vec::new() },
+            transaction: if is_first { transaction } else { format!("{transaction}-part-{number}") },
+        }
     }
 
     /// The event, with the text in its form for the journal.

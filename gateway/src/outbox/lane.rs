@@ -16,6 +16,7 @@ use super::{
     Outbox, Outcome, Settled, Step,
     events::{self, Entry, OutboxEvent, Queued, Undelivered},
     gate::Gate,
+    parts,
 };
 use crate::{
     chat::{Outbound, Room, SendError, SharedSurface},
@@ -151,30 +152,50 @@ impl Lane {
         Ok(())
     }
 
-    /// Tries until the message is delivered or given up, and that is journaled.
+    /// Tries until the message is delivered or given up, and that is journaled. One that is too long for its surface goes in
+    /// parts, and is delivered with the last of them.
     async fn deliver(&mut self, entry: &Entry, surface: &SharedSurface) -> Result<(), Stopped> {
-        let Some(markdown) = self.text(entry.send.text).await? else {
+        let Some(mut text) = self.text(entry.send.text).await? else {
             return self.give_up(entry, None, &Lost::Erased).await;
         };
-        let message = entry.send.outbound(markdown);
-        let mut unsure = self.outbox.is_unsure(&self.room, entry.version);
         self.tried = entry.version;
+        let mut number = 1;
+        loop {
+            let (markdown, rest) = parts::cut(text, surface.longest());
+            let part = entry.send.part(markdown, number, rest.is_none());
+            let event_id = match self.deliver_part(entry, surface, &part).await? {
+                Ok(event_id) => event_id,
+                Err(lost) => return self.give_up(entry, Some(&part), &lost).await,
+            };
+            let Some(rest) = rest else { return self.delivered(entry, event_id).await };
+            (text, number) = (rest, number + 1);
+        }
+    }
+
+    /// Tries until the surface has a part; gives the surface's id of it.
+    async fn deliver_part(
+        &self,
+        entry: &Entry,
+        surface: &SharedSurface,
+        part: &Outbound,
+    ) -> Result<Result<String, Lost>, Stopped> {
+        // Whether an earlier life has come as far as to this part, only the surface knows.
+        let mut unsure = self.outbox.is_unsure(&self.room, entry.version);
         let (began, mut backoff) = (Instant::now(), Backoff::default());
-        let lost = loop {
-            let (why, asked) = match self.attempt(entry, surface, &message, &mut unsure).await {
-                Ok(event_id) => return self.delivered(entry, event_id).await,
-                Err(Failed::Lost(lost)) => break lost,
+        loop {
+            let (why, asked) = match self.attempt(entry, surface, part, &mut unsure).await {
+                Ok(event_id) => return Ok(Ok(event_id)),
+                Err(Failed::Lost(lost)) => return Ok(Err(lost)),
                 Err(Failed::NotTaken(why, asked)) => (why, asked),
             };
             if began.elapsed() >= LONGEST_TRYING {
-                break Lost::NotTaken(why);
+                return Ok(Err(Lost::NotTaken(why)));
             }
             let wait = backoff.next(asked);
-            warn!(room = %self.room, transaction = message.transaction, why, ?wait, "a message was not taken");
+            warn!(room = %self.room, transaction = part.transaction, why, ?wait, "a message was not taken");
             self.pause(wait).await?;
             self.outbox.inner.retries.fetch_add(1, Ordering::Relaxed);
-        };
-        self.give_up(entry, Some(&message), &lost).await
+        }
     }
 
     /// One try. What an earlier one may have sent is looked for first: a server forgets transaction ids.
@@ -238,18 +259,18 @@ impl Lane {
         Ok(())
     }
 
-    /// Gives a message up. Where people can be told, in its place, they are.
-    async fn give_up(&mut self, entry: &Entry, message: Option<&Outbound>, lost: &Lost) -> Result<(), Stopped> {
+    /// Gives a message up, from this part on. Where people can be told, in its place, they are.
+    async fn give_up(&mut self, entry: &Entry, part: Option<&Outbound>, lost: &Lost) -> Result<(), Stopped> {
         let transaction = &entry.send.transaction;
         let reason = lost.reason();
         error!(room = %self.room, transaction, reason, "a message is given up");
         // Once: when the notice is refused too, the log and the stream tell.
-        let notice = message.filter(|_| !matches!(lost, Lost::Erased) && entry.send.refused.is_none());
+        let notice = part.filter(|_| !matches!(lost, Lost::Erased) && entry.send.refused.is_none());
         let event = OutboxEvent::GivenUp { transaction: transaction.clone(), reason: reason.clone() };
         let events = || {
             let mut events = vec![NewEvent::encode(&event)?];
-            if let Some(message) = notice {
-                events.push(not_sent(message, &reason)?);
+            if let Some(part) = notice {
+                events.push(not_sent(&entry.send, part, &reason)?);
             }
             Ok(events)
         };
@@ -349,19 +370,21 @@ enum Failed {
     Lost(Lost),
 }
 
-/// What a room is told in the place of a message that its surface refuses; plain, for the form may be what was refused.
-fn not_sent(message: &Outbound, reason: &str) -> Result<NewEvent, AppendError> {
-    let begins = text::one_line(&message.markdown, REFUSED_CHARS);
+/// What a room is told in the place of a message that its surface refuses, or of what is left of it from a part on; plain,
+/// for the form may be what was refused.
+fn not_sent(send: &Queued, part: &Outbound, reason: &str) -> Result<NewEvent, AppendError> {
+    let what = if part.transaction == send.transaction { "A message" } else { "The rest of a message" };
+    let begins = text::one_line(&part.markdown, REFUSED_CHARS);
     let notice = Queued {
-        transaction: format!("{}-refused", message.transaction),
-        weight: message.weight,
+        transaction: format!("{}-refused", send.transaction),
+        weight: send.weight,
         text: Uuid::now_v7(),
         reply_to: None,
         mention: None,
         thread: None,
         answers: Vec::new(),
         failed: false,
-        refused: Some(message.transaction.clone()),
+        refused: Some(send.transaction.clone()),
     };
-    Ok(notice.encode(&format!("⚠ A message could not be sent: {reason}. It begins: {begins}"))?)
+    Ok(notice.encode(&format!("⚠ {what} could not be sent: {reason}. It begins: {begins}"))?)
 }

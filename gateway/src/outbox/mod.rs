@@ -2,7 +2,8 @@
 //! up visibly (DUR-2).
 //!
 //! Every message has an id, its *transaction*, that is derived from what it tells: told again, it is found and not
-//! sent twice. A room has a lane, and memory, only while something is on its way to it. What is only shown for the
+//! sent twice. One that is too long for its surface is sent in parts, each under an id of its own, and stays one message:
+//! one post, one outcome. A room has a lane, and memory, only while something is on its way to it. What is only shown for the
 //! time being, a [`Progress`], is not journaled and gives way to what is.
 //!
 //! It must not know what its messages are about, nor look behind [`Surface`](crate::chat::Surface).
@@ -10,6 +11,7 @@
 mod events;
 mod gate;
 mod lane;
+mod parts;
 mod progress;
 
 use std::{
@@ -86,7 +88,7 @@ impl Post {
 /// What a message has come to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The surface has given it this event id.
+    /// The surface has given it this event id, or the last of its parts.
     Delivered(String),
     /// The surface refuses it for good, did not take it for too long, or its text was erased before.
     GivenUp,
@@ -291,7 +293,7 @@ impl Outbox {
         self.places().busy.get(room).map_or(0, |busy| busy.undelivered)
     }
 
-    /// The event under which a message was delivered to a room, if it was.
+    /// The event under which a message, or the last of its parts, was delivered to a room, if it was.
     ///
     /// # Errors
     /// When the journal cannot be read.
@@ -304,7 +306,7 @@ impl Outbox {
         Ok(events.iter().find_map(|event| events::delivered(event, transaction)))
     }
 
-    /// The transaction of the message that was delivered to a room under this event, if one was.
+    /// The transaction of the message that was delivered to a room under this event, or the last of its parts, if one was.
     ///
     /// # Errors
     /// When the journal cannot be read.

@@ -9,7 +9,7 @@ use tests::{
     homeserver::Homeserver,
     images,
     model::{Gate, Model, Step},
-    person::Person,
+    person::{Message, Person},
     wait,
 };
 
@@ -55,7 +55,7 @@ impl Scene {
     }
 
     /// Ann asks, the bot answers with what contains `needle`.
-    async fn ask(&self, text: &str, needle: &str) -> Result<tests::person::Message> {
+    async fn ask(&self, text: &str, needle: &str) -> Result<Message> {
         self.ann.ask(&self.room, &self.bot.id, text, needle).await.with_context(|| self.gateway.all())
     }
 
@@ -117,6 +117,40 @@ async fn the_dialogue() -> Result<()> {
     scene.ask("status", "overmatrix").await?;
     scene.ask("!git status", "note.md").await?;
     scene.ask("stop", "othing").await?;
+    scene.gateway.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn an_answer_that_no_event_can_hold_comes_in_several() -> Result<()> {
+    let model = Model::start().await?;
+    let lines: Vec<String> = (0..3000).map(|n| format!("line {n} of a long answer")).collect();
+    let answer = format!("Here it is:\n\n```text\n{}\n```\n\nThat was all.", lines.join("\n"));
+    assert!(answer.len() > 65_536);
+    model.on("say it all", [Step::say(answer)]);
+    let scene = Scene::real(&model).await?;
+    scene.make("longwinded", "").await?;
+
+    let (ann, room, bot) = (&scene.ann, &scene.room, &scene.bot.id);
+    let asked = ann.say(room, "say it all").await?;
+    let is_last = |message: &Message| message.kind == "m.text" && message.body.contains("That was all.");
+    let last = ann.wait_message(room, bot, &asked, wait::LONG, is_last).await.with_context(|| scene.gateway.all())?;
+    let of_turn = |message: &Message| {
+        let transaction = message.content["dev.musher"]["transaction"].as_str().unwrap_or_default();
+        message.kind == "m.text" && transaction.starts_with("turn-")
+    };
+    let parts: Vec<Message> = ann.heard(room, bot).into_iter().filter(of_turn).collect();
+    assert_eq!(parts.last().map(|part| &part.event_id), Some(&last.event_id), "they come in order");
+    let heard = parts.iter().flat_map(|part| part.body.lines()).filter(|line| line.starts_with("line "));
+    assert!(heard.eq(&lines), "every line comes once, and in order");
+    for part in &parts {
+        assert!(part.body.contains("```text\n"), "each is a block of code of its own: {}", part.body);
+        assert!(part.html.as_ref().is_some_and(|html| html.contains("<pre><code")), "{}", part.body);
+    }
+    let calls = parts.iter().filter(|part| part.content["m.mentions"]["user_ids"][0] == ann.id.as_str());
+    assert_eq!(calls.count(), 1, "she is called once");
+    let settling: Vec<bool> = parts.iter().map(|part| part.content["dev.musher"]["answers"][0] == asked).collect();
+    assert_eq!(settling.iter().rposition(|settles| *settles), Some(parts.len() - 1));
+    assert_eq!(settling.iter().filter(|settles| **settles).count(), 1, "what she asked is answered once");
     scene.gateway.stop().await.map(drop)
 }
 

@@ -287,6 +287,10 @@ impl Surface for MatrixSurface {
         self.put(room, message, None).boxed()
     }
 
+    fn longest(&self) -> usize {
+        send::LONGEST
+    }
+
     fn edit<'a>(
         &'a self,
         room: &'a Room,

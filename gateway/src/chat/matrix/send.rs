@@ -22,6 +22,9 @@ use super::{
 };
 use crate::chat::{Person, Weight};
 
+/// The longest Markdown of one message, in bytes. Twice that, which it comes to where all of it is escaped, fits into an event
+/// of 64 kB; and so it does with its HTML, unless that is much longer.
+pub(super) const LONGEST: usize = 16_000;
 /// Above this size, in bytes, a message goes without HTML: an event holds 64 kB, and encryption adds a third.
 const MAX_FORMATTED: usize = 45_000;
 /// How long one send may take.
@@ -260,6 +263,20 @@ mod tests {
         let large = content(&outbound(&format!("**a** {}", "b ".repeat(20_000))), None);
         assert_eq!(large.get("formatted_body"), None);
         assert!(large["body"].as_str().is_some_and(|body| body.len() > 40_000 - 10));
+    }
+
+    #[test]
+    fn the_longest_message_fits_into_an_event() {
+        let answers: Vec<String> = (0..100).map(|n| format!("${n:0>43}")).collect();
+        for text in ["a", "ü", "\"", "\\", "\n\t", "&<>", "| a ", "* a\n", "\u{1}", "`a` "] {
+            let markdown = text.repeat(LONGEST / text.len());
+            let answers = answers.clone();
+            let sent = content(&Outbound { answers, ..outbound(&markdown) }, None).to_string().len();
+            // The rest of an event is ids, hashes and signatures.
+            assert!(sent < 60_000, "{sent} bytes of {text:?}");
+        }
+        let prose = content(&outbound(&"Some **words**, as agents write them, with `code`.\n\n".repeat(300)), None);
+        assert!(prose.get("formatted_body").is_some(), "what is common keeps its form");
     }
 
     #[test]

@@ -12,13 +12,21 @@ fn kills(at: usize, how: Does) -> impl FnMut(usize, &Ask) -> Does {
     move |n, _| if n == at { how } else { Does::Takes }
 }
 
+/// What is sent: the second one is too long for its surface, and goes in three parts.
+const TEXTS: [&str; 3] = [
+    "a",
+    "one                                             one\n\ntwo                                             two\n\nthree                                         three",
+    "c",
+];
+
 /// Kills a first life at its request `first`, and a second one at its request `second`.
 fn killed_twice(remembers: bool, first: (usize, Does), second: (usize, Does)) -> Arc<Hall> {
     let (folder, hall) = (folder(), Hall::new(kills(first.0, first.1)));
+    hall.with(|inside| inside.longest = 80);
     life(async || {
         let life = Life::begin(&folder, &hall).await;
-        for name in ["a", "b", "c"] {
-            life.post(name).await;
+        for (name, text) in ["a", "b", "c"].into_iter().zip(TEXTS) {
+            life.outbox.post(Post { markdown: text.to_owned(), ..post(name) }).await.unwrap();
         }
         hall.asked_for(first.0 + 1).await;
     });
@@ -47,12 +55,14 @@ fn killed_twice(remembers: bool, first: (usize, Does), second: (usize, Does)) ->
 #[test]
 fn killed_before_or_after_any_request_each_message_is_there_once_and_in_order() {
     for how in [Does::Hangs, Does::TakesAndHangs] {
-        for at in 0..3 {
-            for (again, how_again) in [(0, Does::Hangs), (1, Does::Hangs), (1, Does::TakesAndHangs), (3, how)] {
+        for at in 0..5 {
+            let again = [(0, Does::Hangs), (1, Does::Hangs), (1, Does::TakesAndHangs), (3, how), (5, how)];
+            for (again, how_again) in again {
                 for remembers in [true, false] {
                     let hall = killed_twice(remembers, (at, how), (again, how_again));
                     let case = format!("{at} {how:?}, {again} {how_again:?}, {remembers}: {:?}", hall.asked());
-                    assert_eq!(hall.texts(), ["a", "b", "c"], "{case}");
+                    let parts = TEXTS.iter().flat_map(|text| text.split("\n\n")).collect::<Vec<_>>();
+                    assert_eq!(hall.texts(), parts, "{case}");
                 }
             }
         }

@@ -155,6 +155,71 @@ async fn when_the_notice_is_refused_too_there_is_no_further_one() {
     assert_eq!((life.outbox.counts().given_up, hall.texts().len()), (2, 0));
 }
 
+/// Three paragraphs, of which a part of 100 bytes holds one.
+fn long(name: &str) -> Post {
+    let paragraphs = ["one", "two", "three"].map(|word| format!("{word} {}", "x".repeat(60)));
+    Post { markdown: paragraphs.join("\n\n"), ..post(name) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_long_for_its_surface_arrives_in_parts_and_is_one_message() {
+    // The second part is asked to wait for, the third may have arrived at the first try.
+    let (folder, hall) = (
+        folder(),
+        Hall::new(|n, _| match n {
+            1 => Does::AsksToWait(Duration::from_secs(7)),
+            3 => Does::TakesAndFails,
+            _ => Does::Takes,
+        }),
+    );
+    hall.with(|inside| (inside.longest, inside.remembers) = (100, false));
+    let mut life = Life::begin(&folder, &hall).await;
+    let mut answer = long("long");
+    let ann = Person { surface: SurfaceKind::Console, id: "ann".to_owned() };
+    (answer.to.thread, answer.to.reply_to) = (Some("thread".to_owned()), Some("asked".to_owned()));
+    answer.to.mention = Some(ann.clone());
+    life.outbox.commit(vec![answer.clone(), post("next")], vec![]).await.unwrap();
+    let settled = [life.settled.recv().await.unwrap(), life.settled.recv().await.unwrap()];
+    assert_eq!(settled.each_ref().map(|settled| settled.transaction.as_str()), ["long", "next"]);
+    assert_eq!(settled.map(|settled| settled.outcome).as_slice(), delivered(&[2, 3]));
+    let shown: Vec<_> = hall.with(|inside| inside.shown.iter().map(|(_, message)| message.clone()).collect());
+    let texts: Vec<_> = shown[..3].iter().map(|part| part.markdown.as_str()).collect();
+    assert_eq!(texts.join("\n\n"), answer.markdown);
+    let transactions: Vec<_> = shown.iter().map(|part| part.transaction.as_str()).collect();
+    assert_eq!(transactions, ["long", "long-part-2", "long-part-3", "next"]);
+    // People are called once, and what is answered is told once.
+    assert_eq!(shown[..3].iter().map(|part| part.mention.clone()).collect::<Vec<_>>(), [Some(ann), None, None]);
+    let replies: Vec<_> = shown[..3].iter().map(|part| part.reply_to.as_deref()).collect();
+    assert_eq!(replies, [Some("asked"), None, None]);
+    assert!(shown[..3].iter().all(|part| part.thread.as_deref() == Some("thread")));
+    assert_eq!(shown[..3].iter().map(|part| part.answers.len()).collect::<Vec<_>>(), [0, 0, 1]);
+    assert_eq!((life.outbox.counts().delivered, life.queued().await.len()), (2, 2));
+    assert_eq!(life.outbox.event_of(&room(), "long").await.unwrap().as_deref(), Some("2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_part_is_refused_the_room_is_told_of_the_rest_once() {
+    let (folder, hall) = (
+        folder(),
+        Hall::new(|_, ask| match ask {
+            Ask::Send(message) if message.markdown.starts_with("three") => Does::Refuses,
+            _ => Does::Takes,
+        }),
+    );
+    hall.with(|inside| inside.longest = 160);
+    let mut life = Life::begin(&folder, &hall).await;
+    life.outbox.post(long("long")).await.unwrap();
+    assert_eq!(life.outcomes(1).await, [Outcome::GivenUp]);
+    life.idle().await;
+    let texts = hall.texts();
+    assert_eq!((texts.len(), &texts[0][..3], life.outbox.counts().given_up), (2, "one", 1));
+    assert!(
+        texts[1].starts_with("⚠ The rest of a message could not be sent: too long. It begins: three xxx"),
+        "{texts:?}"
+    );
+    assert_eq!(life.queued().await, ["long", "long-refused"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_message_that_is_never_taken_is_given_up_after_a_day() {
     let folder = folder();

@@ -83,6 +83,8 @@ struct Inside {
     /// Whether it knows transactions that it has seen.
     remembers: bool,
     known: HashSet<(Room, String)>,
+    /// The longest text that it takes.
+    longest: usize,
     /// What stands there, in order of arrival; the place in it is the event id.
     shown: Vec<(Room, Outbound)>,
     asked: Vec<(Instant, Ask)>,
@@ -99,6 +101,7 @@ impl Hall {
             plan: Box::new(plan),
             remembers: true,
             known: HashSet::new(),
+            longest: usize::MAX,
             shown: Vec::new(),
             asked: Vec::new(),
             answered: 0,
@@ -229,6 +232,10 @@ impl Surface for Hall {
             (inside.shown.len() - 1).to_string()
         })
         .boxed()
+    }
+
+    fn longest(&self) -> usize {
+        self.with(|inside| inside.longest)
     }
 
     fn edit<'a>(&'a self, _: &'a Room, event: &'a str, message: &'a Outbound) -> BoxFuture<'a, Result<(), SendError>> {
