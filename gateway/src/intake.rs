@@ -101,6 +101,16 @@ impl Intake {
             return Ok(());
         }
         let project = self.project(&message.room, &message.sender);
+        if message.with_file {
+            let told = self.file_stays(project).to_markdown();
+            if message.text.is_empty() {
+                return self.answer(&message, to, told).await;
+            }
+            // Its caption is taken all the same.
+            let beside = Address { mention: None, pending: None, ..to.clone() };
+            let post = Post::notice(beside, format!("file-{}", message.event_id), told);
+            self.outbox.post(post).await.map_err(unjournaled)?;
+        }
         let said = grammar::read(&message.text);
         let exposed =
             carries_credential(&said, &message.text).then(|| (message.room.clone(), message.event_id.clone()));
@@ -126,6 +136,15 @@ impl Intake {
             self.outbox.take_back(&room, &event_id);
         }
         taken
+    }
+
+    /// What people are told who send a file, and talk about this project.
+    fn file_stays(&self, project: Option<Uuid>) -> Refusal {
+        let spec = project.and_then(|id| self.registry.get(id)).and_then(|known| known.spec);
+        let name = spec.as_ref().map_or("<project>", |spec| &spec.name);
+        Refusal::unavailable("files, pictures and voice messages are not taken from a room in this version").hint(
+            format!("Copy it into the workspace with `scp <file> {name}.musher:/workspace/`, or paste it as text."),
+        )
     }
 
     /// Whether this person may use the project now (SEC-4). What was accepted before stays accepted.
@@ -434,6 +453,7 @@ impl Sign {
             quoted: None,
             thread: None,
             addressed: true,
+            with_file: false,
             pending: None,
         }
     }

@@ -440,6 +440,7 @@ mod tests {
             quoted: None,
             thread: None,
             addressed: true,
+            with_file: false,
             pending: None,
         };
         for (event, new) in [("$1", true), ("$2", true), ("$1", false)] {
@@ -479,6 +480,7 @@ mod tests {
             quoted: None,
             thread: None,
             addressed: true,
+            with_file: false,
             pending: None,
         };
         assert!(rooms.receive(&said, None).await.expect("it is received"));

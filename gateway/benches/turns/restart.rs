@@ -197,6 +197,7 @@ fn said(key: &SessionKey, event_id: &str) -> Inbound {
         quoted: None,
         thread: None,
         addressed: true,
+        with_file: false,
         pending: None,
     }
 }

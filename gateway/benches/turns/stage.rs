@@ -372,6 +372,7 @@ impl Stage {
             quoted: None,
             thread: None,
             addressed: true,
+            with_file: false,
             pending: None,
         };
         let said = now();

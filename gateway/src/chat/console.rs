@@ -272,6 +272,7 @@ async fn take(
         quoted: None,
         thread: None,
         addressed: true,
+        with_file: false,
         pending: Some(this.token()),
     };
     let accepted = inbox.accept(message).await;

@@ -86,7 +86,7 @@ pub struct Inbound {
     pub sender: Person,
     /// When, by the surface's clock.
     pub at: Timestamp,
-    /// The plain text, a leading mention of the bot and a reply's fallback stripped.
+    /// The plain text, a leading mention of the bot and a reply's fallback stripped. Of a file its caption.
     pub text: String,
     /// The plain text of the message that this one replies to, where the surface knows it.
     pub quoted: Option<String>,
@@ -94,6 +94,8 @@ pub struct Inbound {
     pub thread: Option<String>,
     /// Whether it is meant for the bot: a mention, a reply to the bot, a direct room, an ambient room.
     pub addressed: bool,
+    /// Whether a file came with it: a picture, a recording or any other. It stays on the surface.
+    pub with_file: bool,
     /// Held by everything that still works for this message; when the last clone is dropped, it has
     /// been answered in full. A surface that does not care gives `None`.
     pub pending: Option<TaskTrackerToken>,

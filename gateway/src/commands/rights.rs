@@ -202,6 +202,7 @@ mod tests {
             quoted: None,
             thread: None,
             addressed: true,
+            with_file: false,
             pending: None,
         };
         sessions.accept(&key, &said, "hello", Role::Admin).await.expect("it is accepted");

@@ -67,6 +67,7 @@ impl Setting {
             quoted: None,
             thread: None,
             addressed: true,
+            with_file: false,
             pending: None,
         }
     }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::*;
 use crate::{
     chat::{
-        Edited, Inbound, Outbound, Person, Reacted,
+        Edited, Inbound, Outbound, Person, Reacted, Weight,
         hall::{Hall, Heard},
     },
     dispatch::SessionKey,
@@ -115,6 +115,7 @@ fn said(event_id: &str, text: &str) -> Inbound {
         quoted: None,
         thread: None,
         addressed: true,
+        with_file: false,
         pending: None,
     }
 }
@@ -139,6 +140,35 @@ async fn an_answer_is_given_also_where_its_first_append_fails() {
         assert_eq!(answer.answers, [event_id]);
     }
     assert_eq!(life.gateway.journal.append_failures(), 3);
+    life.end().await;
+}
+
+#[tokio::test]
+async fn who_sends_a_file_is_told_what_to_do_and_its_caption_is_taken() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    let give = async |life: &Life, event_id: &str, caption: &str, addressed: bool| {
+        let message = Inbound { with_file: true, addressed, ..said(event_id, caption) };
+        life.gateway.intake.accept(message).await.expect("it is taken");
+    };
+    give(&life, "$aside", "", false).await;
+    for _ in 0..2 {
+        give(&life, "$picture", "", true).await;
+    }
+    let told = "⚠ Files, pictures and voice messages are not taken from a room in this version.\nCopy it into the workspace with `scp <file> <project>.musher:/workspace/`, or paste it as text.";
+    let answer = life.hear().await;
+    assert_eq!((answer.markdown.as_str(), answer.answers), (told, vec!["$picture".to_owned()]));
+    assert_eq!(answer.mention, Some(ann()));
+    // As after a crash, it comes again.
+    for _ in 0..2 {
+        give(&life, "$captioned", "!version", true).await;
+    }
+    let (beside, answer) = (life.hear().await, life.hear().await);
+    assert_eq!((beside.markdown.as_str(), beside.weight, beside.answers), (told, Weight::Notice, vec![]));
+    assert!(answer.markdown.contains("musher"), "{}", answer.markdown);
+    assert_eq!(answer.answers, ["$captioned"]);
+    life.say("$last", "!version").await;
+    assert_eq!(life.hear().await.answers, ["$last"], "each is told once");
     life.end().await;
 }
 

@@ -53,6 +53,7 @@ fn said(key: &SessionKey, event_id: &str) -> Inbound {
         quoted: Some(format!("quoted by {event_id}")),
         thread: None,
         addressed: true,
+        with_file: false,
         pending: None,
     }
 }

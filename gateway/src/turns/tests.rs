@@ -176,6 +176,7 @@ impl Stage {
             quoted: None,
             thread: None,
             addressed: true,
+            with_file: false,
             pending: None,
         }
     }

@@ -1,7 +1,7 @@
 //! The same over Matrix: a real homeserver, a person's client, the real agent.
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::{
     engine,
     gateway::Gateway,
@@ -306,5 +306,24 @@ async fn in_a_room_of_two_every_message_is_for_the_bot_and_else_only_what_mentio
     ann.send(&crowd, &mention).await?;
     let answer = ann.wait_message(&crowd, &bot.id, &unaddressed, wait::LONG, |_| true).await?;
     assert!(answer.body.contains("musher"), "the first answer is to the mention: {}", answer.body);
+
+    // So it is with pictures, of which only captions are taken.
+    let picture = |more: Value| {
+        let mut content = json!({ "msgtype": "m.image", "body": "heron.png", "url": "mxc://homeserver.test/heron" });
+        content
+            .as_object_mut()
+            .into_iter()
+            .for_each(|content| content.extend(more.as_object().cloned().unwrap_or_default()));
+        content
+    };
+    let unaddressed = ann.send(&crowd, &picture(json!({}))).await?;
+    ann.send(&crowd, &picture(json!({ "m.mentions": { "user_ids": [bot.id] } }))).await?;
+    let answer = ann.wait_message(&crowd, &bot.id, &unaddressed, wait::LONG, |_| true).await?;
+    assert!(answer.body.contains("scp"), "it says what to do: {}", answer.body);
+    let captioned = ann.send(&alone, &picture(json!({ "filename": "heron.png", "body": "version" }))).await?;
+    ann.wait_message(&alone, &bot.id, &captioned, wait::LONG, |message| message.body.contains("scp")).await?;
+    ann.wait_message(&alone, &bot.id, &captioned, wait::LONG, |message| message.body.starts_with("musher")).await?;
+    let heard = ann.heard(&crowd, &bot.id);
+    assert_eq!(heard.iter().filter(|message| message.body.contains("scp")).count(), 1, "{heard:?}");
     scene.gateway.stop().await.map(drop)
 }

@@ -209,6 +209,7 @@ impl MatrixSurface {
             quoted: replied.map(|replied| replied.text),
             thread: said.thread.map(|root| root.to_string()),
             addressed,
+            with_file: said.with_file,
             pending: None,
         })
     }

@@ -96,7 +96,7 @@ pub(super) struct Said {
     pub(super) sender: OwnedUserId,
     /// When, in milliseconds since 1970, by the sender's homeserver.
     pub(super) at_ms: i64,
-    /// What, without a leading mention of the bot and without a reply's fallback.
+    /// What, without a leading mention of the bot and without a reply's fallback; of a file its caption.
     pub(super) text: String,
     /// The message that it replies to.
     pub(super) replies_to: Option<OwnedEventId>,
@@ -104,6 +104,8 @@ pub(super) struct Said {
     pub(super) thread: Option<OwnedEventId>,
     /// Whether it mentions the bot.
     pub(super) mentions_us: bool,
+    /// Whether it brings a file.
+    pub(super) with_file: bool,
 }
 
 /// Reads an event.
@@ -146,11 +148,8 @@ fn read_message(message: OriginalSyncRoomMessageEvent, own: &Own<'_>) -> Reading
         }
         _ => (None, None),
     };
-    let (body, formatted, notice) = match content.msgtype {
-        MessageType::Text(text) => (text.body, text.formatted, false),
-        MessageType::Emote(emote) => (emote.body, emote.formatted, false),
-        MessageType::Notice(notice) => (notice.body, notice.formatted, true),
-        _ => return Reading::Nothing("not text"),
+    let Some(Words { body, formatted, notice, file }) = Words::of(content.msgtype) else {
+        return Reading::Nothing("neither text nor a file");
     };
     // Clients that know no threads see a thread's latest message quoted as well, so a thread counts here.
     let body = if replies_to.is_some() || thread.is_some() { without_fallback(&body) } else { &body };
@@ -173,9 +172,44 @@ fn read_message(message: OriginalSyncRoomMessageEvent, own: &Own<'_>) -> Reading
             replies_to,
             thread,
             mentions_us,
+            with_file: file.is_some(),
         }
     });
-    Reading::Message { event_id: message.event_id, known: Known { sender, text: body.to_owned() }, said }
+    let known = file.filter(|_| body.is_empty()).unwrap_or_else(|| body.to_owned());
+    Reading::Message { event_id: message.event_id, known: Known { sender, text: known }, said }
+}
+
+/// What is to be read of a message.
+struct Words {
+    /// What was written; of a file its caption, which may be empty.
+    body: String,
+    formatted: Option<FormattedBody>,
+    notice: bool,
+    /// The name of the file that it brings.
+    file: Option<String>,
+}
+
+impl Words {
+    /// `None` where there is nothing that is read, nor anything that people would miss.
+    fn of(message: MessageType) -> Option<Self> {
+        let written = |body, formatted, notice| Self { body, formatted, notice, file: None };
+        let file = |name: &str, caption: Option<&str>, formatted: Option<&FormattedBody>| Self {
+            body: caption.unwrap_or_default().to_owned(),
+            formatted: formatted.cloned(),
+            notice: false,
+            file: Some(name.to_owned()),
+        };
+        Some(match message {
+            MessageType::Text(text) => written(text.body, text.formatted, false),
+            MessageType::Emote(emote) => written(emote.body, emote.formatted, false),
+            MessageType::Notice(notice) => written(notice.body, notice.formatted, true),
+            MessageType::Audio(audio) => file(audio.filename(), audio.caption(), audio.formatted_caption()),
+            MessageType::File(any) => file(any.filename(), any.caption(), any.formatted_caption()),
+            MessageType::Image(image) => file(image.filename(), image.caption(), image.formatted_caption()),
+            MessageType::Video(video) => file(video.filename(), video.caption(), video.formatted_caption()),
+            _ => return None,
+        })
+    }
 }
 
 fn read_edit(
@@ -187,10 +221,10 @@ fn read_edit(
     if sender == own.user {
         return Reading::Nothing("an edit of our own");
     }
-    let (body, formatted) = match edit.new_content.msgtype {
-        MessageType::Text(text) => (text.body, text.formatted),
-        MessageType::Emote(emote) => (emote.body, emote.formatted),
-        _ => return Reading::Nothing("an edit to something that is not text"),
+    let words = Words::of(edit.new_content.msgtype);
+    let worded = words.filter(|words| !words.notice && (words.file.is_none() || !words.body.is_empty()));
+    let Some(Words { body, formatted, .. }) = worded else {
+        return Reading::Nothing("an edit to something that is not text");
     };
     // Whether the message is a reply does not stand in its edit, so only what names a user is a fallback: people quote, too.
     let fallback = body.starts_with("> <@") || body.starts_with("> * <@");

@@ -36,12 +36,13 @@ fn only_what_people_say_is_read() {
             replies_to: None,
             thread: None,
             mentions_us: false,
+            with_file: false,
         })
     );
     assert_eq!(said(&json!({"msgtype": "m.emote", "body": "waves"})).expect("an emote counts").text, "waves");
     for silent in [
         json!({"msgtype": "m.notice", "body": "Musher: hi"}),
-        json!({"msgtype": "m.image", "body": "x.png", "url": "mxc://example.org/x"}),
+        json!({"msgtype": "m.location", "body": "here", "geo_uri": "geo:1,2"}),
         json!({"msgtype": "m.text", "body": "* new", "m.new_content": {"msgtype": "m.text", "body": "new"}, "m.relates_to": {"rel_type": "m.replace", "event_id": "$old"}}),
     ] {
         assert_eq!(said(&silent), None, "{silent}");
@@ -51,6 +52,41 @@ fn only_what_people_say_is_read() {
             assert_eq!(known, Known { sender: user_id!("@musher:example.org").to_owned(), text: "our own".to_owned() });
         }
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn of_a_file_the_caption_is_read_and_never_its_name() {
+    for kind in ["m.image", "m.file", "m.audio", "m.video"] {
+        let file = |body: &str, filename: Option<&str>| {
+            let mut content = json!({"msgtype": kind, "body": body, "url": "mxc://example.org/x"});
+            if let Some(filename) = filename {
+                content["filename"] = json!(filename);
+            }
+            content
+        };
+        let read = |content: &Value| {
+            let Said { text, mentions_us, with_file, .. } = said(content).expect("it is read");
+            (text, mentions_us, with_file)
+        };
+        for nameless in [file("musher: x.png", None), file("musher: x.png", Some("musher: x.png"))] {
+            assert_eq!(read(&nameless), (String::new(), false, true), "{nameless}");
+            match event("@ann:example.org", &nameless) {
+                Reading::Message { known, .. } => assert_eq!(known.text, "musher: x.png", "replies to it quote that"),
+                other => panic!("{other:?}"),
+            }
+        }
+        let mut captioned = file("musher: what is this?", Some("x.png"));
+        assert_eq!(read(&captioned), ("what is this?".to_owned(), true, true));
+        captioned["body"] = json!("The Sled: go");
+        captioned["format"] = json!("org.matrix.custom.html");
+        captioned["formatted_body"] = json!(r#"<a href="https://matrix.to/#/@musher:example.org">The Sled</a>: go"#);
+        assert_eq!(read(&captioned), ("go".to_owned(), true, true));
+        let mut called = file("x.png", None);
+        called["m.mentions"] = json!({"user_ids": ["@musher:example.org"]});
+        assert_eq!(read(&called), (String::new(), true, true));
+        assert_eq!(edited("@ann:example.org", &file("new words", Some("x.png"))).as_deref(), Some("new words"));
+        assert_eq!(edited("@ann:example.org", &file("x.png", Some("x.png"))), None);
     }
 }
 
