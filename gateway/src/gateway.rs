@@ -439,10 +439,12 @@ impl Gateway {
             let history = (self.home.console_history(), keeps as fn(&str) -> bool);
             console::run_prompt(&console, inbox, &SystemClock, history, self.tasks.stopping()).await.map_err(broken)
         } else {
-            self.outbox.add(Arc::new(Console::plain(std::io::stdout())));
+            let console = Arc::new(Console::plain(std::io::stdout()));
+            self.outbox.add(Arc::clone(&console) as SharedSurface);
             eprintln!("{greeting}");
             self.closed.open();
-            console::read_lines(tokio::io::stdin(), inbox, &SystemClock, !options.no_wait).await.map_err(broken)
+            let input = tokio::io::stdin();
+            console::read_lines(&console, input, inbox, &SystemClock, !options.no_wait).await.map_err(broken)
         }
     }
 

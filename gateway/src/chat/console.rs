@@ -1,5 +1,7 @@
 //! The console: one room, one person, who is admin. A line-edited prompt on a terminal, plain lines otherwise.
 
+mod lines;
+
 use std::{
     collections::VecDeque,
     io::{self, Write},
@@ -21,19 +23,14 @@ use reedline::{
     HistorySessionId, Reedline, SearchQuery, Signal,
 };
 use tokio::{io::AsyncRead, sync::mpsc};
-use tokio_util::{
-    codec::{FramedRead, LinesCodec, LinesCodecError},
-    sync::CancellationToken,
-    task::TaskTracker,
-};
+use tokio_util::{codec::FramedRead, sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 use uuid::Uuid;
 
+use self::lines::Lines;
 use super::{Inbound, Inbox, InboxError, Mark, Outbound, Person, Room, SendError, Surface, SurfaceKind, Weight};
-use crate::text;
+use crate::{refusal::Refusal, text};
 
-/// The longest line that is taken, in bytes.
-const LINE_MAX: usize = 256 * 1024;
 /// Messages whose text is remembered, so that an edit can show what is new.
 const REMEMBERED: usize = 64;
 /// Lines of history that the prompt keeps.
@@ -219,27 +216,46 @@ impl Surface for Console {
     }
 }
 
-/// Takes chat lines from `input` until it ends, and returns when all of them have been answered in full.
+/// Takes chat lines from `input` until it ends, and returns when all of them have been answered in full. A line that cannot
+/// be taken is told on the console, and passed over.
 ///
 /// With `one_by_one`, a line is taken when the one before has been answered in full.
+///
+/// # Errors
+/// When `input` cannot be read, or the console not be written to; what is under way has ended by then.
 pub async fn read_lines(
+    console: &Console,
     input: impl AsyncRead,
     inbox: &dyn Inbox,
     clock: &dyn Clock,
     one_by_one: bool,
 ) -> io::Result<()> {
-    let lines = FramedRead::new(input, LinesCodec::new_with_max_length(LINE_MAX));
-    let mut lines = std::pin::pin!(lines);
     let all = TaskTracker::new();
     all.close();
-    while let Some(line) = lines.next().await {
-        let line = line.map_err(|error| match error {
-            LinesCodecError::MaxLineLengthExceeded => {
-                io::Error::new(io::ErrorKind::InvalidData, format!("a line has more than {LINE_MAX} bytes"))
+    let read = take_lines(console, input, inbox, clock, one_by_one, &all).await;
+    all.wait().await;
+    read
+}
+
+async fn take_lines(
+    console: &Console,
+    input: impl AsyncRead,
+    inbox: &dyn Inbox,
+    clock: &dyn Clock,
+    one_by_one: bool,
+    all: &TaskTracker,
+) -> io::Result<()> {
+    let mut lines = std::pin::pin!(FramedRead::new(input, Lines::default()).enumerate());
+    while let Some((index, line)) = lines.next().await {
+        let line = match line? {
+            Ok(line) => line,
+            Err(unfit) => {
+                let told = Refusal::usage(format!("line {} was not taken: {unfit}", index + 1)).hint(unfit.hint());
+                console.print(&told.to_markdown())?;
+                continue;
             }
-            LinesCodecError::Io(error) => error,
-        })?;
-        let (this, accepted) = take(&line, inbox, clock, &all).await;
+        };
+        let (this, accepted) = take(&line, inbox, clock, all).await;
         if accepted.is_err() {
             break;
         }
@@ -247,7 +263,6 @@ pub async fn read_lines(
             this.wait().await;
         }
     }
-    all.wait().await;
     Ok(())
 }
 
@@ -399,151 +414,4 @@ impl History for Discreet {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::chat::{Edited, Missed, Reacted, Redacted};
-
-    #[test]
-    fn an_edit_shows_what_is_new() {
-        for (old, new, lines) in [
-            ("a\nb", "a\nb\nc", vec!["c"]),
-            ("a\nb …", "a\nb ✓\nc", vec!["b ✓", "c"]),
-            ("a\nb\nc", "b\nc\nd", vec!["d"]),
-            ("a", "a", vec![]),
-            ("a", "b", vec!["b"]),
-            ("", "a", vec!["a"]),
-            ("a\na", "a\na\na", vec!["a"]),
-        ] {
-            assert_eq!(added(old, new), lines, "{old:?} {new:?}");
-        }
-    }
-
-    fn message(weight: Weight, markdown: &str) -> Outbound {
-        let markdown = markdown.to_owned();
-        Outbound {
-            weight,
-            markdown,
-            reply_to: None,
-            mention: None,
-            thread: None,
-            answers: Vec::new(),
-            transaction: String::new(),
-        }
-    }
-
-    #[test]
-    fn what_is_printed_cannot_move_the_cursor() {
-        let message = message(Weight::Notice, "\x1b[2Jgone\n**here**");
-        assert_eq!(Console::plain(io::sink()).layout(&message), "  [2Jgone\n  here");
-        assert_eq!(Console::prompt().layout(&message), "  [2Jgone\n  \x1b[1mhere\x1b[22m");
-    }
-
-    #[test]
-    fn what_is_hostile_is_printed_and_does_nothing() {
-        for hostile in text::hostile() {
-            for markdown in [hostile.clone(), format!("**{hostile}**"), format!("- `{hostile}`\n{hostile}")] {
-                for weight in [Weight::Answer, Weight::Notice] {
-                    let message = message(weight, &markdown);
-                    let plain = Console::plain(io::sink()).layout(&message);
-                    assert!(!plain.contains(text::is_unsafe), "{plain:?}");
-                    // What makes words strong is our own.
-                    let prompt = Console::prompt().layout(&message).replace("\x1b[1m", "").replace("\x1b[22m", "");
-                    assert!(!prompt.contains(text::is_unsafe), "{prompt:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn strong_words_stand_without_their_asterisks() {
-        for (markdown, shown) in [
-            ("**myapp** is ready", "<myapp> is ready"),
-            ("- **a** (rust): `**b**`, **c `d`**", "- <a> (rust): `**b**`, <c `d`>"),
-            ("***x*** *y*", "*<x>* *y*"),
-            ("2 ** 3 ** 4, **open", "2 ** 3 ** 4, **open"),
-            ("**a\nb**", "**a\nb**"),
-            ("```\n**x**\n```\n**y**", "```\n**x**\n```\n<y>"),
-            ("```\n**x**", "```\n**x**"),
-            ("> **quoted**\n\n__x__ **é**", "> <quoted>\n\n__x__ <é>"),
-        ] {
-            assert_eq!(emphasised(markdown, ("<", ">")), shown);
-        }
-    }
-
-    #[test]
-    fn lines_with_credentials_stay_out_of_the_history() {
-        let folder = tempfile::tempdir().expect("there is room");
-        let file = folder.path().join("history");
-        let inner = FileBackedHistory::with_file(HISTORY, file.clone()).expect("it can be made");
-        let mut history = Discreet(inner, |line| line != "private");
-        for line in ["new project a --git https://ann:tok@h/a.git", "private", "new project b --git https://h/b.git"] {
-            history.save(HistoryItem::from_command_line(line)).expect("it is taken");
-        }
-        drop(history);
-        let kept = std::fs::read_to_string(file).expect("it was written");
-        assert_eq!(kept, "new project b --git https://h/b.git\n");
-    }
-
-    const NOON: Timestamp = Timestamp::constant(1_700_000_000, 0);
-
-    /// Answers each line after those that came later have been taken.
-    #[derive(Default)]
-    struct Slow {
-        taken: Arc<Mutex<Vec<String>>>,
-        under_way: Arc<Mutex<usize>>,
-    }
-
-    impl Inbox for Slow {
-        fn accept(&self, message: Inbound) -> BoxFuture<'_, Result<(), InboxError>> {
-            async move {
-                let mut under_way = self.under_way.lock().expect("no test panics holding it");
-                *under_way += 1;
-                let line = format!("{} of {}", message.text, *under_way);
-                assert_eq!(message.at, NOON);
-                self.taken.lock().expect("no test panics holding it").push(line);
-                let under_way = Arc::clone(&self.under_way);
-                tokio::spawn(async move {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    *under_way.lock().expect("no test panics holding it") -= 1;
-                    drop(message);
-                });
-                Ok(())
-            }
-            .boxed()
-        }
-
-        fn edited(&self, _: Edited) -> BoxFuture<'_, Result<(), InboxError>> {
-            unreachable!("a console's lines stay as they are")
-        }
-
-        fn redacted(&self, _: Redacted) -> BoxFuture<'_, Result<(), InboxError>> {
-            unreachable!("a console's lines stay as they are")
-        }
-
-        fn reacted(&self, _: Reacted) -> BoxFuture<'_, Result<(), InboxError>> {
-            unreachable!("a console has no reactions")
-        }
-
-        fn missed(&self, _: Missed) -> BoxFuture<'_, Result<(), InboxError>> {
-            unreachable!("a console gives all that is typed")
-        }
-
-        fn newest(&self, _: SurfaceKind) -> BoxFuture<'_, Result<Option<Timestamp>, InboxError>> {
-            unreachable!("a console has no position")
-        }
-
-        fn listens_to(&self, _: &Person) -> bool {
-            false
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn piped_lines_wait_for_each_other_unless_told_not_to() {
-        for (one_by_one, expected) in [(true, ["a of 1", "b of 1"]), (false, ["a of 1", "b of 2"])] {
-            let inbox = Slow::default();
-            read_lines(&b"a\n\nb\n"[..], &inbox, &NOON, one_by_one).await.expect("it can be read");
-            assert_eq!(*inbox.taken.lock().expect("no test panics holding it"), expected);
-            assert_eq!(*inbox.under_way.lock().expect("no test panics holding it"), 0, "all has been answered");
-        }
-    }
-}
+mod tests;

@@ -43,6 +43,16 @@ async fn no_wait_sends_the_lines_at_once() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_line_that_is_too_long_is_told_and_the_next_one_is_taken() -> Result<()> {
+    let home = Home::practice().await?;
+    let long = "x".repeat(300 * 1024);
+    let output = home.run(["up"], &format!("version\n{long}\nversion\n")).await?.success()?;
+    let (before, after) = output.split_once("Line 2 was not taken").context("it is told")?;
+    assert!(before.contains("musher") && after.contains("musher"), "both others are answered:\n{output}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn without_a_key_the_practice_agent_says_how_to_give_one() -> Result<()> {
     tests::images::ready().await?;
     let home = Home::new("", "")?;

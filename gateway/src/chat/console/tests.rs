@@ -1,0 +1,207 @@
+use super::*;
+use crate::chat::{Edited, Missed, Reacted, Redacted};
+
+#[test]
+fn an_edit_shows_what_is_new() {
+    for (old, new, lines) in [
+        ("a\nb", "a\nb\nc", vec!["c"]),
+        ("a\nb …", "a\nb ✓\nc", vec!["b ✓", "c"]),
+        ("a\nb\nc", "b\nc\nd", vec!["d"]),
+        ("a", "a", vec![]),
+        ("a", "b", vec!["b"]),
+        ("", "a", vec!["a"]),
+        ("a\na", "a\na\na", vec!["a"]),
+    ] {
+        assert_eq!(added(old, new), lines, "{old:?} {new:?}");
+    }
+}
+
+fn plain() -> Console {
+    Console::plain(io::sink())
+}
+
+fn prompt() -> Console {
+    Console::prompt()
+}
+
+fn message(weight: Weight, markdown: &str) -> Outbound {
+    let markdown = markdown.to_owned();
+    Outbound {
+        weight,
+        markdown,
+        reply_to: None,
+        mention: None,
+        thread: None,
+        answers: Vec::new(),
+        transaction: String::new(),
+    }
+}
+
+#[test]
+fn what_is_printed_cannot_move_the_cursor() {
+    let message = message(Weight::Notice, "\x1b[2Jgone\n**here**");
+    assert_eq!(plain().layout(&message), "  [2Jgone\n  here");
+    assert_eq!(prompt().layout(&message), "  [2Jgone\n  \x1b[1mhere\x1b[22m");
+}
+
+#[test]
+fn what_is_hostile_is_printed_and_does_nothing() {
+    for hostile in text::hostile() {
+        for markdown in [hostile.clone(), format!("**{hostile}**"), format!("- `{hostile}`\n{hostile}")] {
+            for weight in [Weight::Answer, Weight::Notice] {
+                let message = message(weight, &markdown);
+                let plain = plain().layout(&message);
+                assert!(!plain.contains(text::is_unsafe), "{plain:?}");
+                // What makes words strong is our own.
+                let prompt = prompt().layout(&message).replace("\x1b[1m", "").replace("\x1b[22m", "");
+                assert!(!prompt.contains(text::is_unsafe), "{prompt:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn strong_words_stand_without_their_asterisks() {
+    for (markdown, shown) in [
+        ("**myapp** is ready", "<myapp> is ready"),
+        ("- **a** (rust): `**b**`, **c `d`**", "- <a> (rust): `**b**`, <c `d`>"),
+        ("***x*** *y*", "*<x>* *y*"),
+        ("2 ** 3 ** 4, **open", "2 ** 3 ** 4, **open"),
+        ("**a\nb**", "**a\nb**"),
+        ("```\n**x**\n```\n**y**", "```\n**x**\n```\n<y>"),
+        ("```\n**x**", "```\n**x**"),
+        ("> **quoted**\n\n__x__ **é**", "> <quoted>\n\n__x__ <é>"),
+    ] {
+        assert_eq!(emphasised(markdown, ("<", ">")), shown);
+    }
+}
+
+#[test]
+fn lines_with_credentials_stay_out_of_the_history() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let file = folder.path().join("history");
+    let inner = FileBackedHistory::with_file(HISTORY, file.clone()).expect("it can be made");
+    let mut history = Discreet(inner, |line| line != "private");
+    for line in ["new project a --git https://ann:tok@h/a.git", "private", "new project b --git https://h/b.git"] {
+        history.save(HistoryItem::from_command_line(line)).expect("it is taken");
+    }
+    drop(history);
+    let kept = std::fs::read_to_string(file).expect("it was written");
+    assert_eq!(kept, "new project b --git https://h/b.git\n");
+}
+
+const NOON: Timestamp = Timestamp::constant(1_700_000_000, 0);
+
+/// Answers each line after those that came later have been taken.
+#[derive(Default)]
+struct Slow {
+    taken: Arc<Mutex<Vec<String>>>,
+    under_way: Arc<Mutex<usize>>,
+}
+
+impl Inbox for Slow {
+    fn accept(&self, message: Inbound) -> BoxFuture<'_, Result<(), InboxError>> {
+        async move {
+            let mut under_way = self.under_way.lock().expect("no test panics holding it");
+            *under_way += 1;
+            let line = format!("{} of {}", message.text, *under_way);
+            assert_eq!(message.at, NOON);
+            self.taken.lock().expect("no test panics holding it").push(line);
+            let under_way = Arc::clone(&self.under_way);
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                *under_way.lock().expect("no test panics holding it") -= 1;
+                drop(message);
+            });
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn edited(&self, _: Edited) -> BoxFuture<'_, Result<(), InboxError>> {
+        unreachable!("a console's lines stay as they are")
+    }
+
+    fn redacted(&self, _: Redacted) -> BoxFuture<'_, Result<(), InboxError>> {
+        unreachable!("a console's lines stay as they are")
+    }
+
+    fn reacted(&self, _: Reacted) -> BoxFuture<'_, Result<(), InboxError>> {
+        unreachable!("a console has no reactions")
+    }
+
+    fn missed(&self, _: Missed) -> BoxFuture<'_, Result<(), InboxError>> {
+        unreachable!("a console gives all that is typed")
+    }
+
+    fn newest(&self, _: SurfaceKind) -> BoxFuture<'_, Result<Option<Timestamp>, InboxError>> {
+        unreachable!("a console has no position")
+    }
+
+    fn listens_to(&self, _: &Person) -> bool {
+        false
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn piped_lines_wait_for_each_other_unless_told_not_to() {
+    for (one_by_one, expected) in [(true, ["a of 1", "b of 1"]), (false, ["a of 1", "b of 2"])] {
+        let inbox = Slow::default();
+        read_lines(&plain(), &b"a\n\nb\n"[..], &inbox, &NOON, one_by_one).await.expect("it can be read");
+        assert_eq!(*inbox.taken.lock().expect("no test panics holding it"), expected);
+        assert_eq!(*inbox.under_way.lock().expect("no test panics holding it"), 0, "all has been answered");
+    }
+}
+
+/// An output that a test looks at.
+#[derive(Clone, Default)]
+struct Page(Arc<Mutex<Vec<u8>>>);
+
+impl Page {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().expect("no test panics holding it").clone()).expect("it is text")
+    }
+}
+
+impl Write for Page {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no test panics holding it").write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_bad_line_is_told_and_passed_over() {
+    let (inbox, page) = (Slow::default(), Page::default());
+    let console = Console::plain(page.clone());
+    let long = "x".repeat(lines::LINE_MAX + 1);
+    let input = [b"a\n\xff\n", long.as_bytes(), b"\nb\n"].concat();
+    read_lines(&console, &input[..], &inbox, &NOON, false).await.expect("it can be read");
+    assert_eq!(*inbox.taken.lock().expect("no test panics holding it"), ["a of 1", "b of 2"]);
+    assert_eq!(*inbox.under_way.lock().expect("no test panics holding it"), 0, "all has been answered");
+    insta::assert_snapshot!(page.text(), @r"
+    ⚠ Line 2 was not taken: it is not UTF-8.
+    Convert it, for example with `iconv`.
+    ⚠ Line 3 was not taken: it has more than 262144 bytes.
+    Put it into a file in the workspace, and name that.
+    ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_input_that_breaks_off_does_so_after_what_is_under_way() {
+    let inbox = Slow::default();
+    let input = broken_off();
+    let broken = read_lines(&plain(), input, &inbox, &NOON, false).await.expect_err("it breaks off");
+    assert_eq!(broken.to_string(), "as asked");
+    assert_eq!(*inbox.taken.lock().expect("no test panics holding it"), ["a of 1"]);
+    assert_eq!(*inbox.under_way.lock().expect("no test panics holding it"), 0, "it has been answered");
+}
+
+/// One line, and then an error.
+fn broken_off() -> impl AsyncRead {
+    let pieces = [Ok(&b"a\n"[..]), Err(io::Error::other("as asked"))];
+    tokio_util::io::StreamReader::new(futures_util::stream::iter(pieces))
+}
