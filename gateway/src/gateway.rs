@@ -432,14 +432,14 @@ impl Gateway {
         let greeting =
             format!("musher {}. Write `help`, or `new project myapp --stack rust`.{agent}", env!("CARGO_PKG_VERSION"));
         if std::io::stdin().is_terminal() {
-            let console = Arc::new(Console::prompt());
+            let console = Arc::new(Console::prompt().map_err(broken)?);
             self.outbox.add(Arc::clone(&console) as SharedSurface);
             println!("{greeting}");
             self.closed.open();
             let history = (self.home.console_history(), keeps as fn(&str) -> bool);
             console::run_prompt(&console, inbox, &SystemClock, history, self.tasks.stopping()).await.map_err(broken)
         } else {
-            let console = Arc::new(Console::plain(std::io::stdout()));
+            let console = Arc::new(Console::plain(std::io::stdout()).map_err(broken)?);
             self.outbox.add(Arc::clone(&console) as SharedSurface);
             eprintln!("{greeting}");
             self.closed.open();

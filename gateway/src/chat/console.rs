@@ -1,6 +1,9 @@
 //! The console: one room, one person, who is admin. A line-edited prompt on a terminal, plain lines otherwise.
+//!
+//! `lines` reads, `printing` writes. Nothing here waits for the terminal on a thread that others need.
 
 mod lines;
+mod printing;
 
 use std::{
     collections::VecDeque,
@@ -9,7 +12,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SendError as Unprinted, SyncSender, channel},
+        mpsc::{Receiver, RecvTimeoutError, SendError as Unprinted, channel},
     },
     time::Duration,
 };
@@ -27,7 +30,7 @@ use tokio_util::{codec::FramedRead, sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 use uuid::Uuid;
 
-use self::lines::Lines;
+use self::{lines::Lines, printing::Printing};
 use super::{Inbound, Inbox, InboxError, Mark, Outbound, Person, Room, SendError, Surface, SurfaceKind, Weight};
 use crate::{refusal::Refusal, text};
 
@@ -40,14 +43,10 @@ const PROMPT_END: Duration = Duration::from_secs(1);
 
 /// The console.
 pub struct Console {
-    output: Output,
+    printing: Printing,
+    /// What is sent is printed above the prompt, where there is one; its editor takes this when it starts.
+    prompt: Option<Mutex<Option<ExternalPrinter<String>>>>,
     shown: Mutex<VecDeque<(String, String)>>,
-}
-
-enum Output {
-    Plain(Mutex<Box<dyn Write + Send>>),
-    /// What is sent is printed above the prompt; the editor takes the other half when it starts.
-    Prompt(SyncSender<String>, Mutex<Option<ExternalPrinter<String>>>),
 }
 
 /// The console's one room.
@@ -62,36 +61,35 @@ pub fn person() -> Person {
 
 impl Console {
     /// A console that writes plain lines.
-    pub fn plain(output: impl Write + Send + 'static) -> Self {
-        Self { output: Output::Plain(Mutex::new(Box::new(output))), shown: Mutex::default() }
+    ///
+    /// # Errors
+    /// When the thread that prints cannot be started.
+    pub fn plain(mut output: impl Write + Send + 'static) -> io::Result<Self> {
+        let printing = Printing::start(move |lines| {
+            writeln!(output, "{lines}")?;
+            output.flush()
+        })?;
+        Ok(Self { printing, prompt: None, shown: Mutex::default() })
     }
 
     /// A console that writes above a line-edited prompt.
-    pub fn prompt() -> Self {
-        let printer = ExternalPrinter::default();
-        Self { output: Output::Prompt(printer.sender(), Mutex::new(Some(printer))), shown: Mutex::default() }
-    }
-
-    fn print(&self, lines: &str) -> io::Result<()> {
-        match &self.output {
-            Output::Plain(output) => {
-                let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-                writeln!(output, "{lines}")?;
-                output.flush()
-            }
-            Output::Prompt(printer, _) => match printer.send(lines.to_owned()) {
-                Ok(()) => Ok(()),
-                // The prompt has ended; the terminal is as it was before.
-                Err(Unprinted(lines)) => writeln!(io::stdout(), "{lines}"),
-            },
-        }
+    ///
+    /// # Errors
+    /// As [`Console::plain`].
+    pub fn prompt() -> io::Result<Self> {
+        // Without a queue: what the editor has is on the terminal the next moment, and what it has not is not lost with it.
+        let printer = ExternalPrinter::new(0);
+        let editor = printer.sender();
+        let printing = Printing::start(move |lines| match editor.send(lines) {
+            Ok(()) => Ok(()),
+            // The prompt has ended; the terminal is as it was before.
+            Err(Unprinted(lines)) => writeln!(io::stdout(), "{lines}"),
+        })?;
+        Ok(Self { printing, prompt: Some(Mutex::new(Some(printer))), shown: Mutex::default() })
     }
 
     fn layout(&self, message: &Outbound) -> String {
-        match self.output {
-            Output::Plain(_) => layout(message, ("", "")),
-            Output::Prompt(..) => layout(message, ("\x1b[1m", "\x1b[22m")),
-        }
+        layout(message, if self.prompt.is_some() { ("\x1b[1m", "\x1b[22m") } else { ("", "") })
     }
 
     fn remember(&self, event: String, text: String) {
@@ -165,7 +163,7 @@ impl Surface for Console {
         async move {
             let event = Uuid::now_v7().to_string();
             let text = self.layout(message);
-            self.print(&text).map_err(|error| unwritable(&error))?;
+            self.printing.print(text.clone()).await.map_err(|error| unwritable(&error))?;
             self.remember(event.clone(), text);
             Ok(event)
         }
@@ -183,7 +181,7 @@ impl Surface for Console {
             let before = self.recall(event_id);
             let lines = added(&before, &text);
             if !lines.is_empty() {
-                self.print(&lines.join("\n")).map_err(|error| unwritable(&error))?;
+                self.printing.print(lines.join("\n")).await.map_err(|error| unwritable(&error))?;
             }
             self.remember(event_id.to_owned(), text);
             Ok(())
@@ -251,7 +249,7 @@ async fn take_lines(
             Ok(line) => line,
             Err(unfit) => {
                 let told = Refusal::usage(format!("line {} was not taken: {unfit}", index + 1)).hint(unfit.hint());
-                console.print(&told.to_markdown())?;
+                console.printing.print(told.to_markdown()).await?;
                 continue;
             }
         };
@@ -310,10 +308,8 @@ pub async fn run_prompt(
     (history, may): (PathBuf, fn(&str) -> bool),
     stopping: CancellationToken,
 ) -> io::Result<()> {
-    let printer = match &console.output {
-        Output::Prompt(_, printer) => printer.lock().unwrap_or_else(PoisonError::into_inner).take(),
-        Output::Plain(_) => None,
-    };
+    let printer =
+        console.prompt.as_ref().and_then(|printer| printer.lock().unwrap_or_else(PoisonError::into_inner).take());
     let printer = printer.ok_or_else(|| io::Error::other("this console has no prompt, or one that runs already"))?;
     let history = Discreet(FileBackedHistory::with_file(HISTORY, history).map_err(io::Error::other)?, may);
     let (ending, ended) = channel::<()>();

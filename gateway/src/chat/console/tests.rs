@@ -17,11 +17,11 @@ fn an_edit_shows_what_is_new() {
 }
 
 fn plain() -> Console {
-    Console::plain(io::sink())
+    Console::plain(io::sink()).expect("a thread")
 }
 
 fn prompt() -> Console {
-    Console::prompt()
+    Console::prompt().expect("a thread")
 }
 
 fn message(weight: Weight, markdown: &str) -> Outbound {
@@ -176,7 +176,7 @@ impl Write for Page {
 #[tokio::test]
 async fn a_bad_line_is_told_and_passed_over() {
     let (inbox, page) = (Slow::default(), Page::default());
-    let console = Console::plain(page.clone());
+    let console = Console::plain(page.clone()).expect("a thread");
     let long = "x".repeat(lines::LINE_MAX + 1);
     let input = [b"a\n\xff\n", long.as_bytes(), b"\nb\n"].concat();
     read_lines(&console, &input[..], &inbox, &NOON, false).await.expect("it can be read");
@@ -204,4 +204,59 @@ async fn an_input_that_breaks_off_does_so_after_what_is_under_way() {
 fn broken_off() -> impl AsyncRead {
     let pieces = [Ok(&b"a\n"[..]), Err(io::Error::other("as asked"))];
     tokio_util::io::StreamReader::new(futures_util::stream::iter(pieces))
+}
+
+/// An output that takes a line when it is let to; it gives up some time.
+struct Stuck(Receiver<()>, Page);
+
+impl Write for Stuck {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.1.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.recv_timeout(Duration::from_secs(10)).map_err(io::Error::other)
+    }
+}
+
+#[tokio::test]
+async fn a_terminal_that_takes_nothing_holds_nobody_up_and_nothing_is_delivered_before_it_is_written() {
+    let ((go_on, stuck), page) = (channel(), Page::default());
+    let console = Console::plain(Stuck(stuck, page.clone())).expect("a thread");
+    let (first, second) = (message(Weight::Answer, "one"), message(Weight::Answer, "two"));
+    let here = room();
+    let mut sending = std::pin::pin!(console.send(&here, &first));
+    // This runtime has one thread: it would stand still, and nobody let the terminal go on.
+    tokio::select! {
+        biased;
+        sent = &mut sending => panic!("{sent:?}"),
+        () = tokio::time::sleep(Duration::from_millis(50)) => {}
+    }
+    assert_eq!(page.text(), "one\n");
+    go_on.send(()).expect("it is stuck");
+    let event = sending.await.expect("it is written");
+    go_on.send(()).expect("it is there");
+    console.edit(&here, &event, &message(Weight::Answer, "one\nmore")).await.expect("it is written");
+    go_on.send(()).expect("it is there");
+    console.send(&here, &second).await.expect("it is written");
+    assert_eq!(page.text(), "one\nmore\ntwo\n");
+    // What cannot be written is not delivered.
+    drop(go_on);
+    assert!(matches!(console.send(&here, &second).await, Err(SendError::Refused { .. })));
+}
+
+#[tokio::test]
+async fn what_is_sent_is_delivered_when_the_editor_has_it() {
+    let console = prompt();
+    let printer = console.prompt.as_ref().and_then(|printer| printer.lock().expect("nobody panics").take());
+    let printer = printer.expect("nobody has taken it");
+    let (here, said) = (room(), message(Weight::Answer, "one"));
+    let mut sending = std::pin::pin!(console.send(&here, &said));
+    tokio::select! {
+        biased;
+        sent = &mut sending => panic!("{sent:?}"),
+        () = tokio::time::sleep(Duration::from_millis(50)) => {}
+    }
+    assert_eq!(printer.get_line().as_deref(), Some("one"));
+    sending.await.expect("the editor has it");
 }
