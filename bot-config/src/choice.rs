@@ -88,7 +88,7 @@ choices! {
     pub(crate) enum RuntimeKind {
         /// Claude Code.
         Claude = "claude",
-        /// The built-in one that repeats what it is told.
+        /// The practice agent: built in, it repeats what it is told.
         Echo = "echo",
         /// A program that speaks Claude Code's stream-json.
         Command = "command",

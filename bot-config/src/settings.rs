@@ -152,7 +152,8 @@ sections! {
         /// homeserver could forge one. In unencrypted rooms they always count; `!approve` and `!deny` do everywhere.
         pub reaction_approvals: bool = false;
         /// For how many days the texts of messages and answers are kept. After that they are erased for good from the
-        /// gateway's journal; what happened, and when, stays. The homeserver and agents keep theirs. Not set: for ever.
+        /// journals of the gateway and of the sleds in the containers; what happened, and when, stays. The homeserver and
+        /// agents keep theirs. Not set: for ever.
         pub retention_days: Option<NonZeroU16> = None, eg "90";
         /// The name that commits made by agents carry. Not set: the one in this host's own git settings (`~/.gitconfig`).
         pub git_user_name: Option<String> = None, eg r#""Ann Other""#;
@@ -184,8 +185,8 @@ sections! {
 
     /// What answers in a project's room.
     pub struct Agent in "agent" {
-        /// Claude Code, the built-in echo for trying out, or a command of your own that speaks Claude Code's
-        /// stream-json. Not set: "claude" when there is a model key, otherwise "echo".
+        /// Claude Code; "echo", the practice agent, which only repeats what you say; or a command of your own that speaks
+        /// Claude Code's stream-json. Not set: "claude" when there is a model key, otherwise "echo".
         pub(crate) runtime: Option<RuntimeKind> = None, eg r#""claude""#;
         /// The command and its arguments, as found inside the container. Needs `runtime = "command"`.
         pub(crate) command: Vec<String> = Vec::new(), eg r#"["my-agent", "--stream-json"]"#, instead_of "runtime = \"claude\"";
@@ -209,7 +210,8 @@ sections! {
         /// Headers to add to every request, such as a company's gateway may want, in place of the agent's own; to
         /// `anthropic-beta` the values are added. The key is not one of them.
         pub headers: Headers = Headers::default(), eg r#"{ "x-team" = "tools" }"#;
-        /// The model key: the name of a secret that `musher secrets set` has stored.
+        /// The model key: the name of a secret that `musher secrets set` has stored. With neither this nor `api_key_file`,
+        /// `ANTHROPIC_API_KEY` counts, as the gateway's environment has it at its start.
         pub(crate) api_key_secret: Option<SecretName> = None, eg r#""model-key""#;
         /// The model key: a file that holds it.
         pub(crate) api_key_file: Option<ConfigPath> = None, eg r#""~/.musher/secrets/model-key""#, instead_of "api_key_secret";
@@ -342,7 +344,7 @@ pub enum PasswordSource {
 pub enum Runtime<'c> {
     /// Claude Code.
     Claude,
-    /// The built-in one that repeats what it is told.
+    /// The practice agent: built in, it repeats what it is told.
     Echo,
     /// A program and its arguments, never empty.
     Command(&'c [String]),

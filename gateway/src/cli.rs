@@ -1,10 +1,10 @@
 //! The command line: what `musher` can be told to do. Parsing alone.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::grammar::StacksVerb;
+use crate::{commands::grammar::StacksVerb, refusal::Kind};
 
 /// Run software projects from a chat room.
 #[derive(Debug, Parser)]
@@ -138,11 +138,38 @@ pub enum JournalVerb {
     Verify,
 }
 
+/// Prints what the parser has to say: help and version, or what was wrong with the words. Gives the exit code that goes with it.
+pub fn tell(told: &clap::Error) -> ExitCode {
+    // Where it cannot be printed, the code tells it all the same.
+    drop(told.print());
+    exit_code(told)
+}
+
+fn exit_code(told: &clap::Error) -> ExitCode {
+    if told.use_stderr() { Kind::Usage.exit_code() } else { ExitCode::SUCCESS }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn wrong_words_end_with_64_and_help_with_0() {
+        for (args, code) in [
+            (&["foo"][..], ExitCode::from(64)),
+            (&["up", "--no-wiat"], ExitCode::from(64)),
+            (&["ssh"], ExitCode::from(64)),
+            (&[], ExitCode::from(64)),
+            (&["--help"], ExitCode::SUCCESS),
+            (&["secrets", "--help"], ExitCode::SUCCESS),
+            (&["--version"], ExitCode::SUCCESS),
+        ] {
+            let told = Cli::try_parse_from(["musher"].iter().chain(args)).expect_err("it is not carried out");
+            assert_eq!(exit_code(&told), code, "{args:?}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {

@@ -22,7 +22,13 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{home::Home, nodes::Nodes, projects::Registry, refusal::Refusal, tasks::Tasks};
+use crate::{
+    home::Home,
+    nodes::Nodes,
+    projects::{self, Registry},
+    refusal::Refusal,
+    tasks::Tasks,
+};
 
 /// The protocol that an SSH session's connection is upgraded to.
 const STREAM: &str = "musher-stream";
@@ -113,7 +119,7 @@ async fn ssh(State(control): State<Control>, UrlPath(project): UrlPath<String>, 
 }
 
 async fn open_ssh(control: &Control, project: &str) -> Result<musher_docker::ExecSession, Refusal> {
-    let (id, _) = control.registry.registered(project, |_| true)?;
+    let (id, _) = control.registry.registered(project, |_| true, projects::listed)?;
     control.nodes.exec(id, &[SLED, "sshd", "--inetd"]).await
 }
 

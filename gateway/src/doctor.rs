@@ -13,7 +13,7 @@ use crate::{
     containers::{NetworkFault, SharedContainers},
     home::Home,
     people::Role,
-    projects::{Owner, Project, Registry},
+    projects::{self, Owner, Project, Registry},
     refusal::Refusal,
     text,
 };
@@ -246,8 +246,10 @@ fn known<'k>(known: &'k [Check], own: &'k [String], seen: Option<Seen<'k>>) -> i
 /// hear of it.
 fn strangers(own: &[String], seen: Seen<'_>) -> Vec<Check> {
     let shown = own.iter().filter(|name| seen.shows_name(name));
-    let absent =
-        shown.filter_map(|name| Some((name, seen.registry.registered(name, |project| seen.shows(project)).err()?)));
+    let absent = shown.filter_map(|name| {
+        let there = seen.registry.registered(name, |project| seen.shows(project), projects::listed_or_made);
+        Some((name, there.err()?))
+    });
     absent.map(|(name, refusal)| Check::bad(format!("[model.projects.{name}]"), refusal.what, refusal.hint)).collect()
 }
 

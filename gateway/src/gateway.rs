@@ -3,12 +3,12 @@
 use std::{
     collections::HashSet,
     io::IsTerminal,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use bot_config::Config;
+use bot_config::{Config, Surface as Talk};
 use journal::{Actor, Append, Cause, Clock, DomainEvent, Expected, Fold, NewEvent, Recorded, StreamId, SystemClock};
 use serde::{Deserialize, Serialize};
 use stacks::Stacks;
@@ -20,7 +20,7 @@ use crate::{
     chat::{
         Inbox, Mark, Room, SharedSurface, Surface, SurfaceKind,
         console::{self, Console},
-        matrix::{MatrixError, MatrixSettings, MatrixSurface},
+        matrix::{Login, MatrixError, MatrixSettings, MatrixSurface},
     },
     commands::{self, Commands},
     containers::Containers,
@@ -57,6 +57,11 @@ use crate::{
 const SHUTDOWN: Duration = Duration::from_secs(10);
 /// The longest wait between two tries to reach the homeserver at start.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// What the greeting begins with.
+const VERSION: &str = concat!("musher ", env!("CARGO_PKG_VERSION"));
+/// What it says when nobody has given a key.
+const PRACTICE: &str = " The practice agent answers: there is no model key.";
 
 /// What happens to the gateway itself. Stream `gateway/self`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,6 +163,11 @@ async fn resume(
         turns.resume(unfinished, ended);
     }
     Ok(())
+}
+
+/// Whether there is a prompt: where people talk on the terminal, and there is one.
+pub fn has_prompt(surface: &Talk, terminal: bool) -> bool {
+    terminal && matches!(surface, Talk::Console)
 }
 
 /// How `musher up` was asked to take chat.
@@ -428,9 +438,10 @@ impl Gateway {
     async fn console(&self, options: UpOptions) -> Result<(), Refusal> {
         let broken = |error| Refusal::internal("the console broke off", error);
         let inbox: &dyn Inbox = &*self.intake;
-        let agent = if self.practice { " The practice agent answers: there is no model key." } else { "" };
-        let greeting =
-            format!("musher {}. Write `help`, or `new project myapp --stack rust`.{agent}", env!("CARGO_PKG_VERSION"));
+        let greeting = format!(
+            "{VERSION}. Write `help`, or `new project myapp --stack rust`.{}",
+            if self.practice { PRACTICE } else { "" }
+        );
         if std::io::stdin().is_terminal() {
             let console = Arc::new(Console::prompt().map_err(broken)?);
             self.outbox.add(Arc::clone(&console) as SharedSurface);
@@ -449,6 +460,7 @@ impl Gateway {
     }
 
     async fn matrix(&self, settings: MatrixSettings) -> Result<(), Refusal> {
+        eprintln!("{}", greeting(&settings, &self.home.logs(), self.practice));
         let mut wait = Duration::from_secs(1);
         let (surface, syncing) = loop {
             let inbox = Arc::clone(&self.intake) as Arc<dyn Inbox>;
@@ -458,7 +470,11 @@ impl Gateway {
                     unreachable @ (MatrixError::Unreachable { .. }
                     | MatrixError::LoginRefused { retry_after: Some(_), .. }),
                 ) => {
-                    warn!(%unreachable, "tried again in {} s", wait.as_secs());
+                    let what = match &unreachable {
+                        MatrixError::Unreachable { .. } => "cannot be reached",
+                        _ => "lets nobody in just now",
+                    };
+                    warn!(cause = %unreachable, "the homeserver {what}; tried again in {} s", wait.as_secs());
                     self.closed.because(&unreachable.to_string());
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
@@ -472,13 +488,31 @@ impl Gateway {
         for (room, event_id, mark) in &self.marks {
             surface.mark(room, event_id, *mark);
         }
-        self.outbox.add(surface as SharedSurface);
+        self.outbox.add(Arc::clone(&surface) as SharedSurface);
         // The loop ends by itself when the gateway stops, after it has taken its signs of typing back.
         self.tasks.spawn_to_end("matrix", syncing);
         self.closed.open();
-        self.tasks.stopping().cancelled().await;
+        let stopping = self.tasks.stopping();
+        // With a session from before it starts also while the homeserver is away.
+        if stopping.run_until_cancelled(surface.in_touch()).await.is_some() {
+            let bot = surface.bot();
+            eprintln!("Connected. Invite the bot to a room without encryption and write \"@{bot} help\".");
+        }
+        stopping.cancelled().await;
         Ok(())
     }
+}
+
+/// What is said on a terminal where nobody talks with the bot.
+fn greeting(settings: &MatrixSettings, logs: &Path, practice: bool) -> String {
+    let who = match &settings.login {
+        Login::Password { username, .. } => format!("as {username}"),
+        Login::Token { .. } => "by an access token".to_owned(),
+    };
+    let homeserver = settings.homeserver.as_str().trim_end_matches('/');
+    let agent = if practice { PRACTICE } else { "" };
+    let logs = logs.display();
+    format!("{VERSION}. It talks in Matrix rooms {who} on {homeserver}; log: {logs}.{agent} Ctrl-C ends it.")
 }
 
 /// Whether a line may stand in the prompt's history.

@@ -161,7 +161,8 @@ impl Intake {
         to: Address,
     ) -> Result<(), InboxError> {
         let Some(project) = project else {
-            return self.answer(&message, to, self.commands.how_to_choose(&message.sender, role)).await;
+            let told = self.commands.how_to_choose(text, &message.sender, role);
+            return self.answer(&message, to, told).await;
         };
         if let Err(refusal) = self.admit(project, &message.sender, role) {
             return self.answer(&message, to, refusal.to_markdown()).await;

@@ -10,14 +10,15 @@ use std::{
 
 use clap::Parser;
 use musher::{
-    cli::{Cli, ConfigVerb, GitVerb, Images, JournalVerb, SecretsVerb, Verb},
+    chat::console,
+    cli::{self, Cli, ConfigVerb, GitVerb, Images, JournalVerb, SecretsVerb, Verb},
     commands::git_audit,
     commands::{self, grammar::StacksVerb},
     containers::Containers,
     control,
     doctor::{Check, Doctor},
     failpoint,
-    gateway::{Gateway, UpOptions},
+    gateway::{Gateway, UpOptions, has_prompt},
     home::{Home, make_private},
     inspect, priority,
     projects::{Owner, clone_worker},
@@ -39,7 +40,10 @@ use uuid::Uuid;
 const LOG: &str = "info,matrix_sdk=warn,matrix_sdk_crypto=warn,hyper=warn";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) => return cli::tell(&told),
+    };
     match run(cli) {
         Ok(code) => code,
         Err(refusal) => {
@@ -101,7 +105,7 @@ fn home_path(given: Option<PathBuf>, environment: &Environment<'_>) -> Result<Pa
 
 fn up(environment: &Environment<'_>, home: Home, options: UpOptions) -> Result<ExitCode, Refusal> {
     let config = settings::load(&home)?;
-    let _logging = log(&home, io::stdin().is_terminal())?;
+    let _logging = log(&home, has_prompt(&config.surface, io::stdin().is_terminal()))?;
     install_crypto()?;
     failpoint::arm();
     raise_open_files();
@@ -145,7 +149,7 @@ fn look(home: &Home, verb: JournalVerb) -> Result<ExitCode, Refusal> {
 }
 
 fn audit(home: &Home, project: &str) -> Result<ExitCode, Refusal> {
-    println!("{}", git_audit::from_journal(home, project)?);
+    println!("{}", console::plain(&git_audit::from_journal(home, project)?));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -201,7 +205,8 @@ fn show_stacks(environment: &Environment<'_>, home: &Home, verb: &StacksVerb) ->
     match verb {
         StacksVerb::List => {
             let (containers, ..) = workshop(&settings::load(home)?, environment, home)?;
-            println!("{}", commands::stacks::list(containers.stacks(), containers.toolchains()));
+            let listed = commands::stacks::list(containers.stacks(), containers.toolchains());
+            println!("{}", console::plain(&listed));
             Ok(ExitCode::SUCCESS)
         }
         StacksVerb::Check { name } => {
@@ -315,7 +320,7 @@ fn ssh(home: &Home, project: &str, command: &[String]) -> Result<ExitCode, Refus
     Err(Refusal::internal("ssh cannot be started", error).hint("Install the OpenSSH client."))
 }
 
-/// Logs to a file a day; on a terminal with a prompt to nothing else, otherwise warnings to standard error too.
+/// Logs to a file a day; beside a prompt to nothing else, otherwise warnings to standard error too.
 fn log(home: &Home, prompt: bool) -> Result<tracing_appender::non_blocking::WorkerGuard, Refusal> {
     let failed = |error: &dyn std::fmt::Display| Refusal::internal("the log cannot be written", error.to_string());
     make_private(&home.logs()).map_err(|error| failed(&error))?;

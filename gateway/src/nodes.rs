@@ -67,7 +67,7 @@ impl Slot {
     fn unreachable(&self) -> String {
         let mut since = self.unreachable_since.lock().unwrap_or_else(PoisonError::into_inner);
         let since = since.get_or_insert_with(Timestamp::now);
-        format!("the node is unreachable since {}", since.strftime("%H:%M:%S UTC"))
+        format!("the sled is unreachable since {}", since.strftime("%H:%M:%S UTC"))
     }
 
     /// The link, if it is open. One that is held is being opened.
@@ -118,7 +118,7 @@ impl Nodes {
             }
             Err(mut refusal) => {
                 if self.is_registered(project) {
-                    warn!(%project, %refusal, "the node is unreachable");
+                    warn!(%project, %refusal, "the sled is unreachable");
                     refusal.what = format!("{}: {}", self.slot(project).unreachable(), refusal.what);
                 }
                 Err(refusal)
@@ -129,7 +129,7 @@ impl Nodes {
     /// What a person is told when a sled that has a link does not answer a call (CMD-4).
     pub fn silent(&self, project: Uuid, error: &CallError) -> Refusal {
         let unreachable = matches!(error, CallError::Closed(_) | CallError::Dropped | CallError::Timeout(_));
-        let what = if unreachable { self.slot(project).unreachable() } else { "the node does not do that".to_owned() };
+        let what = if unreachable { self.slot(project).unreachable() } else { "the sled does not do that".to_owned() };
         Refusal::unavailable(format!("{what}: {error}")).hint("`doctor` checks the engine and the containers.")
     }
 

@@ -18,6 +18,18 @@ pub enum Kind {
     Internal,
 }
 
+impl Kind {
+    /// The exit code of the command line.
+    pub fn exit_code(self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Usage => 64,
+            Self::Unavailable => 69,
+            Self::Internal => 70,
+            Self::Config => 78,
+        })
+    }
+}
+
 /// A refusal: what, and what to do next.
 #[derive(Debug)]
 pub struct Refusal {
@@ -64,12 +76,7 @@ impl Refusal {
 
     /// The exit code of the command line.
     pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self.kind {
-            Kind::Usage => 64,
-            Kind::Unavailable => 69,
-            Kind::Internal => 70,
-            Kind::Config => 78,
-        })
+        self.kind.exit_code()
     }
 
     /// The refusal as chat text: the sentence, its causes, and the hint on a line of its own.

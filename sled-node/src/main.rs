@@ -1,4 +1,4 @@
-//! `sled`: the node in a project's container. It runs the agent's turns, sshd, and the project's git commands, and speaks with the gateway over the link.
+//! `sled`: what runs in a project's container. It runs the agent's turns, sshd, and the project's git commands, and speaks with the gateway over the link.
 //!
 //! It holds no secret and trusts nobody in the container more than anybody else there (DESIGN, invariants 7 and 9). It must not
 //! decide what was accepted, approved or spent: the gateway's journal does.
@@ -49,7 +49,7 @@ use crate::sshd::Sshd;
 /// Where a sled listens in its container.
 const SOCKET: &str = "/run/musher/sled.sock";
 
-/// The node that runs in a project's container
+/// The sled: what runs in a project's container
 #[derive(Debug, Parser)]
 #[command(name = "sled", version)]
 struct Arguments {
@@ -59,11 +59,11 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the node: the container's main process
+    /// Run the sled: the container's main process
     Serve(serve::Settings),
-    /// Be the link's byte stream: copy standard input and output from and to the node's socket
+    /// Be the link's byte stream: copy standard input and output from and to the sled's socket
     Connect {
-        /// The node's socket
+        /// The sled's socket
         #[arg(long, default_value = SOCKET)]
         socket: PathBuf,
     },
@@ -72,7 +72,7 @@ enum Command {
     /// Run a program and see to it that nothing of it is left
     #[command(hide = true)]
     Supervise {
-        /// The socket on which the node gives orders
+        /// The socket on which the sled gives orders
         #[arg(long)]
         control: PathBuf,
         /// Program and arguments

@@ -45,6 +45,51 @@ fn the_built_in_stacks_are_read() {
     }
 }
 
+/// As docs/stacks.md has people do it who want one more Debian package.
+#[test]
+fn a_copy_of_a_built_in_stack_with_one_more_package_is_a_stack() {
+    let own = tempfile::tempdir().expect("a folder");
+    let builtin = Stacks::builtin();
+    for stack in builtin.by_preference() {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join(stack.name().to_string());
+        let to = own.path().join(format!("{}-more", stack.name()));
+        copy(&from, &to);
+        for fragment in ["Dockerfile.fragment", "Dockerfile.fragment.distro"] {
+            let text = fs::read_to_string(to.join(fragment)).expect("it is there");
+            let more = text.replacen("--no-install-recommends", "--no-install-recommends libpq-dev", 1);
+            assert_ne!(more, text, "{fragment} of {} installs packages", stack.name());
+            fs::write(to.join(fragment), more).expect("it can be changed");
+        }
+        let markers = fs::read_to_string(to.join("markers")).expect("it is there");
+        let priority = format!("priority = {}", stack.priority());
+        assert!(markers.contains(&priority), "{markers}");
+        let raised = format!("priority = {}", stack.priority() + 100);
+        fs::write(to.join("markers"), markers.replace(&priority, &raised)).expect("it can be changed");
+    }
+    let all = Stacks::load(Some(own.path())).expect("they are in order");
+    for stack in builtin.by_preference() {
+        let copy = all.get(&name(&format!("{}-more", stack.name()))).expect("it is there");
+        assert_eq!(copy.patterns(), stack.patterns());
+        assert_eq!(copy.priority(), stack.priority() + 100);
+        for toolchains in [Toolchains::Upstream, Toolchains::Distro] {
+            assert!(copy.fragment(toolchains).text().contains("libpq-dev"), "{toolchains:?}");
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("it is readable") {
+        let entry = entry.expect("it is readable");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("it can be copied");
+        }
+    }
+}
+
 /// `/home` is mounted over at run time; and what is not on PATH by the image's own environment is not on every session's.
 #[test]
 fn built_in_toolchains_lie_outside_home() {

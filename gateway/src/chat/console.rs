@@ -116,6 +116,11 @@ fn layout(message: &Outbound, marks: (&str, &str)) -> String {
     }
 }
 
+/// Chat text as a terminal without a prompt shows it.
+pub fn plain(markdown: &str) -> String {
+    emphasised(&text::plain(markdown.trim_end()), ("", ""))
+}
+
 /// The Markdown with `marks` for the `**` around what is strong on one line; all else stays as it is written.
 fn emphasised(markdown: &str, marks: (&str, &str)) -> String {
     let mut cuts = Vec::new();

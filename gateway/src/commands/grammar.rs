@@ -1,12 +1,19 @@
 //! The one grammar of commands, for chat and command line alike (CMD-1), and the rule that tells a
 //! command from what people say to the agent (CHAT-12). Pure: text in, command or text out.
+//!
+//! [`help()`] explains it; `misuse` is what is answered to a command that cannot be understood.
+
+mod help;
+mod misuse;
 
 use std::fmt;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+pub use self::help::help;
+
 use super::git_audit;
-use crate::{projects, rooms::Mode, text};
+use crate::{projects, refusal::Refusal, rooms::Mode, text};
 
 /// A command, as people write it in a room.
 #[derive(Debug, Clone, PartialEq, Parser)]
@@ -36,6 +43,7 @@ pub enum Command {
     /// Take a message out that waits
     Cancel {
         /// Its number, as `queue` tells it
+        #[arg(value_parser = waiting)]
         number: u64,
     },
     /// Begin a new agent session; the files stay
@@ -47,13 +55,13 @@ pub enum Command {
     },
     /// Allow what the agent asks leave for
     Approve {
-        /// The question, as it was told
+        /// The six characters that the question was told with, such as 3fa81c
         #[arg(value_parser = question)]
         question: String,
     },
     /// Deny what the agent asks leave for
     Deny {
-        /// The question, as it was told
+        /// The six characters that the question was told with, such as 3fa81c
         #[arg(value_parser = question)]
         question: String,
     },
@@ -80,10 +88,10 @@ pub enum Command {
     /// Confirm a deletion
     #[command(subcommand)]
     Confirm(Confirm),
-    /// Show the latest lines of the node's log
+    /// Show the latest lines of the log of the project's sled
     Logs {
         /// How many lines
-        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=500))]
+        #[arg(long, default_value_t = 30, value_parser = lines)]
         lines: u32,
     },
     /// Run git in the project: !git log --oneline -5; `git audit` tells what the remote's credential was used for
@@ -92,7 +100,7 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         args: Vec<String>,
     },
-    /// Show what the last turn changed in the files; with paths: !diff <path…>
+    /// Show what the last turn changed in the files; with paths: !diff <path>…
     Diff {
         /// Paths to look at
         #[arg(trailing_var_arg = true)]
@@ -110,36 +118,67 @@ pub enum Command {
 }
 
 /// A question's name: six hexadecimal digits; or its id, by which a reaction that came early names it.
-fn question(name: &str) -> Result<String, String> {
-    let name = name.to_ascii_lowercase();
-    if name.len() == 6 && name.bytes().all(|b| b.is_ascii_hexdigit()) || uuid::Uuid::parse_str(&name).is_ok() {
-        Ok(name)
+fn question(name: &str) -> Result<String, Refusal> {
+    let lower = name.to_ascii_lowercase();
+    if lower.len() == 6 && lower.bytes().all(|b| b.is_ascii_hexdigit()) || uuid::Uuid::parse_str(&lower).is_ok() {
+        Ok(lower)
     } else {
-        Err("a question has a name of six characters, such as `3fa81c`".to_owned())
+        Err(Refusal::usage(format!("{} is no question's name", text::code(name)))
+            .hint("It has six characters, such as `3fa81c`."))
     }
 }
 
-/// A number that can be compared with others.
-fn number(text: &str) -> Result<f64, String> {
-    let number: Option<f64> = text.parse().ok();
-    number.filter(|number| number.is_finite()).ok_or_else(|| "it is a number, such as 1.5".to_owned())
+/// The number of a message that waits.
+fn waiting(number: &str) -> Result<u64, Refusal> {
+    number.parse().map_err(|_| {
+        Refusal::usage(format!("{} is no number", text::code(number)))
+            .hint(format!("`{}` lists the numbers.", Command::Queue))
+    })
+}
+
+/// The most lines of a log that are shown.
+const LINES_MAX: u32 = 500;
+
+/// How many lines of a log.
+fn lines(number: &str) -> Result<u32, Refusal> {
+    number.parse().ok().filter(|lines| (1..=LINES_MAX).contains(lines)).ok_or_else(|| {
+        Refusal::usage(format!("`--lines` cannot be {}", text::code(number)))
+            .hint(format!("It is a number from 1 to {LINES_MAX}: `{}`.", Command::Logs { lines: 50 }))
+    })
+}
+
+/// How many commits.
+fn depth(number: &str) -> Result<u32, Refusal> {
+    number.parse().ok().filter(|depth| *depth > 0).ok_or_else(|| {
+        Refusal::usage(format!("`--depth` cannot be {}", text::code(number)))
+            .hint("It is a number from 1 on, such as `--depth 1`.")
+    })
+}
+
+/// A number of processors that can be compared with others.
+fn cpus(number: &str) -> Result<f64, Refusal> {
+    number.parse().ok().filter(|cpus: &f64| cpus.is_finite()).ok_or_else(|| {
+        Refusal::usage(format!("`--cpus` cannot be {}", text::code(number)))
+            .hint("It is a number, such as `--cpus 1.5`.")
+    })
 }
 
 /// A person's id on Matrix, in full.
-fn person(id: &str) -> Result<String, String> {
+fn person(id: &str) -> Result<String, Refusal> {
     let whole = id.strip_prefix('@').and_then(|rest| rest.split_once(':'));
     let plain = |c: char| !c.is_whitespace() && !c.is_control();
     match whole {
         Some((name, server)) if !name.is_empty() && !server.is_empty() && id.len() <= 255 && id.chars().all(plain) => {
             Ok(id.to_owned())
         }
-        _ => Err("a person is named by the whole id, such as `@ann:example.org`".to_owned()),
+        _ => Err(Refusal::usage(format!("{} is no person's id", text::code(id)))
+            .hint("A person is named by the whole id, such as `@ann:example.org`.")),
     }
 }
 
 /// A project's name, as far as its form goes.
-fn project_name(name: &str) -> Result<String, String> {
-    projects::name::check(name).map(|()| name.to_owned()).map_err(|refusal| refusal.what)
+fn project_name(name: &str) -> Result<String, Refusal> {
+    projects::name::check(name).map(|()| name.to_owned())
 }
 
 /// What can be made.
@@ -164,7 +203,7 @@ pub struct NewProject {
     #[arg(long, requires = "git")]
     pub branch: Option<String>,
     /// Clone only so many commits
-    #[arg(long, requires = "git", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, requires = "git", value_parser = depth)]
     pub depth: Option<u32>,
     /// The folder on the host
     #[arg(long)]
@@ -173,7 +212,7 @@ pub struct NewProject {
     #[arg(long, conflicts_with = "git")]
     pub adopt: bool,
     /// How many processors it may use, such as 1.5
-    #[arg(long, value_parser = number)]
+    #[arg(long, value_parser = cpus)]
     pub cpus: Option<f64>,
     /// How much memory it may use, such as 4g
     #[arg(long)]
@@ -295,26 +334,22 @@ pub fn read(message: &str) -> Said {
 
 /// Parses the words of a command; an error is what to answer.
 pub fn parse(line: &str) -> Result<Command, String> {
-    let mut words =
-        shell_words::split(&typed_dashes(line)).map_err(|_| "⚠ a quotation mark is not closed.".to_owned())?;
+    let mut words = shell_words::split(&typed_dashes(line)).map_err(|_| {
+        Refusal::usage("a quotation mark is not closed").hint("Close it, or leave it out.").to_markdown()
+    })?;
     lower_case_verbs(&mut words);
-    let Some(first) = words.first() else {
-        return Err(format!("⚠ there is no command after `!`.\nTry `{}`.", Command::Help { topic: None }));
-    };
-    Command::try_parse_from(&words).map_err(|error| {
-        let known = Command::command().get_subcommands().any(|verb| verb.get_name() == first);
-        let rendered = text::plain(&error.render().to_string()).replace('\t', " ");
-        let mut what = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        if what.ends_with(':') {
-            let listed: Vec<_> =
-                rendered.lines().skip(1).take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-            what = format!("{what} {}", listed.join(", "));
-        }
-        let tip = rendered.lines().find_map(|line| line.trim().strip_prefix("tip: "));
-        let tip = tip.map(|tip| format!(" {tip}.")).unwrap_or_default();
-        let topic = known.then(|| first.clone());
-        format!("⚠ {what}.{tip}\nTry `{}`.", Command::Help { topic })
-    })
+    if words.is_empty() {
+        let nothing = Refusal::usage("there is no command after `!`");
+        return Err(nothing.hint(format!("Try `{}`.", Command::Help { topic: None })).to_markdown());
+    }
+    Command::try_parse_from(&words).map_err(|error| misuse::refusal(&words, &error).to_markdown())
+}
+
+/// Whether words for an agent begin as a command does: it may be one with a slip in it.
+pub fn begins_like_a_command(words: &str) -> bool {
+    let first = words.split_whitespace().next().unwrap_or_default();
+    let first = first.trim_end_matches(|c: char| c.is_ascii_punctuation()).to_ascii_lowercase();
+    Command::command().get_subcommands().any(|verb| verb.get_name() == first)
 }
 
 /// Phones begin what is written with a capital letter.
@@ -480,60 +515,6 @@ impl fmt::Display for NewProject {
         }
         if last { write!(f, " -- {}", shell_words::quote(name)) } else { Ok(()) }
     }
-}
-
-/// The help text: all commands, or one with its options. `Err` names the nearest command.
-pub fn help(topic: Option<&str>) -> Result<String, String> {
-    let mut grammar = Command::command();
-    grammar.build();
-    let Some(topic) = topic else {
-        let mut lines = vec!["Commands:".to_owned(), String::new()];
-        for verb in grammar.get_subcommands() {
-            let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
-            let nested: Vec<_> = verb.get_subcommands().collect();
-            if nested.is_empty() || verb.get_positionals().next().is_some() {
-                lines.push(format!("- `{}` — {about}", usage(verb, "")));
-            }
-            lines.extend(nested.into_iter().map(|nested| {
-                let about = nested.get_about().map(ToString::to_string).unwrap_or_default();
-                format!("- `{}` — {about}", usage(nested, verb.get_name()))
-            }));
-        }
-        lines.push(String::new());
-        lines.push(
-            "Everything else that you write goes to the agent of your project. A leading `!` always means a command."
-                .to_owned(),
-        );
-        return Ok(lines.join("\n"));
-    };
-    match grammar.find_subcommand_mut(topic) {
-        Some(verb) => {
-            let alone = verb.get_positionals().next().is_some();
-            let nested = verb.get_subcommands().next().filter(|_| !alone).cloned();
-            let shown = nested.map_or_else(|| verb.render_help(), |mut nested| nested.render_help());
-            Ok(text::code_block(shown.to_string().trim()))
-        }
-        None => Err(format!("⚠ there is no command {}.\nTry `{}`.", text::code(topic), Command::Help { topic: None })),
-    }
-}
-
-/// `verb <needed> [optional]`, options left to `help <verb>`.
-fn usage(verb: &clap::Command, before: &str) -> String {
-    let bang = if verb.get_name() == "git" { "!" } else { "" };
-    let mut usage = format!("{bang}{before} {}", verb.get_name()).replace("  ", " ").trim().to_owned();
-    if !bang.is_empty() {
-        usage = usage.replace("! ", "!");
-    }
-    for argument in verb.get_positionals() {
-        let name = argument.get_id().as_str();
-        usage.push_str(if argument.is_required_set() { " <" } else { " [" });
-        usage.push_str(name);
-        usage.push(if argument.is_required_set() { '>' } else { ']' });
-    }
-    if verb.get_opts().next().is_some() {
-        usage.push_str(" [options]");
-    }
-    usage
 }
 
 #[cfg(test)]

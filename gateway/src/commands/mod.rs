@@ -8,6 +8,7 @@ pub mod git_audit;
 pub mod grammar;
 mod members;
 pub mod rights;
+mod ssh;
 pub mod stacks;
 mod stopping;
 mod undo;
@@ -206,9 +207,14 @@ impl Commands {
     }
 
     /// What words for an agent are answered with when there is no project for them.
-    pub fn how_to_choose(&self, by: &Person, role: Role) -> String {
+    pub fn how_to_choose(&self, words: &str, by: &Person, role: Role) -> String {
+        let meant = if grammar::begins_like_a_command(words) {
+            " If that was meant as a command, write `!` before it to hear what is wrong with it."
+        } else {
+            ""
+        };
         Refusal::usage("there is no agent here yet, because you have not chosen a project")
-            .hint(self.ways_to_choose(by, role))
+            .hint(format!("{}{meant}", self.ways_to_choose(by, role)))
             .to_markdown()
     }
 
@@ -474,24 +480,6 @@ impl Commands {
         self.inner.outbox.post(post).await?;
         work.await
     }
-
-    fn ssh(&self, asked: &Asked) -> Result<String, Refusal> {
-        let (_, project) = self.chosen(asked)?;
-        let Some(spec) = project.spec else { return Err(Refusal::usage("that project is gone")) };
-        let name = spec.name;
-        let config = self.inner.home.ssh_config();
-        let config = shell_words::quote(&config.to_string_lossy()).into_owned();
-        let mut lines = vec![format!("- starts the container when needed: `ssh -F {config} {name}.musher`")];
-        if self.inner.sagas.doors.ports {
-            let port = spec.port;
-            lines.push(format!("- by the port {port} of this host's loopback: `ssh -F {config} {name}.musher-port`"));
-        }
-        lines.push(format!(
-            "- editors: put `Include {config}` as the first line of your `~/.ssh/config`, then open the remote host \
-             `{name}.musher`, folder `/workspace`"
-        ));
-        Ok(lines.join("\n"))
-    }
 }
 
 /// What somebody said, in a line.
@@ -503,9 +491,9 @@ fn quoted(sender: &Person, said: &str) -> String {
 fn describe(name: &str, status: &NodeStatus) -> String {
     let NodeStatus { version, uptime_secs, turn, branch, dirty, dirty_files } = status;
     let mut said = format!(
-        "**{name}**: node up for {} (sled {})",
-        text::span(Duration::from_secs(*uptime_secs)),
-        text::one_line(version, 40)
+        "**{name}**: sled {} up for {}",
+        text::one_line(version, 40),
+        text::span(Duration::from_secs(*uptime_secs))
     );
     let turn = match turn {
         Some(turn) => format!("running for {}", text::span(Duration::from_secs(turn.running_secs))),

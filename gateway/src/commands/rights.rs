@@ -10,7 +10,7 @@ use super::{
 use crate::{
     chat::{Person, Room},
     people::Role,
-    projects::{Project, Registry, Stage},
+    projects::{Project, Registry, Stage, listed, listed_or_made},
     refusal::Refusal,
     rooms::Rooms,
     sessions::Sessions,
@@ -109,8 +109,7 @@ impl Commands {
             Concern::Rule(name) => (name, true),
             Concern::Delete(name) => (Some(name), true),
         };
-        let going = matches!(command.concern(), Concern::Delete(_));
-        let meant = meant(registry, name, going, asked)?;
+        let meant = meant(registry, name, command, asked)?;
         meant.as_ref().map_or(Ok(()), |(_, project)| admit(project, by, role))?;
         if let Command::Mode { mode: Some(_) } = command {
             admit_to_all(registry, &self.inner.rooms, &self.inner.sessions, &asked.to.room, by, role)?;
@@ -126,11 +125,11 @@ impl Commands {
     }
 }
 
-/// The project of this name, otherwise the chosen one. What is `going` may be on its way out, or left half made.
+/// The project of this name, otherwise the chosen one. One that is to be deleted may be on its way out, or left half made.
 fn meant(
     registry: &Registry,
     name: Option<&str>,
-    going: bool,
+    command: &Command,
     asked: &Asked,
 ) -> Result<Option<(Uuid, Project)>, Refusal> {
     let Some(name) = name else {
@@ -141,9 +140,14 @@ fn meant(
         Stage::Making => !registry.is_at_work_on(id),
         Stage::Unknown | Stage::Registered | Stage::Removed => false,
     };
+    let going = matches!(command.concern(), Concern::Delete(_));
     match registry.by_name(name) {
         Some((id, project)) if going && is_left(id, project.stage) => Ok(Some((id, project))),
-        _ => registry.registered(name, |project| project.admits(&asked.by, asked.role)).map(Some),
+        _ => {
+            // Who wants to talk about one may want to make it; for all else it has to be there.
+            let way = if matches!(command, Command::Switch { .. }) { listed_or_made } else { listed };
+            registry.registered(name, |project| project.admits(&asked.by, asked.role), way).map(Some)
+        }
     }
 }
 

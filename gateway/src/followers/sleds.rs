@@ -37,20 +37,20 @@ impl Sleds {
                 Some(Ok(erased)) => {
                     self.unable.remove(&project);
                     if erased.texts > 0 {
-                        info!(%project, erased = erased.texts, "old texts are erased in the node");
+                        info!(%project, erased = erased.texts, "old texts are erased in the sled");
                     }
                 }
                 Some(Err(CallError::Refused(refused))) if refused.kind == RefusalKind::Invalid => {
                     if self.unable.insert(project) {
-                        warn!(%project, %refused.message, "the node cannot erase old texts: its container is of an older version and has to be made anew");
+                        warn!(%project, %refused.message, "the sled cannot erase old texts: its container is of an older version and has to be made anew");
                     }
                 }
                 Some(Err(error)) => {
-                    warn!(%project, %error, "old texts could not be erased in the node; it is tried again");
+                    warn!(%project, %error, "old texts could not be erased in the sled; it is tried again");
                     all = false;
                 }
                 None => {
-                    debug!(%project, "old texts are not erased in the node: there is no link to it");
+                    debug!(%project, "old texts are not erased in the sled: there is no link to it");
                     all = false;
                 }
             }

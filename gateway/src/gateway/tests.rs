@@ -128,6 +128,33 @@ fn ann() -> Person {
     Person { surface: SurfaceKind::Matrix, id: "@ann:example.org".into() }
 }
 
+#[test]
+fn only_a_console_on_a_terminal_has_a_prompt() {
+    let text = "transport = \"matrix\"\nhomeserver = \"https://h.example\"\nusername = \"bot\"\npassword = \"x\"\nadmins = [\"@a:h.example\"]\n";
+    let matrix = Config::parse(text, Path::new("bot.toml")).expect("it is right").surface;
+    assert!(has_prompt(&Talk::Console, true) && !has_prompt(&Talk::Console, false));
+    assert!(!has_prompt(&matrix, true) && !has_prompt(&matrix, false), "its warnings go to the terminal");
+}
+
+#[test]
+fn where_nobody_talks_the_terminal_is_told_where_people_do() {
+    let settings = |login| MatrixSettings {
+        homeserver: "https://matrix.example.org".parse().expect("it is an address"),
+        login,
+        room_ids: Vec::new(),
+        ambient: Vec::new(),
+        store_dir: PathBuf::from("/nowhere"),
+        device_name: "musher".to_owned(),
+    };
+    let by_name = Login::Password { username: "musher".to_owned(), password: "s3cret".to_owned().into() };
+    let told = greeting(&settings(by_name), Path::new("/home/ann/.musher/logs"), false);
+    let expected = "It talks in Matrix rooms as musher on https://matrix.example.org; log: /home/ann/.musher/logs. Ctrl-C ends it.";
+    assert_eq!(told, format!("musher {}. {expected}", env!("CARGO_PKG_VERSION")));
+    let by_token = Login::Token { access_token: "s3cret".to_owned().into() };
+    let told = greeting(&settings(by_token), Path::new("/logs"), true);
+    assert!(told.contains(" by an access token on ") && told.contains(PRACTICE) && !told.contains("s3cret"), "{told}");
+}
+
 #[tokio::test]
 async fn an_answer_is_given_also_where_its_first_append_fails() {
     let folder = tempfile::tempdir().expect("there is room");
@@ -169,6 +196,42 @@ async fn who_sends_a_file_is_told_what_to_do_and_its_caption_is_taken() {
     assert_eq!(answer.answers, ["$captioned"]);
     life.say("$last", "!version").await;
     assert_eq!(life.hear().await.answers, ["$last"], "each is told once");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn what_could_be_a_command_with_a_slip_is_told_from_words_where_nobody_takes_them() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    for (event_id, text, slip) in
+        [("$a", "status please", true), ("$b", "new projct app", true), ("$c", "what is there to do?", false)]
+    {
+        life.say(event_id, text).await;
+        let answer = life.hear().await.markdown;
+        let told = answer.ends_with("write `!` before it to hear what is wrong with it.");
+        assert!(answer.contains("new project myapp") && told == slip, "{answer}");
+    }
+    life.end().await;
+}
+
+#[tokio::test]
+async fn how_a_project_is_made_is_told_to_who_wants_to_talk_about_one() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    for (number, (text, hint)) in [
+        ("switch nope", "`projects` lists them; `new project nope` makes one."),
+        ("ssh nope", "`projects` lists them."),
+        ("members nope", "`projects` lists them."),
+        ("members add @bob:example.org nope", "`projects` lists them."),
+        ("delete project nope", "`projects` lists them."),
+        ("confirm delete nope", "`projects` lists them."),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        life.say(&format!("${number}"), text).await;
+        assert_eq!(life.hear().await.markdown, format!("⚠ There is no project `nope`.\n{hint}"), "{text}");
+    }
     life.end().await;
 }
 

@@ -34,6 +34,17 @@ pub use project::{Identity, Made, Owner, Project, ProjectEvent, Spec, Stage, Ste
 
 use crate::{chat::Person, people::Role, refusal::Refusal, store::Journal};
 
+/// The way on for who wants what a project is there for.
+pub fn listed(_: &str) -> String {
+    "`projects` lists them.".to_owned()
+}
+
+/// The way on for who may want to make it.
+pub fn listed_or_made(name: &str) -> String {
+    let name = if name::check(name).is_ok() { name } else { "myapp" };
+    format!("`projects` lists them; `new project {name}` makes one.")
+}
+
 /// All projects, as the journal tells them. Changed by [`Registry::append`] alone, so that what is here and what a
 /// fold of the log gives cannot differ.
 pub struct Registry {
@@ -112,8 +123,14 @@ impl Registry {
         self.all().into_iter().filter(move |(_, project)| project.admits(person, role))
     }
 
-    /// The registered project of that name; a refusal that helps when there is none, and names only such as are `shown`.
-    pub fn registered(&self, name: &str, shown: impl Fn(&Project) -> bool) -> Result<(Uuid, Project), Refusal> {
+    /// The registered project of that name; a refusal that helps when there is none, and names only such as are `shown`:
+    /// one that is nearly called so, otherwise what `way` says ([`listed`], [`listed_or_made`]).
+    pub fn registered(
+        &self,
+        name: &str,
+        shown: impl Fn(&Project) -> bool,
+        way: fn(&str) -> String,
+    ) -> Result<(Uuid, Project), Refusal> {
         match self.by_name(name) {
             Some((id, project)) if project.stage == Stage::Registered => Ok((id, project)),
             Some((id, project)) if project.stage == Stage::Making => Err(if self.is_at_work_on(id) {
@@ -135,10 +152,7 @@ impl Registry {
                     .max_by(|one, other| one.0.total_cmp(&other.0));
                 Err(Refusal::usage(format!("there is no project {}", crate::text::code(name))).hint(match nearest {
                     Some((_, known)) => format!("Did you mean `{known}`?"),
-                    None => format!(
-                        "`projects` lists them; `new project {}` makes one.",
-                        if name::check(name).is_ok() { name } else { "myapp" }
-                    ),
+                    None => way(name),
                 }))
             }
         }

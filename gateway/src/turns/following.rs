@@ -125,7 +125,7 @@ impl Turns {
                     Ok(outcome) => return Ok(outcome),
                     Err(error @ (CallError::Closed(_) | CallError::Dropped | CallError::Timeout(_))) => {
                         Refusal::unavailable(format!("the link to the node broke again and again: {error}"))
-                            .hint("`logs` and `doctor` may tell why.")
+                            .hint("`docker logs musher-<name>` on the host may tell why; `doctor` checks the rest.")
                     }
                     Err(CallError::Refused(refused))
                         if refused.kind == RefusalKind::UnknownTurn && request.is_none() =>

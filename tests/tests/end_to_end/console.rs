@@ -150,6 +150,16 @@ async fn health_says_why_no_messages_are_taken() -> Result<()> {
     })
     .await
     .with_context(|| gateway.all())?;
+    // So does the terminal, and before that who talks where.
+    let told =
+        ["It talks in Matrix rooms as bot on http://127.0.0.1:", "the homeserver cannot be reached; tried again in "];
+    wait::until("the terminal is told as well", wait::SHORT, || async {
+        let all = gateway.all();
+        Ok(told.iter().all(|told| all.contains(told)).then_some(()))
+    })
+    .await
+    .with_context(|| gateway.all())?;
+    assert!(!gateway.all().contains("Connected."), "{}", gateway.all());
     let report: serde_json::Value = serde_json::from_str(&body)?;
     assert!(report["reasons"].as_array().is_some_and(|reasons| !reasons.is_empty()), "{body}");
     Ok(())

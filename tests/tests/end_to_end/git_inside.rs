@@ -153,6 +153,7 @@ async fn audited(home: &Home, gateway: &mut Gateway, project: &str, url: &str) -
         for word in [url, "fetch", "push", "to make the project"] {
             assert!(text.contains(word), "`{word}` is not in\n{text}");
         }
+        assert!(!text.contains("**"), "it is for a terminal:\n{text}");
     }
     Ok(())
 }

@@ -51,6 +51,11 @@ impl Scene {
         home.configure(&settings(homeserver, &bot, &[&ann, &bob], &[&room]), agent)?;
         let gateway = Gateway::up(&home, &[]).await?;
         ann.wait_membership(&room, &bot.id, "join").await?;
+        let name = bot.id.trim_start_matches('@').split(':').next().context("a localpart")?;
+        let told = format!("Connected. Invite the bot to a room without encryption and write \"@{name} help\".");
+        wait::until("the terminal is told", wait::SHORT, || async { Ok(gateway.all().contains(&told).then_some(())) })
+            .await
+            .with_context(|| gateway.all())?;
         Ok(Self { gateway, home, ann, bob, bot, room })
     }
 

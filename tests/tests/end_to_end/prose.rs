@@ -52,6 +52,10 @@ async fn without_a_project_it_says_how_to_make_one() -> Result<()> {
     let mut gateway = Gateway::console(&home).await?;
     let answer = gateway.ask("what does this project do?").await?;
     assert!(answer.contains("new project"), "{answer}");
-    assert!(!answer.contains("You said:"), "{answer}");
+    assert!(!answer.contains("You said:") && !answer.contains("write `!` before it"), "{answer}");
+    let slip = gateway.ask("new projct myapp").await?;
+    assert!(slip.contains("write `!` before it"), "{slip}");
+    let told = gateway.ask("!new projct myapp").await?;
+    assert!(told.contains("Did you mean `project`?"), "{told}");
     gateway.finish().await.map(drop)
 }

@@ -146,8 +146,8 @@ async fn commands_about_projects_that_are_not_there_say_so() -> Result<()> {
     for (line, expected) in [
         ("switch nowhere", "nowhere"),
         ("ssh nowhere", "nowhere"),
-        ("delete project nowhere", "nowhere"),
-        ("confirm delete nowhere", "nowhere"),
+        ("delete project nowhere", "`nowhere`.\n`projects` lists them."),
+        ("confirm delete nowhere", "`nowhere`.\n`projects` lists them."),
         ("!git status", "new project"),
         ("logs", "new project"),
         ("!stattus", "status"),
@@ -261,17 +261,20 @@ async fn without_a_usable_home_it_says_so() -> Result<()> {
 async fn the_command_line_refuses_what_it_does_not_know() -> Result<()> {
     let home = Home::new("", "")?;
     let before = home.tree()?;
-    for (args, expected) in [
-        (&["upp"][..], "up"),
-        (&["up", "--no-wiat"], "--no-wait"),
-        (&["ssh"], "project"),
-        (&["secrets", "set"], "NAME"),
-        (&["secrets", "set", "../x"], "../x"),
-        (&["ssh", "anything"], "anything"),
-        (&["ssh-proxy", "anything"], "musher up"),
+    for (args, expected, code) in [
+        (&["upp"][..], "up", 64),
+        (&["up", "--no-wiat"], "--no-wait", 64),
+        (&["ssh"], "project", 64),
+        (&["secrets", "set"], "NAME", 64),
+        (&["secrets", "set", "../x"], "../x", 64),
+        (&["ssh", "anything"], "anything", 64),
+        (&["ssh-proxy", "anything"], "musher up", 69),
     ] {
         let refused = home.run(args, "value\n").await?;
-        assert_refused(&refused, expected, |code| code != 0);
+        assert_refused(&refused, expected, |ended| ended == code);
+    }
+    for args in [&["--help"][..], &["--version"], &["secrets", "--help"]] {
+        home.run(args, "").await?.success()?;
     }
     assert_eq!(home.tree()?, before, "nothing is left behind");
     Ok(())

@@ -129,6 +129,7 @@ async fn a_check_names_every_fault_by_file_and_line_and_the_list_says_what_is_mi
     for needle in ["rust", "rust-analyzer", "built in", "go.mod", "Debian packages none for Java"] {
         assert!(listed.contains(needle), "{needle}: {listed}");
     }
+    assert!(!listed.contains("**"), "it is for a terminal: {listed}");
     let doctor = home.run(["doctor"], "").await?;
     assert!(doctor.stdout.contains("it lacks a language server: Debian packages none for Java"), "{doctor}");
     Ok(())

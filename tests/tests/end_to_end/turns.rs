@@ -86,7 +86,7 @@ async fn a_sled_that_is_silent_is_called_unreachable() -> Result<()> {
     let container = home.container("silent").await?;
     engine::docker(&["pause", &container]).await?;
     let answer = gateway.ask_within("status", wait::SHORT).await?;
-    assert!(answer.contains("unreachable since"), "{answer}");
+    assert!(answer.contains("The sled is unreachable since"), "{answer}");
     let answer = gateway.ask_within("projects", wait::SHORT).await?;
     assert!(answer.contains("silent"), "other commands do not wait for it:\n{answer}");
     engine::docker(&["unpause", &container]).await?;

@@ -38,6 +38,14 @@ fn message(weight: Weight, markdown: &str) -> Outbound {
 }
 
 #[test]
+fn on_the_command_line_nothing_is_marked_as_strong() {
+    assert_eq!(
+        super::plain("- **rust** (built in): `*.rs`\n- **two** `**`\x1b[2J\n"),
+        "- rust (built in): `*.rs`\n- two `**`[2J"
+    );
+}
+
+#[test]
 fn what_is_printed_cannot_move_the_cursor() {
     let message = message(Weight::Notice, "\x1b[2Jgone\n**here**");
     assert_eq!(plain().layout(&message), "  [2Jgone\n  here");

@@ -262,6 +262,17 @@ impl MatrixSurface {
         Ok((surface, receiving))
     }
 
+    /// Waits until the homeserver has answered, and all that it said is taken.
+    pub async fn in_touch(&self) {
+        // Its other end is the surface's own: there is nothing that could end it.
+        drop(self.trouble.subscribe().wait_for(Option::is_none).await);
+    }
+
+    /// The bot's name, as people write it after an `@`.
+    pub fn bot(&self) -> String {
+        self.client().user_id().map(|user| user.localpart().to_owned()).unwrap_or_default()
+    }
+
     /// Whether the inbox listens to this user.
     fn listens_to(&self, user: &str) -> bool {
         self.inbox.listens_to(&Person { surface: SurfaceKind::Matrix, id: user.to_owned() })

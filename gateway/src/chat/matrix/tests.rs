@@ -297,10 +297,13 @@ async fn a_message_that_the_inbox_has_not_taken_comes_again_after_a_restart() {
     let mut lives = Vec::new();
     for does in [Does::Keep, Does::Take] {
         let mut running = Running::start(homeserver.settings(dir.path()), does).await;
+        assert_eq!(running.surface.in_touch().now_or_never(), None, "the homeserver has said nothing yet");
         let message = running.message().await;
         lives.push((message.event_id, message.text, message.addressed));
         if does == Does::Take {
-            running.trouble(Option::is_none).await;
+            timeout(PATIENCE, running.surface.in_touch()).await.expect("in time");
+            assert!(running.surface.health().is_ok());
+            assert_eq!(running.surface.bot(), "musher");
         }
         // History never comes, and nothing comes twice in one life.
         assert_eq!(running.end().await, Vec::<String>::new());

@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use pulldown_cmark::{Event, Parser, Tag, TagEnd};
 
 use super::*;
 
@@ -100,19 +101,110 @@ fn prose_that_begins_like_a_command_reaches_the_agent() {
 #[test]
 fn misuse_is_answered_with_the_way_on() {
     for (line, answer) in [
+        ("!stattus", "⚠ There is no command `stattus`. Did you mean `status` or `stacks`?\nTry `help`."),
+        ("!nonsense", "⚠ There is no command `nonsense`.\nTry `help`."),
+        ("!", "⚠ There is no command after `!`.\nTry `help`."),
+        ("!-x", "⚠ There is no command `-x`.\nTry `help`."),
+        ("!-- status", "⚠ There is no command `--`.\nTry `help`."),
+        ("!git \"", "⚠ A quotation mark is not closed.\nClose it, or leave it out."),
+        ("!git", "⚠ `git` wants arguments, such as `!git log --oneline -5`."),
+        ("!switch", "⚠ `switch` wants more words: `switch <project>`."),
+        ("!delete", "⚠ `delete` wants more words: `delete project <name>`."),
+        ("!delete myapp", "⚠ There is no command `delete myapp`.\nThere is `delete project <name>`."),
+        ("!delete project", "⚠ `delete project` wants more words: `delete project <name>`."),
+        ("!delete --all", "⚠ `delete` wants more words: `delete project <name>`."),
+        ("!new", "⚠ `new` wants more words: `new project <name> [options]`.\nTry `help new`."),
+        ("!new app", "⚠ There is no command `new app`.\nThere is `new project <name> [options]`."),
         (
-            "!stattus",
-            "⚠ unrecognized subcommand 'stattus'. some similar subcommands exist: 'stacks', 'status'.\nTry `help`.",
+            "!new projct app",
+            "⚠ There is no command `new projct`. Did you mean `project`?\nThere is `new project <name> [options]`.",
         ),
-        ("!switch", "⚠ the following required arguments were not provided: <PROJECT>.\nTry `help switch`."),
+        ("!new project", "⚠ `new project` wants more words: `new project <name> [options]`.\nTry `help new`."),
+        ("!new project a b", "⚠ `b` is one word too many: `new project <name> [options]`.\nTry `help new`."),
         (
             "!new project x --stak rust",
-            "⚠ unexpected argument '--stak' found. a similar argument exists: '--stack'.\nTry `help new`.",
+            "⚠ `new project` has no option `--stak`. Did you mean `--stack`?\nTry `help new`.",
         ),
-        ("!", "⚠ there is no command after `!`.\nTry `help`."),
-        ("!git \"", "⚠ a quotation mark is not closed."),
+        ("!new project x --stack", "⚠ `--stack` wants a word after it.\nTry `help new`."),
+        ("!new project x --stack rust --stack go", "⚠ `--stack` is there twice.\nTry `help new`."),
+        ("!new project x --branch main", "⚠ An option that you wrote needs `--git` as well.\nTry `help new`."),
+        (
+            "!new project x --adopt --git https://example.org/x",
+            "⚠ `--adopt` and `--git` do not go together.\nTry `help new`.",
+        ),
+        ("!new project x --cpus nan", "⚠ `--cpus` cannot be `nan`.\nIt is a number, such as `--cpus 1.5`."),
+        (
+            "!new project x --git https://example.org/x --depth 0",
+            "⚠ `--depth` cannot be `0`.\nIt is a number from 1 on, such as `--depth 1`.",
+        ),
+        ("!new project -dash", "⚠ `new project` has no option `-d`.\nTry `help new`."),
+        ("!new --stack rust", "⚠ `new` wants more words: `new project <name> [options]`.\nTry `help new`."),
+        ("!stacks", "⚠ `stacks` wants more words: `stacks list` or `stacks check [name]`."),
+        (
+            "!stacks lst",
+            "⚠ There is no command `stacks lst`. Did you mean `list`?\nThere is `stacks list` and `stacks check [name]`.",
+        ),
+        ("!mode foo", "⚠ `foo` is no mode.\nTry `mode queue` or `mode interrupt`."),
+        ("!mode queue now", "⚠ `now` is one word too many: `mode [mode]`.\nTry `help mode`."),
+        ("!cancel x", "⚠ `x` is no number.\n`queue` lists the numbers."),
+        ("!cancel", "⚠ `cancel` wants more words: `cancel <number>`."),
+        ("!cancel 1 2", "⚠ `2` is one word too many: `cancel <number>`.\nTry `help cancel`."),
+        ("!approve yes", "⚠ `yes` is no question's name.\nIt has six characters, such as `3fa81c`."),
+        ("!approve", "⚠ `approve` wants more words: `approve <question>`."),
+        (
+            "!status myapp",
+            "⚠ `status` takes nothing after it.\nIt is about the project that you have chosen: `switch myapp`, then `status`.",
+        ),
+        (
+            "!status My.App",
+            "⚠ `status` takes nothing after it.\nIt is about the project that you have chosen: `switch myapp`, then `status`.",
+        ),
+        ("!status --all", "⚠ `status` has no option `--all`.\nTry `help status`."),
+        (
+            "!stop using unwrap",
+            "⚠ `stop` takes nothing after it.\nWrite `stop` alone. Without `!`, words like these go to the agent.",
+        ),
+        ("!projects all", "⚠ `projects` takes nothing after it.\nWrite `projects` alone."),
+        ("!logs 50", "⚠ `logs` takes no `50` after it.\nTry `logs --lines 50`."),
+        ("!logs 5000", "⚠ `logs` takes no `5000` after it.\nTry `logs --lines 500`."),
+        (
+            "!logs myapp",
+            "⚠ `logs` takes nothing but options after it.\nIt is about the project that you have chosen: `switch myapp`, then `logs`.",
+        ),
+        ("!logs --lines 5000", "⚠ `--lines` cannot be `5000`.\nIt is a number from 1 to 500: `logs --lines 50`."),
+        ("!diff --stat", "⚠ `diff` has no option `--stat`.\nTry `help diff`."),
+        ("!help status now", "⚠ `now` is one word too many: `help [topic]`.\nTry `help help`."),
+        ("!members add", "⚠ `members add` wants more words: `members add <person> [project]`."),
+        (
+            "!members add ann",
+            "⚠ `ann` is no person's id.\nA person is named by the whole id, such as `@ann:example.org`.",
+        ),
+        (
+            "!members My.App",
+            "⚠ `my.app` cannot be a project's name.\nA name is a lower-case letter, then lower-case letters, digits or dashes, 31 at most: for example `my-app2`.",
+        ),
+        (
+            "!members app add @ann:example.org",
+            "⚠ `add` comes first: `members add <person> [project]`.\nTry `help members`.",
+        ),
+        (
+            "!members app all",
+            "⚠ `all` is one word too many: `members [project]`, `members add <person> [project]` or `members remove <person> [project]`.\nTry `help members`.",
+        ),
+        ("!members app remove", "⚠ `remove` comes first: `members remove <person> [project]`.\nTry `help members`."),
+        (
+            "!members add '@a b:c'",
+            "⚠ `@a b:c` is no person's id.\nA person is named by the whole id, such as `@ann:example.org`.",
+        ),
+        ("!members add @", "⚠ `@` is no person's id.\nA person is named by the whole id, such as `@ann:example.org`."),
+        ("!logs 0", "⚠ `logs` takes no `0` after it.\nTry `logs --lines 1`."),
+        (
+            "!undo 2",
+            "⚠ `undo` takes nothing after it.\nIt is about the project that you have chosen: `switch myapp`, then `undo`.",
+        ),
+        ("!confirm delete", "⚠ `confirm delete` wants more words: `confirm delete <name>`."),
     ] {
-        assert_eq!(read(line), Said::Misused(answer.to_owned()));
+        assert_eq!(read(line), Said::Misused(answer.to_owned()), "{line}");
     }
 }
 
@@ -121,9 +213,111 @@ fn help_names_every_command_and_explains_each() {
     let all = help(None).expect("there is help");
     for verb in Command::command().get_subcommands() {
         assert!(all.contains(verb.get_name()), "{}", verb.get_name());
-        help(Some(verb.get_name())).expect("each command is explained");
+        let explained = help(Some(verb.get_name())).expect("each command is explained");
+        for nested in verb.get_subcommands() {
+            let usage = format!("Usage: {} {}", verb.get_name(), nested.get_name());
+            assert!(explained.contains(&usage), "{explained}");
+        }
+        assert!(!explained.contains("Usage:  "), "{explained}");
     }
-    assert!(help(Some("nonsense")).is_err());
+    assert!(all.ends_with("and you are told what is wrong."), "{all}");
+    assert_eq!(help(Some("nonsense")), Err("⚠ There is no command `nonsense`.\nTry `help`.".to_owned()));
+}
+
+#[test]
+fn help_shows_how_a_command_is_written() {
+    let explained = |verb| help(Some(verb)).expect("it is explained");
+    insta::assert_snapshot!(explained("stacks"), @r"
+    ```
+    List the stacks: their files, their language servers, and what they lack
+
+    Usage: stacks list
+
+    Check your own stacks, and tell by file and line what is wrong
+
+    Usage: stacks check [name]
+
+    Arguments:
+      [NAME]  The stack; all of your own when absent
+    ```
+    ");
+    insta::assert_snapshot!(explained("git"), @r"
+    ```
+    Run git in the project: !git log --oneline -5; `git audit` tells what the remote's credential was used for
+
+    Usage: !git <arg>…
+
+    Arguments:
+      <ARGS>...  What follows git
+    ```
+    ");
+    insta::assert_snapshot!(explained("diff"), @r"
+    ```
+    Show what the last turn changed in the files; with paths: !diff <path>…
+
+    Usage: diff
+           !diff <path>…
+
+    Arguments:
+      [PATHS]...  Paths to look at
+    ```
+    ");
+    insta::assert_snapshot!(explained("approve"), @r"
+    ```
+    Allow what the agent asks leave for
+
+    Usage: approve <question>
+
+    Arguments:
+      <QUESTION>  The six characters that the question was told with, such as 3fa81c
+    ```
+    ");
+    insta::assert_snapshot!(explained("logs"), @r"
+    ```
+    Show the latest lines of the log of the project's sled
+
+    Usage: logs [options]
+
+    Options:
+          --lines <LINES>  How many lines [default: 30]
+    ```
+    ");
+    insta::assert_snapshot!(explained("members"), @r"
+    ```
+    Tell who may use a project
+
+    Usage: members [project]
+
+    Arguments:
+      [PROJECT]  The project; the chosen one when absent
+
+    Let a person use a project; with its first member it is no longer open to everybody
+
+    Usage: members add <person> [project]
+
+    Arguments:
+      <PERSON>   The person's id, such as `@ann:example.org`
+      [PROJECT]  The project; the chosen one when absent
+
+    Take that back
+
+    Usage: members remove <person> [project]
+
+    Arguments:
+      <PERSON>   The person's id, such as `@ann:example.org`
+      [PROJECT]  The project; the chosen one when absent
+    ```
+    ");
+}
+
+#[test]
+fn words_that_begin_with_a_verb_may_be_a_command_with_a_slip() {
+    for words in ["git status", "Stop.", "status of the build?", " diff src/main.rs", "delete everything"] {
+        assert!(begins_like_a_command(words), "{words}");
+    }
+    for words in ["", "what does this project do?", "statuses", "please stop", "?"] {
+        assert!(!begins_like_a_command(words), "{words}");
+    }
 }
 
 #[test]
@@ -149,6 +343,12 @@ fn what_is_hostile_is_an_argument_or_refused() {
                 Said::Misused(answer) => {
                     assert!(!answer.contains(text::is_unsafe), "{line:?}: {answer:?}");
                     assert!(!answer.contains("hunter2"), "{line:?}: {answer:?}");
+                    // What people wrote stands in it as code.
+                    let only_words =
+                        |event| matches!(event, Event::Text(_) | Event::Code(_) | Event::SoftBreak | Event::HardBreak);
+                    let inside =
+                        |event: &Event| !matches!(event, Event::Start(Tag::Paragraph) | Event::End(TagEnd::Paragraph));
+                    assert!(Parser::new(&answer).filter(inside).all(only_words), "{line:?}: {answer:?}");
                 }
                 // It is read back as what it was: nothing in it became a word or an option of its own.
                 Said::Command(command) => {
@@ -176,8 +376,7 @@ fn members_are_named_by_their_whole_ids() {
     }
     for line in ["!members add ann", "!members add @ann", "!members add '@a b:c'", "!members app add @ann:example.org"]
     {
-        let Said::Misused(answer) = read(line) else { panic!("{line} is misuse") };
-        assert!(answer.contains("help members"), "{answer}");
+        assert!(matches!(read(line), Said::Misused(_)), "{line} is misuse");
     }
 }
 
