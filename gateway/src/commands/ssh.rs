@@ -6,9 +6,8 @@ use uuid::Uuid;
 use super::{Asked, Commands};
 use crate::{
     home::Home,
-    projects::{Spec, ssh_config},
+    projects::{Spec, welcome},
     refusal::Refusal,
-    text,
 };
 
 impl Commands {
@@ -34,16 +33,8 @@ fn ways_in(id: Uuid, spec: &Spec, home: &Home, ssh_host: Option<&str>, ports: bo
         "- editors: put `Include {config}` as the first line of your `~/.ssh/config`, then open the remote host \
          `{name}.musher`, folder `{WORKSPACE}`"
     ));
-    match ssh_host {
-        _ if !ports => {}
-        Some(host) => lines.push(format!(
-            "- another machine: `{line}`, with a copy of the key {key} (docs/editors.md)",
-            line = ssh_config::from_elsewhere(id, *port, host),
-            key = text::code(&home.project(id).client_key().to_string_lossy()),
-        )),
-        None => lines.push(
-            "- another machine: set `ssh_host` in bot.toml to how this host is reached (docs/editors.md)".to_owned(),
-        ),
+    if ports {
+        lines.push(welcome::another_machine(id, spec, home, ssh_host));
     }
     lines.join("\n")
 }

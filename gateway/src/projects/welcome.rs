@@ -1,8 +1,9 @@
 //! The reply to `new project` (PROJ-6). Pure.
 
 use musher_docker::{USER, WORKSPACE};
+use uuid::Uuid;
 
-use super::{saga::Created, ssh_config};
+use super::{Spec, saga::Created, ssh_config};
 use crate::{home::Home, text};
 
 /// What people are told of a project that is there now. `ports` says whether there are port doors.
@@ -22,16 +23,8 @@ pub fn welcome(made: &Created, home: &Home, ssh_host: Option<&str>, ports: bool)
             "- editor here: put `Include {config}` as the first line of your `~/.ssh/config`, then open the remote host `{name}.musher`, folder `{WORKSPACE}` (user `{USER}`)"
         ),
     ];
-    match ssh_host {
-        _ if !ports => {}
-        Some(host) => lines.push(format!(
-            "- another machine: `{line}`, with a copy of the key {key} (docs/editors.md)",
-            line = ssh_config::from_elsewhere(made.id, spec.port, host),
-            key = text::code(&home.project(made.id).client_key().to_string_lossy()),
-        )),
-        None => lines.push(
-            "- another machine: set `ssh_host` in bot.toml to how this host is reached (docs/editors.md)".to_owned(),
-        ),
+    if ports {
+        lines.push(another_machine(made.id, spec, home, ssh_host));
     }
     lines.push(format!("- talk: `switch {name}`, then write here"));
     lines.extend(remarks.iter().map(|remark| format!("- {remark}")));
@@ -40,14 +33,26 @@ pub fn welcome(made: &Created, home: &Home, ssh_host: Option<&str>, ports: bool)
     lines.join("\n")
 }
 
+/// How a project that has a port door is opened from another machine.
+pub(crate) fn another_machine(id: Uuid, spec: &Spec, home: &Home, ssh_host: Option<&str>) -> String {
+    match ssh_host {
+        Some(host) => format!(
+            "- another machine: `{line}`, with a copy of the key {key} (docs/editors.md)",
+            line = ssh_config::from_elsewhere(id, spec.port, host),
+            key = text::code(&home.project(id).client_key().to_string_lossy()),
+        ),
+        None => {
+            "- another machine: set `ssh_host` in bot.toml to how this host is reached (docs/editors.md)".to_owned()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use uuid::Uuid;
-
     use super::*;
-    use crate::projects::{Project, Spec};
+    use crate::projects::Project;
 
     #[test]
     fn the_line_for_another_machine_is_told_where_there_is_one() {
