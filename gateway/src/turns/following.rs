@@ -124,7 +124,7 @@ impl Turns {
                 Ok(sled) => match self.advance(&sled, turn, &mut request, reading).await {
                     Ok(outcome) => return Ok(outcome),
                     Err(error @ (CallError::Closed(_) | CallError::Dropped | CallError::Timeout(_))) => {
-                        Refusal::unavailable(format!("the link to the node broke again and again: {error}"))
+                        Refusal::unavailable(format!("the link to the sled broke again and again: {error}"))
                             .hint("`docker logs musher-<name>` on the host may tell why; `doctor` checks the rest.")
                     }
                     Err(CallError::Refused(refused))
@@ -134,13 +134,13 @@ impl Turns {
                     }
                     // A sled that ends says so, too, until it is gone: the turn that it has interrupted goes to the next one.
                     Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Busy => Refusal::unavailable(
-                        "the node takes no turn: it is ending, or works on something else and does not stop it",
+                        "the sled takes no turn: it is ending, or works on something else and does not stop it",
                     )
                     .hint("Write again in a while; `doctor` may tell more."),
                     Err(error) if request.is_some() => {
-                        return Err(Refusal::internal("the node did not take the message", error));
+                        return Err(Refusal::internal("the sled did not take the message", error));
                     }
-                    Err(error) => return Err(Refusal::internal("the node's answer cannot be used", error)),
+                    Err(error) => return Err(Refusal::internal("the sled's answer cannot be used", error)),
                 },
                 Err(refusal) if matches!(refusal.kind, Kind::Usage | Kind::Config) => return Err(refusal),
                 Err(refusal) => refusal,
@@ -149,7 +149,7 @@ impl Turns {
             if reading.backoff.tries == TOLD_AFTER {
                 turn.activity.show(format!("{}\nIt is tried again.", trouble.to_markdown()));
             }
-            info!(turn = %turn.id, %trouble, ?wait, "the node is tried again");
+            info!(turn = %turn.id, %trouble, ?wait, "the sled is tried again");
             tokio::time::sleep(wait).await;
         }
     }
@@ -165,7 +165,7 @@ impl Turns {
         if let Some(wanted) = request {
             if wanted.permissions != Permissions::Bypass && sled.link().peer().protocol < ASKS {
                 // It would not ask (SEC-8). An idle container is made anew on the present image at the next rebuild.
-                let message = "its node is of an older version, whose agents do not ask for leave".to_owned();
+                let message = "its sled is of an older version, whose agents do not ask for leave".to_owned();
                 return Err(CallError::Refused(Refused { kind: RefusalKind::Invalid, message }));
             }
             // From the first try on it may run, whatever the answer is.

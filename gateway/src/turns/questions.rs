@@ -347,7 +347,7 @@ impl Turns {
             {
                 Err(unknown(&question.name))
             }
-            Err(error) => Err(Refusal::unavailable(format!("the node has not heard of it yet: {error}"))
+            Err(error) => Err(Refusal::unavailable(format!("the sled has not heard of it yet: {error}"))
                 .hint("It is told again when it is back, if its time is not over then.")),
         }
     }

@@ -305,7 +305,7 @@ async fn a_turn_is_dead_before_it_is_called_failed() {
     let sled = accepting().merge(events("nonsense\n".into()));
     let mut stage = Stage::new([Some(sled), Some(unstoppable)]).await;
     stage.say("hello", false).await;
-    assert!(stage.heard().await.markdown.starts_with("⚠ The node's answer cannot be used"));
+    assert!(stage.heard().await.markdown.starts_with("⚠ The sled's answer cannot be used"));
     assert_eq!(stage.killed(), 1);
 }
 
@@ -513,7 +513,7 @@ fn breaking(after: Duration) -> Router {
 
 #[tokio::test(start_paused = true)]
 async fn links_that_break_add_up_only_while_the_node_is_not_really_reached() {
-    for (lasts, told) in [(60, "done"), (20, "⚠ The link to the node broke again and again")] {
+    for (lasts, told) in [(60, "done"), (20, "⚠ The link to the sled broke again and again")] {
         let breaking = || breaking(Duration::from_secs(lasts));
         let sleds = std::iter::once(accepting().merge(breaking())).chain(std::iter::repeat_with(breaking).take(40));
         let mut stage = Stage::new(sleds.chain([events(finished("done"))]).map(Some)).await;
