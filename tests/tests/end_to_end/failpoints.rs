@@ -518,7 +518,7 @@ const WAYS: [Way; 3] = [
         opens: "    fn ",
         behind: "surface",
         effects: &[("send", "send"), ("send", "send_draft"), ("edit", "edit_draft")],
-        others: &["find", "mark", "take_back", "typing", "kind", "edit_interval", "is_instant", "health"],
+        others: &["find", "mark", "take_back", "typing", "kind", "edit_interval", "is_instant", "longest", "health"],
     },
 ];
 
