@@ -16,22 +16,24 @@ impl Commands {
     /// everything in it that they may use: an agent that works before their eyes is not said to be idle.
     pub(super) async fn stop(&self, asked: Asked) -> Result<(), InboxError> {
         let Asked { by, role, to, project, event_id } = asked;
-        let registry = &self.inner.registry;
-        let used: BTreeMap<Uuid, String> =
-            registry.used_by(&by, role).filter_map(|(id, project)| project.spec.map(|spec| (id, spec.name))).collect();
-        let chosen = project.filter(|id| registry.get(*id).is_some());
+        let used: BTreeMap<Uuid, String> = self
+            .inner
+            .registry
+            .used_by(&by, role)
+            .filter_map(|(id, project)| project.spec.map(|spec| (id, spec.name)))
+            .collect();
         let room = to.room.clone();
-        let projects = chosen.map_or_else(|| used.keys().copied().collect(), |id| [id].into());
+        let projects = project.map_or_else(|| used.keys().copied().collect(), |id| [id].into());
         let scope = Scope::Room { room, projects };
         let mut spared = Spared::default();
         for (key, _) in self.inner.sessions.busy(|key| key.room == to.room && !scope.covers(key)).await {
             match used.get(&key.project) {
                 Some(name) => spared.used.push(name.clone()),
-                None => spared.foreign |= registry.get(key.project).is_some(),
+                None => spared.foreign = true,
             }
         }
         spared.used.dedup();
-        let meant = if chosen.is_some() { Meant::Chosen } else { Meant::All(used) };
+        let meant = if project.is_some() { Meant::Chosen } else { Meant::All(used) };
         let request = StopRequest::Told { by, event_id, to, meant, spared };
         if self.inner.dispatcher.tell(Event::Stop { scope, request }) { Ok(()) } else { Err(InboxError::Stopping) }
     }
