@@ -8,18 +8,19 @@ use serde::Serialize;
 use uuid::{ContextV7, Uuid};
 
 use crate::heads::Heads;
-use crate::{
-    Append, AppendError, Appended, Clock, Expected, NewEvent, ReadError, Recorded, StorageError, StreamId, store, texts,
-};
+use crate::{Append, AppendError, Appended, Clock, Expected, NewEvent, Recorded, StorageError, StreamId, store, texts};
 
-/// An append as the writer takes it. The caller makes of it what it can, since there is one writer,
-/// and gets back what it made: memory that changes hands is slow to come by and to be rid of.
+/// An append on its way to the writer and back. The caller makes of it what it can, since there is
+/// one writer, and gets back what it made: memory that changes hands is slow to come by and to be
+/// rid of.
 pub(crate) struct Prepared {
     expected: Expected,
     key: Option<String>,
     /// Of one stream, and never empty. Version, position, id and time are the writer's to give.
     events: Vec<Recorded>,
     texts: Vec<(Uuid, String)>,
+    /// The writer found its key and put the events of then in the place of these.
+    repeated: bool,
 }
 
 impl Prepared {
@@ -47,11 +48,21 @@ impl Prepared {
             }
         };
         let events = events.into_iter().map(event).collect();
-        Ok(Self { expected, key, events, texts })
+        Ok(Self { expected, key, events, texts, repeated: false })
     }
 
     fn stream(&self) -> &StreamId {
         &self.events[0].stream
+    }
+
+    /// Position of its last event, if the writer has added it.
+    pub(crate) fn added(&self) -> Option<u64> {
+        self.events.last().filter(|_| !self.repeated).map(|event| event.position)
+    }
+
+    /// What it came to, once the writer has given it back.
+    pub(crate) fn outcome(self) -> Appended {
+        Appended::new(self.events, self.repeated)
     }
 }
 
@@ -62,6 +73,8 @@ pub(crate) struct Stamped<'a> {
     ids: &'a ContextV7,
     /// As of this transaction; to be cleared when it is rolled back.
     heads: &'a mut Heads,
+    /// The heads of a request's streams, one for each of its appends.
+    found: Vec<usize>,
     insert_event: CachedStatement<'a>,
     move_end: CachedStatement<'a>,
     /// For JSON, used again and again.
@@ -82,71 +95,66 @@ impl<'a> Stamped<'a> {
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
         )?;
         let move_end = connection.prepare_cached("UPDATE streams SET version = ?2, last = ?3 WHERE stream = ?1")?;
-        Ok(Self { connection, clock, ids, heads, insert_event, move_end, actor: Vec::new(), cause: Vec::new() })
+        let (found, actor, cause) = Default::default();
+        Ok(Self { connection, clock, ids, heads, found, insert_event, move_end, actor, cause })
     }
 
     /// Appends all or nothing. Refuses before it writes anything: an error other than of `SQLite`
     /// leaves the transaction as it was.
-    pub(crate) fn append_all(&mut self, appends: Vec<Prepared>) -> Result<Vec<Appended>, AppendError> {
+    pub(crate) fn append_all(&mut self, appends: &mut [Prepared]) -> Result<(), AppendError> {
         let connection = self.connection;
-        if let Some(first_outcome) = repeated(connection, &appends)? {
-            return Ok(first_outcome);
+        if repeated(connection, appends)? {
+            return Ok(());
         }
-        self.check_versions(&appends)?;
-        check_once(connection, &appends)?;
+        self.find_heads(appends)?;
+        check_once(connection, appends)?;
         // From here on nothing is refused any more: what fails now fails the transaction.
         let now = self.clock.now();
-        let mut keys = Vec::new();
-        let mut outcomes = Vec::with_capacity(appends.len());
-        for mut append in appends {
-            keys.extend(append.key.take());
-            outcomes.push(self.append_one(append, now)?);
+        for (index, append) in appends.iter_mut().enumerate() {
+            self.append_one(append, self.found[index], now)?;
         }
-        if !keys.is_empty() {
-            let positions = || outcomes.iter().flat_map(|new| &new.events).map(|event| event.position);
-            let (first, last) = (positions().min(), positions().max());
+        let positions = || appends.iter().flat_map(|append| &append.events).map(|event| event.position);
+        for key in appends.iter().filter_map(|append| append.key.as_ref()) {
             let mut insert = connection.prepare_cached("INSERT INTO keys VALUES (?1, ?2, ?3)")?;
-            for key in keys {
-                insert.execute((key, first, last))?;
-            }
+            insert.execute((key, positions().min(), positions().max()))?;
         }
-        Ok(outcomes)
+        Ok(())
     }
 
-    /// Refuses if a stream has another version than expected.
-    fn check_versions(&mut self, appends: &[Prepared]) -> Result<(), AppendError> {
-        for (index, append) in appends.iter().enumerate() {
-            let same = appends[..index].iter().filter(|earlier| earlier.stream() == append.stream());
-            let earlier: usize = same.map(|earlier| earlier.events.len()).sum();
-            let head = self.heads.of(self.connection, append.stream())?;
-            let actual = head.map_or(0, |head| head.spine.last().version) + earlier as u64;
+    /// Finds the heads of the appends' streams. Refuses if one has another version than expected.
+    fn find_heads(&mut self, appends: &[Prepared]) -> Result<(), AppendError> {
+        self.heads.make_room();
+        self.found.clear();
+        for append in appends {
+            let found = self.heads.find(self.connection, append.stream())?;
+            let same = self.found.iter().zip(appends).filter(|(earlier, _)| **earlier == found);
+            let earlier: usize = same.map(|(_, earlier)| earlier.events.len()).sum();
+            let actual = self.heads[found].spine.last().version + earlier as u64;
             if !append.expected.admits(actual) {
                 let (stream, expected) = (append.stream().clone(), append.expected);
                 return Err(AppendError::Conflict { stream, expected, actual });
             }
+            self.found.push(found);
         }
         Ok(())
     }
 
     /// Adds events to their stream, after its last one.
-    fn append_one(&mut self, append: Prepared, now: Timestamp) -> Result<Appended, StorageError> {
-        let head = self.heads.of_new(self.connection, append.stream()).map_err(|error| match error {
-            ReadError::Storage(error) => error,
-            other => unstorable(other).into(),
-        })?;
+    fn append_one(&mut self, append: &mut Prepared, head: usize, now: Timestamp) -> Result<(), StorageError> {
+        let head = &mut self.heads[head];
+        let row = head.row(self.connection, append.stream())?;
         // What is handed back is what a reader will find.
         let time_us = now.as_microsecond();
         let time = Timestamp::from_microsecond(time_us).map_err(unstorable)?;
-        let mut events = append.events;
-        let actor = json(&mut self.actor, &events[0].actor)?;
-        let cause = json(&mut self.cause, &events[0].cause)?;
-        for event in &mut events {
+        let actor = json(&mut self.actor, &append.events[0].actor)?;
+        let cause = json(&mut self.cause, &append.events[0].cause)?;
+        for event in &mut append.events {
             let links = head.spine.next();
             event.id = event_id(self.ids, now);
             event.time = time;
             event.version = head.spine.last().version + 1;
             let position = self.insert_event.insert((
-                head.row,
+                row,
                 event.version,
                 links.before,
                 links.jump,
@@ -163,37 +171,36 @@ impl<'a> Stamped<'a> {
             head.spine.grow(event.position);
         }
         let last = head.spine.last();
-        self.move_end.execute((head.row, last.version, last.position))?;
+        self.move_end.execute((row, last.version, last.position))?;
         for (id, body) in &append.texts {
             texts::insert(self.connection, *id, time_us, body)?;
         }
-        Ok(Appended::new(events, false))
+        Ok(())
     }
 }
 
-/// The first outcome, if one of the keys was used before.
-fn repeated(connection: &Connection, appends: &[Prepared]) -> Result<Option<Vec<Appended>>, AppendError> {
-    for append in appends {
+/// Whether one of the keys was used before. If so, the appends get the events of then.
+fn repeated(connection: &Connection, appends: &mut [Prepared]) -> Result<bool, AppendError> {
+    for append in &*appends {
         let Some(key) = &append.key else { continue };
         let Some(stored) = store::events_of_key(connection, key)? else { continue };
-        let first = stored.first().map_or(0, |event| event.position);
-        return match split_as(appends, stored) {
-            Some(outcomes) => Ok(Some(outcomes)),
-            None => Err(AppendError::KeyReused { key: key.clone(), stream: append.stream().clone(), position: first }),
-        };
+        let asked = || appends.iter().flat_map(|append| &append.events);
+        if asked().count() != stored.len() || !asked().zip(&stored).all(|(new, old)| new.says_the_same(old)) {
+            let (key, stream) = (key.clone(), append.stream().clone());
+            return Err(AppendError::KeyReused {
+                key,
+                stream,
+                position: stored.first().map_or(0, |event| event.position),
+            });
+        }
+        let mut stored = stored.into_iter();
+        for append in appends {
+            append.events = stored.by_ref().take(append.events.len()).collect();
+            append.repeated = true;
+        }
+        return Ok(true);
     }
-    Ok(None)
-}
-
-/// The outcomes of `appends`, if `stored` are their events.
-fn split_as(appends: &[Prepared], stored: Vec<Recorded>) -> Option<Vec<Appended>> {
-    let asked = || appends.iter().flat_map(|append| &append.events);
-    if asked().count() != stored.len() || !asked().zip(&stored).all(|(new, old)| new.says_the_same(old)) {
-        return None;
-    }
-    let mut stored = stored.into_iter();
-    let mut take = |count| Appended::new(stored.by_ref().take(count).collect(), true);
-    Some(appends.iter().map(|append| take(append.events.len())).collect())
+    Ok(false)
 }
 
 /// Refuses a key that stands twice in one request, and a text whose id is not new.

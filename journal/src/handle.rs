@@ -83,7 +83,8 @@ impl Journal {
             return Ok(Vec::new());
         }
         let appends = appends.into_iter().map(Prepared::new).collect::<Result<_, _>>()?;
-        self.ask(|reply| Request::Append { appends, reply }).await
+        let appends = self.ask(|reply| Request::Append { appends, reply }).await?;
+        Ok(appends.into_iter().map(Prepared::outcome).collect())
     }
 
     /// The events of a stream after a version, in order; none when the stream does not exist.

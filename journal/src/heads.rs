@@ -3,23 +3,39 @@
 //! and a change by another program empty it.
 
 use std::collections::HashMap;
+use std::ops::{Index, IndexMut};
 
 use rusqlite::Connection;
 
 use crate::links::Spine;
 use crate::{ReadError, StreamId, store};
 
-/// So many streams are remembered; one more, and all are looked up again. Some hundred bytes each.
+/// So many streams are remembered, and those of one request more; then all are looked up again. Some
+/// hundred bytes each.
 pub(crate) const LIMIT: usize = 2048;
 
-/// The end of a stream.
+/// The end of a stream, which may have no events yet.
+#[derive(Default)]
 pub(crate) struct Head {
-    /// The stream's row.
-    pub(crate) row: i64,
+    /// The stream's row, if the file has one.
+    row: Option<i64>,
     /// What its next event is linked to.
     pub(crate) spine: Spine,
 }
 
+impl Head {
+    /// The stream's row, which is made if there is none.
+    pub(crate) fn row(&mut self, connection: &Connection, stream: &StreamId) -> Result<i64, rusqlite::Error> {
+        if let Some(row) = self.row {
+            return Ok(row);
+        }
+        let row = insert(connection, stream)?;
+        self.row = Some(row);
+        Ok(row)
+    }
+}
+
+/// Indexed by what [`Heads::find`] has found.
 #[derive(Default)]
 pub(crate) struct Heads {
     known: HashMap<StreamId, usize>,
@@ -40,44 +56,45 @@ impl Heads {
         Ok(())
     }
 
-    /// The end of a stream, if it exists. Whoever appends to the stream in the file also does so here.
-    pub(crate) fn of(&mut self, connection: &Connection, stream: &StreamId) -> Result<Option<&mut Head>, ReadError> {
-        Ok(self.index(connection, stream)?.map(|index| &mut self.ends[index]))
-    }
-
-    /// The end of a stream, which is made if it does not exist.
-    pub(crate) fn of_new(&mut self, connection: &Connection, stream: &StreamId) -> Result<&mut Head, ReadError> {
-        let index = if let Some(index) = self.index(connection, stream)? {
-            index
-        } else {
-            let row = insert(connection, stream)?;
-            self.remember(stream, Head { row, spine: Spine::default() })
-        };
-        Ok(&mut self.ends[index])
-    }
-
-    fn index(&mut self, connection: &Connection, stream: &StreamId) -> Result<Option<usize>, ReadError> {
-        if let Some(index) = self.known.get(stream) {
-            return Ok(Some(*index));
-        }
-        let Some(end) = store::end(connection, stream)? else { return Ok(None) };
-        let spine = Spine::read(connection, stream, end)?;
-        Ok(Some(self.remember(stream, Head { row: end.row, spine })))
-    }
-
-    fn remember(&mut self, stream: &StreamId, head: Head) -> usize {
+    /// Makes room for the streams of a request. What was found before is not there any more.
+    pub(crate) fn make_room(&mut self) {
         if self.ends.len() >= LIMIT {
             self.clear();
         }
+    }
+
+    /// Finds the head of a stream. Whoever appends to the stream in the file also does so there.
+    pub(crate) fn find(&mut self, connection: &Connection, stream: &StreamId) -> Result<usize, ReadError> {
+        if let Some(index) = self.known.get(stream) {
+            return Ok(*index);
+        }
+        let head = match store::end(connection, stream)? {
+            Some(end) => Head { row: Some(end.row), spine: Spine::read(connection, stream, end)? },
+            None => Head::default(),
+        };
         let index = self.ends.len();
         self.known.insert(stream.clone(), index);
         self.ends.push(head);
-        index
+        Ok(index)
     }
 
     pub(crate) fn clear(&mut self) {
         self.known.clear();
         self.ends.clear();
+    }
+}
+
+impl Index<usize> for Heads {
+    type Output = Head;
+
+    fn index(&self, found: usize) -> &Head {
+        &self.ends[found]
+    }
+}
+
+impl IndexMut<usize> for Heads {
+    fn index_mut(&mut self, found: usize) -> &mut Head {
+        &mut self.ends[found]
     }
 }
 

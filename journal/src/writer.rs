@@ -16,7 +16,7 @@ use crate::append::{Prepared, Stamped};
 use crate::group::{Group, Hope};
 use crate::heads::Heads;
 use crate::snapshot::{self, Encoded};
-use crate::{AppendError, Appended, Clock, StorageError, store, texts};
+use crate::{AppendError, Clock, StorageError, store, texts};
 
 /// How long an erasure waits for those who read from the log, before it leaves them alone.
 const LOG_PATIENCE: Duration = Duration::from_millis(200);
@@ -35,7 +35,7 @@ pub(crate) enum Message {
 
 pub(crate) enum Request {
     /// Appends that succeed or fail together. None of them is without events.
-    Append { appends: Vec<Prepared>, reply: Reply<Vec<Appended>> },
+    Append { appends: Vec<Prepared>, reply: Reply<Vec<Prepared>> },
     /// Erase texts and say how many there were.
     Erase { which: Erasure, reply: Reply<u64> },
     /// Keep a snapshot, unless a later one is there.
@@ -50,7 +50,7 @@ pub(crate) enum Erasure {
 
 /// A request that was carried out or refused, to be answered when the transaction has ended.
 enum Settled {
-    Append { reply: Reply<Vec<Appended>>, outcome: Result<Vec<Appended>, AppendError> },
+    Append { reply: Reply<Vec<Prepared>>, outcome: Result<Vec<Prepared>, AppendError> },
     Erase { reply: Reply<u64>, outcome: Result<u64, AppendError> },
     Keep { reply: Reply<()>, outcome: Result<(), AppendError> },
 }
@@ -60,8 +60,9 @@ impl Settled {
     fn by(request: Request, open: Result<&mut Stamped<'_>, &StorageError>) -> Self {
         let open = open.map_err(|error| AppendError::Storage(error.clone()));
         match request {
-            Request::Append { appends, reply } => {
-                Self::Append { reply, outcome: open.and_then(|open| open.append_all(appends)) }
+            Request::Append { mut appends, reply } => {
+                let outcome = open.and_then(|open| open.append_all(&mut appends)).map(|()| appends);
+                Self::Append { reply, outcome }
             }
             Request::Erase { which, reply } => {
                 Self::Erase { reply, outcome: open.and_then(|open| Ok(texts::erase(open.connection, &which)?)) }
@@ -88,7 +89,7 @@ impl Settled {
     /// Position of the last event that the request has added.
     fn position(&self) -> Option<u64> {
         match self {
-            Self::Append { outcome: Ok(new), .. } => new.last().filter(|new| !new.repeated).map(|new| new.position),
+            Self::Append { outcome: Ok(appends), .. } => appends.last().and_then(Prepared::added),
             _ => None,
         }
     }
@@ -226,7 +227,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{Actor, Append, Cause, Expected, NewEvent, StreamId};
+    use crate::{Actor, Append, Appended, Cause, Expected, NewEvent, StreamId};
 
     fn writer() -> (TempDir, Writer, watch::Receiver<u64>) {
         let folder = tempfile::tempdir().unwrap();
@@ -251,7 +252,8 @@ mod tests {
             writer.commit(&mut Group::new(Some(first), &mut messages, Hope::default()), &mut settled);
         }
         settled.into_iter().for_each(Settled::answer);
-        outcomes.into_iter().map(|mut outcome| outcome.try_recv().unwrap()).collect()
+        let appended = |appends: Vec<Prepared>| appends.into_iter().map(Prepared::outcome).collect();
+        outcomes.into_iter().map(|mut outcome| outcome.try_recv().unwrap().map(appended)).collect()
     }
 
     fn one(stream: &str, expected: Expected, key: Option<&str>, data: &str) -> Vec<Append> {
@@ -368,7 +370,7 @@ mod tests {
         stranger.execute_batch("ROLLBACK").unwrap();
         writer.commit(&mut Group::new(None, &mut messages, Hope::default()), &mut settled);
         settled.drain(..).for_each(Settled::answer);
-        assert_eq!(later.try_recv().unwrap().unwrap()[0].position, 1);
+        assert_eq!(later.try_recv().unwrap().unwrap()[0].added(), Some(1));
     }
 
     #[test]
