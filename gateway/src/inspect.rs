@@ -62,7 +62,7 @@ pub fn show(home: &Home, stream: &str) -> Result<(), Refusal> {
         Refusal::usage(format!("{} is no stream", text::code(stream)))
             .hint("A stream is written as its kind, a slash and its id, as `musher journal tail` shows it.")
     })?;
-    let events = reader.read(&StreamId::new(kind, id), 0).map_err(unreadable)?;
+    let events = reader.read(&StreamId::new(kind.to_owned(), id), 0).map_err(unreadable)?;
     if events.is_empty() {
         return Err(Refusal::usage(format!("there is no stream {}", text::code(stream)))
             .hint("`musher journal tail` shows what streams there are."));

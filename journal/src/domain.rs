@@ -1,6 +1,8 @@
 //! The typed layer: enums of events to and from their stored form.
 //! It knows nothing of `SQLite`.
 
+use std::borrow::Cow;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -72,11 +74,11 @@ impl NewEvent {
     pub fn encode<E: DomainEvent>(event: &E) -> Result<Self, EncodeError> {
         let text = serde_json::to_string(event).map_err(EncodeError::Json)?;
         let Tagged { kind, data } = serde_json::from_str(&text).map_err(EncodeError::NotTagged)?;
-        if !E::KINDS.contains(&kind.as_str()) {
+        let Some(kind) = E::KINDS.iter().find(|listed| **listed == kind) else {
             return Err(EncodeError::UnlistedKind { kind });
-        }
-        let (kind_version, skippable) = (E::version(&kind), E::skippable(&kind));
-        Self::raw(kind, kind_version, skippable, data.unwrap_or_else(|| RawValue::NULL.to_owned()))
+        };
+        let (kind_version, skippable) = (E::version(kind), E::skippable(kind));
+        Self::raw(*kind, kind_version, skippable, data.unwrap_or_else(|| RawValue::NULL.to_owned()))
     }
 
     /// The stored forms of several typed events, in order.
@@ -95,14 +97,14 @@ impl NewEvent {
     /// # Errors
     /// When `kind` is not of the form `noun.past_tense`.
     pub fn raw(
-        kind: impl Into<String>,
+        kind: impl Into<Cow<'static, str>>,
         kind_version: u32,
         skippable: bool,
         data: Box<RawValue>,
     ) -> Result<Self, EncodeError> {
         let kind = kind.into();
         if !is_kind(&kind) {
-            return Err(EncodeError::KindName { kind });
+            return Err(EncodeError::KindName { kind: kind.into_owned() });
         }
         Ok(Self { kind, kind_version, skippable, data, texts: Vec::new() })
     }
@@ -125,14 +127,14 @@ impl Recorded {
     /// # Errors
     /// When the kind is one of `E`'s and the data does not decode.
     pub fn decode<E: DomainEvent>(&self) -> Result<Decoded<E>, DecodeError> {
-        if !E::KINDS.contains(&self.kind.as_str()) {
+        if !E::KINDS.contains(&&*self.kind) {
             return Ok(Decoded::Unknown);
         }
         let (kind, found, known) = (&self.kind, self.kind_version, E::version(&self.kind));
         if found > known {
-            return Err(DecodeError::Newer { kind: kind.clone(), found, known });
+            return Err(DecodeError::Newer { kind: kind.to_string(), found, known });
         }
-        let malformed = |source| DecodeError::Malformed { kind: kind.clone(), version: found, source };
+        let malformed = |source| DecodeError::Malformed { kind: kind.to_string(), version: found, source };
         let mut lifted = None;
         for version in found..known {
             let data = match lifted {
@@ -140,7 +142,7 @@ impl Recorded {
                 None => serde_json::from_str(self.data.get()).map_err(malformed)?,
             };
             let upcast = E::upcast(kind, version, data);
-            lifted = Some(upcast.map_err(|source| DecodeError::Upcast { kind: kind.clone(), version, source })?);
+            lifted = Some(upcast.map_err(|source| DecodeError::Upcast { kind: kind.to_string(), version, source })?);
         }
         let lifted = lifted.map(|data| data.to_string());
         let data = lifted.as_deref().unwrap_or_else(|| self.data.get());

@@ -1,6 +1,7 @@
 //! What goes into the journal and what comes out of it, untyped: streams, events, who and why.
 //! The meaning of an event's data is the business of [`crate::DomainEvent`].
 
+use std::borrow::Cow;
 use std::fmt;
 
 use jiff::Timestamp;
@@ -12,14 +13,14 @@ use uuid::Uuid;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StreamId {
     /// What sort of thing the stream tells of, such as `project`.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// Which one, unique within its kind.
     pub id: String,
 }
 
 impl StreamId {
     /// The stream of `kind` with the id that `id` displays.
-    pub fn new(kind: impl Into<String>, id: impl fmt::Display) -> Self {
+    pub fn new(kind: impl Into<Cow<'static, str>>, id: impl fmt::Display) -> Self {
         Self { kind: kind.into(), id: id.to_string() }
     }
 }
@@ -91,7 +92,7 @@ impl fmt::Display for Expected {
 /// An event that is not in the journal yet. Made from a typed one by [`NewEvent::encode`].
 #[derive(Clone, Debug)]
 pub struct NewEvent {
-    pub(crate) kind: String,
+    pub(crate) kind: Cow<'static, str>,
     pub(crate) kind_version: u32,
     pub(crate) skippable: bool,
     pub(crate) data: Box<RawValue>,
@@ -179,7 +180,7 @@ pub struct Recorded {
     /// What it came from.
     pub cause: Cause,
     /// Its kind, `noun.past_tense`.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// The version of the kind that its data is written in.
     pub kind_version: u32,
     /// Its writer's word that a fold may pass over it without knowing its kind.

@@ -53,7 +53,7 @@ impl<F: Fold> Loaded<F> {
             }
             Ok(Decoded::Unknown) if recorded.skippable => {}
             Ok(Decoded::Unknown) => {
-                let kind = recorded.kind.clone();
+                let kind = recorded.kind.to_string();
                 return Err(ReadError::UnknownKind { stream: stream(), version, kind });
             }
             Err(source) => {

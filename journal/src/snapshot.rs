@@ -67,7 +67,7 @@ impl Journal {
             let mut rows = statement.query((&kind, F::name()))?;
             let mut all = Vec::new();
             while let Some(row) = rows.next()? {
-                let stream = StreamId { kind: kind.clone(), id: row.get(5)? };
+                let stream = StreamId { kind: kind.clone().into(), id: row.get(5)? };
                 let kept = if row.get(3)? { Some(Kept::from_row(row)?) } else { None };
                 let (mut loaded, unused) = restore::<F>(&stream, kept);
                 outdated.count += unused.count;

@@ -331,7 +331,7 @@ const ENDS_OF: &str = "SELECT id, stream, version, last FROM streams WHERE kind 
 pub(crate) fn ends_of(connection: &Connection, kind: &str) -> Result<Vec<(StreamId, End)>, rusqlite::Error> {
     let mut statement = connection.prepare_cached(ENDS_OF)?;
     let ends = statement.query_map((kind,), |row| {
-        let stream = StreamId { kind: kind.to_owned(), id: row.get(0)? };
+        let stream = StreamId { kind: kind.to_owned().into(), id: row.get(0)? };
         Ok((stream, end_from(row, 1)?))
     })?;
     ends.collect()

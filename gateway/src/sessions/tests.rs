@@ -331,7 +331,7 @@ async fn every_event_says_who_did_it_and_what_it_follows_from() {
         ("session.turn_finished", &sled, "$1"),
         ("session.opened", &ann, "$reset"),
     ];
-    let expected = expected.map(|(kind, actor, cause)| (kind.to_owned(), actor.clone(), Cause::Command(cause.into())));
+    let expected = expected.map(|(kind, actor, cause)| (kind.into(), actor.clone(), Cause::Command(cause.into())));
     assert_eq!(told, expected);
 }
 

@@ -382,7 +382,7 @@ fn events(project: Uuid, steps: &[Step]) -> Vec<(UsageEvent, journal::Recorded)>
             time: at(NOON) + (24 * day).hours(),
             actor: Actor::Gateway,
             cause: Cause::None,
-            kind: "usage.counted".to_owned(),
+            kind: "usage.counted".into(),
             kind_version: 1,
             skippable: false,
             data: serde_json::value::RawValue::NULL.to_owned(),

@@ -123,7 +123,7 @@ pub fn keyed(key: &str, append: Append) -> Append {
 /// An event as a program of another version may write it.
 pub fn raw(kind: &str, kind_version: u32, skippable: bool, data: &str) -> NewEvent {
     let data = RawValue::from_string(data.to_owned()).unwrap();
-    NewEvent::raw(kind, kind_version, skippable, data).unwrap()
+    NewEvent::raw(kind.to_owned(), kind_version, skippable, data).unwrap()
 }
 
 pub fn versions(events: &[Recorded]) -> Vec<u64> {

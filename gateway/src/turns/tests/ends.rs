@@ -12,7 +12,7 @@ async fn a_turns_end_and_its_count_are_one_transaction() {
     let stream = StreamId::new("session", format_args!("{project} {room}"));
     let session = stage.journal.read(&stream, 0).await.expect("it is readable");
     let finished = session.last().expect("it is not empty");
-    assert_eq!((finished.kind.as_str(), counts.len()), ("session.turn_finished", 1));
+    assert_eq!((&*finished.kind, counts.len()), ("session.turn_finished", 1));
     assert_eq!((counts[0].position, counts[0].time), (finished.position + 1, finished.time), "in one transaction");
 }
 
