@@ -1,11 +1,12 @@
 //! Which requests share a transaction, and with it a wait for the disk. They are taken one by one,
 //! while the writer writes those before them: who was answered last has the time to ask again.
 
-use std::thread;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+use std::{mem, thread};
 
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::writer::{Message, Request};
 
@@ -21,10 +22,48 @@ pub(crate) struct Hope {
     pub(crate) patience: Duration,
 }
 
+/// What waits for the writer. It leaves the channel several at a time: the writer and its callers,
+/// on processors of their own, take the channel's memory from each other each time.
+pub(crate) struct Queue {
+    messages: mpsc::Receiver<Message>,
+    /// Out of the channel, in order.
+    taken: VecDeque<Message>,
+}
+
+impl Queue {
+    pub(crate) fn new(messages: mpsc::Receiver<Message>) -> Self {
+        Self { messages, taken: VecDeque::new() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.taken.len() + self.messages.len()
+    }
+
+    /// Waits for the next message; `None` when there will be none.
+    pub(crate) fn wait(&mut self) -> Option<Message> {
+        self.taken.pop_front().or_else(|| self.messages.blocking_recv())
+    }
+
+    /// The next message, if there is one.
+    fn next(&mut self) -> Option<Message> {
+        if self.taken.is_empty() && !self.messages.is_empty() {
+            let mut taken = mem::take(&mut self.taken).into();
+            self.messages.recv_many(&mut taken, LIMIT).now_or_never();
+            self.taken = taken.into();
+        }
+        self.taken.pop_front()
+    }
+
+    /// There will be no more messages.
+    fn has_ended(&self) -> bool {
+        self.len() == 0 && self.messages.is_closed()
+    }
+}
+
 /// The requests of one transaction, in order.
 pub(crate) struct Group<'a> {
     first: Option<Message>,
-    messages: &'a mut mpsc::Receiver<Message>,
+    queue: &'a mut Queue,
     hope: Hope,
     /// How many requests were there when it began.
     early: usize,
@@ -35,9 +74,9 @@ pub(crate) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    pub(crate) fn new(first: Option<Message>, messages: &'a mut mpsc::Receiver<Message>, hope: Hope) -> Self {
-        let early = messages.len() + usize::from(first.is_some());
-        Self { first, messages, hope, early, taken: 0, waited: Duration::ZERO }
+    pub(crate) fn new(first: Option<Message>, queue: &'a mut Queue, hope: Hope) -> Self {
+        let early = queue.len() + usize::from(first.is_some());
+        Self { first, queue, hope, early, taken: 0, waited: Duration::ZERO }
     }
 
     /// The requests that were there when the group began; the others stay for the next.
@@ -55,22 +94,19 @@ impl<'a> Group<'a> {
         }
         let mut since = None;
         loop {
-            match self.messages.try_recv() {
-                Ok(message) => {
-                    self.waited += since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-                    return Some(message);
-                }
-                Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) if self.taken >= self.hope.requests => return None,
-                Err(TryRecvError::Empty) => {
-                    let waiting = self.waited + since.get_or_insert_with(Instant::now).elapsed();
-                    if waiting >= self.hope.patience {
-                        self.waited = waiting;
-                        return None;
-                    }
-                    thread::yield_now();
-                }
+            if let Some(message) = self.queue.next() {
+                self.waited += since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
+                return Some(message);
             }
+            if self.taken >= self.hope.requests || self.queue.has_ended() {
+                return None;
+            }
+            let waiting = self.waited + since.get_or_insert_with(Instant::now).elapsed();
+            if waiting >= self.hope.patience {
+                self.waited = waiting;
+                return None;
+            }
+            thread::yield_now();
         }
     }
 }
@@ -85,7 +121,7 @@ impl Iterator for Group<'_> {
                     self.taken += 1;
                     return Some(request);
                 }
-                Message::Close => self.messages.close(),
+                Message::Close => self.queue.messages.close(),
             }
         }
         None

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::{ContextV7, Uuid};
 
 use crate::append::{Prepared, Stamped};
-use crate::group::{Group, Hope};
+use crate::group::{Group, Hope, Queue};
 use crate::heads::Heads;
 use crate::snapshot::{self, Encoded};
 use crate::{AppendError, Clock, StorageError, store, texts};
@@ -143,25 +143,25 @@ impl Writer {
     }
 
     pub(crate) fn spawn(self, messages: mpsc::Receiver<Message>) -> io::Result<thread::JoinHandle<()>> {
-        thread::Builder::new().name("journal".to_owned()).spawn(move || self.run(messages))
+        thread::Builder::new().name("journal".to_owned()).spawn(move || self.run(Queue::new(messages)))
     }
 
-    fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+    fn run(mut self, mut queue: Queue) {
         let mut settled = Vec::new();
         loop {
             // Where several are likely to ask again at once, the transaction is opened meanwhile.
             let first = if self.hope.requests > 1 {
                 None
             } else {
-                let Some(first) = messages.blocking_recv() else { return };
+                let Some(first) = queue.wait() else { return };
                 Some(first)
             };
             let began = Instant::now();
-            let mut group = Group::new(first, &mut messages, self.hope);
+            let mut group = Group::new(first, &mut queue, self.hope);
             self.commit(&mut group, &mut settled);
             let (taken, waited) = (group.taken, group.waited);
             let patience = began.elapsed().saturating_sub(waited).min(SLOWEST_COMMIT) / 4;
-            self.hope = Hope { requests: taken + messages.len(), patience };
+            self.hope = Hope { requests: taken + queue.len(), patience };
             settled.drain(..).for_each(Settled::answer);
         }
     }
@@ -239,7 +239,7 @@ mod tests {
 
     /// Commits appends, in one group if it holds them; the outcome of each.
     fn commit(writer: &mut Writer, group: Vec<Vec<Append>>) -> Vec<Result<Vec<Appended>, AppendError>> {
-        let (asking, mut messages) = mpsc::channel(group.len());
+        let (asking, messages) = mpsc::channel(group.len());
         let ask = |appends| {
             let (reply, outcome) = oneshot::channel();
             let appends = Vec::into_iter(appends).map(|append| Prepared::new(append).unwrap()).collect();
@@ -248,8 +248,9 @@ mod tests {
         };
         let outcomes: Vec<_> = group.into_iter().map(ask).collect();
         let mut settled = Vec::new();
-        while let Ok(first) = messages.try_recv() {
-            writer.commit(&mut Group::new(Some(first), &mut messages, Hope::default()), &mut settled);
+        let mut queue = Queue::new(messages);
+        while queue.len() > 0 {
+            writer.commit(&mut Group::new(None, &mut queue, Hope::default()), &mut settled);
         }
         settled.into_iter().for_each(Settled::answer);
         let appended = |appends: Vec<Prepared>| appends.into_iter().map(Prepared::outcome).collect();
@@ -347,7 +348,8 @@ mod tests {
     #[test]
     fn who_comes_later_is_not_failed_with_those_who_waited() {
         let (folder, mut writer, _position) = writer();
-        let (asking, mut messages) = mpsc::channel(8);
+        let (asking, messages) = mpsc::channel(8);
+        let mut queue = Queue::new(messages);
         let ask = |stream: &str| {
             let (reply, outcome) = oneshot::channel();
             let append = one(stream, Expected::NoStream, None, "1").remove(0);
@@ -360,7 +362,7 @@ mod tests {
         stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
         writer.connection.busy_timeout(Duration::ZERO).unwrap();
         let mut settled = Vec::new();
-        let mut group = Group::new(None, &mut messages, Hope::default());
+        let mut group = Group::new(None, &mut queue, Hope::default());
         let mut later = ask("c");
         writer.commit(&mut group, &mut settled);
         settled.drain(..).for_each(Settled::answer);
@@ -368,7 +370,7 @@ mod tests {
             assert!(matches!(outcome.try_recv().unwrap(), Err(AppendError::Storage(_))));
         }
         stranger.execute_batch("ROLLBACK").unwrap();
-        writer.commit(&mut Group::new(None, &mut messages, Hope::default()), &mut settled);
+        writer.commit(&mut Group::new(None, &mut queue, Hope::default()), &mut settled);
         settled.drain(..).for_each(Settled::answer);
         assert_eq!(later.try_recv().unwrap().unwrap()[0].added(), Some(1));
     }
