@@ -4,7 +4,6 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection};
-use serde::Serialize;
 use uuid::{ContextV7, Uuid};
 
 use crate::heads::Heads;
@@ -77,9 +76,6 @@ pub(crate) struct Stamped<'a> {
     found: Vec<usize>,
     insert_event: CachedStatement<'a>,
     move_end: CachedStatement<'a>,
-    /// For JSON, used again and again.
-    actor: Vec<u8>,
-    cause: Vec<u8>,
 }
 
 impl<'a> Stamped<'a> {
@@ -95,8 +91,7 @@ impl<'a> Stamped<'a> {
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
         )?;
         let move_end = connection.prepare_cached("UPDATE streams SET version = ?2, last = ?3 WHERE stream = ?1")?;
-        let (found, actor, cause) = Default::default();
-        Ok(Self { connection, clock, ids, heads, found, insert_event, move_end, actor, cause })
+        Ok(Self { connection, clock, ids, heads, found: Vec::new(), insert_event, move_end })
     }
 
     /// Appends all or nothing. Refuses before it writes anything: an error other than of `SQLite`
@@ -146,8 +141,7 @@ impl<'a> Stamped<'a> {
         // What is handed back is what a reader will find.
         let time_us = now.as_microsecond();
         let time = Timestamp::from_microsecond(time_us).map_err(unstorable)?;
-        let actor = json(&mut self.actor, &append.events[0].actor)?;
-        let cause = json(&mut self.cause, &append.events[0].cause)?;
+        let (actor, cause) = (append.events[0].actor.stored(), append.events[0].cause.stored());
         for event in &mut append.events {
             let links = head.spine.next();
             event.id = event_id(self.ids, now);
@@ -160,8 +154,8 @@ impl<'a> Stamped<'a> {
                 links.jump,
                 event.id.as_bytes(),
                 time_us,
-                actor,
-                cause,
+                &actor,
+                &cause,
                 &event.kind,
                 event.kind_version,
                 event.skippable,
@@ -230,13 +224,6 @@ fn event_id(ids: &ContextV7, now: Timestamp) -> Uuid {
         since_1970.as_second().unsigned_abs(),
         since_1970.subsec_nanosecond().unsigned_abs(),
     ))
-}
-
-/// A value as JSON, in a buffer.
-fn json<'a>(buffer: &'a mut Vec<u8>, value: &impl Serialize) -> Result<&'a str, rusqlite::Error> {
-    buffer.clear();
-    serde_json::to_writer(&mut *buffer, value).map_err(unstorable)?;
-    str::from_utf8(buffer).map_err(unstorable)
 }
 
 fn unstorable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {

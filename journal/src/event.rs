@@ -33,8 +33,7 @@ impl fmt::Display for StreamId {
 }
 
 /// Who made an event happen.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(tag = "type", content = "id", rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Actor {
     /// The gateway on its own account: recovery, timers, reconciliation.
     Gateway,
@@ -47,8 +46,7 @@ pub enum Actor {
 }
 
 /// What an event came from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(tag = "type", content = "id", rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// Nothing before it: the actor's own doing.
     None,

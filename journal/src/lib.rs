@@ -111,6 +111,7 @@ mod group;
 mod handle;
 mod heads;
 mod links;
+mod origin;
 mod reader;
 mod readers;
 mod schema;

@@ -27,11 +27,13 @@ enum Step {
     Statements(&'static str),
     /// Copies all events, linked, into the table that takes the place of theirs.
     LinkEvents,
+    /// Puts words in the place of the JSON that actors and causes were.
+    WordOrigins,
 }
 
 /// What each version of the schema adds to the one before it. A new file runs through them all, an
 /// older one through those that it has not seen; a step that was released is never changed.
-const VERSIONS: [&[Step]; 3] = [
+const VERSIONS: [&[Step]; 4] = [
     &[Step::Statements(
         "
     CREATE TABLE streams (
@@ -138,7 +140,21 @@ const VERSIONS: [&[Step]; 3] = [
     ",
         ),
     ],
+    // Actors and causes in words: `{"type":"sled","id":"7"}` is `sled 7`, `{"type":"none"}` is `none`.
+    &[
+        Step::Statements("DROP TRIGGER events_stand;"),
+        Step::WordOrigins,
+        Step::Statements(
+            "
+    CREATE TRIGGER events_stand BEFORE UPDATE ON events
+        BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
+    ",
+        ),
+    ],
 ];
+
+/// So many events are changed by one statement, which keeps what it would need to undo itself.
+const AT_ONCE: i64 = 1000;
 
 /// The schema version of a file that is one of ours; `None` of one that has nothing in it yet.
 pub(crate) fn version(connection: &Connection, path: &Path) -> Result<Option<i64>, OpenError> {
@@ -172,6 +188,7 @@ pub(crate) fn migrate(connection: &mut Connection, found: i64) -> Result<(), rus
             match step {
                 Step::Statements(statements) => transaction.execute_batch(statements)?,
                 Step::LinkEvents => link_events(&transaction)?,
+                Step::WordOrigins => word_origins(&transaction)?,
             }
         }
     }
@@ -201,6 +218,25 @@ fn link_events(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     for (stream, spine) in spines {
         let Place { version, position } = spine.last();
         end.execute((stream, version, position))?;
+    }
+    Ok(())
+}
+
+/// What is no JSON stays what it is, to be found by who reads it.
+fn word_origins(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
+    let mut change = transaction.prepare(
+        "UPDATE events
+         SET actor = iif(json_valid(actor), concat_ws(' ', actor ->> 'type', actor ->> 'id'), actor),
+             cause = iif(json_valid(cause), concat_ws(' ', cause ->> 'type', cause ->> 'id'), cause)
+         WHERE position > ?1 AND position <= ?2",
+    )?;
+    let mut next = transaction.prepare(
+        "SELECT max(position) FROM (SELECT position FROM events WHERE position > ?1 ORDER BY position LIMIT ?2)",
+    )?;
+    let mut done = i64::MIN;
+    while let Some(last) = next.query_row((done, AT_ONCE), |row| row.get::<_, Option<i64>>(0))? {
+        change.execute((done, last))?;
+        done = last;
     }
     Ok(())
 }

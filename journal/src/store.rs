@@ -10,13 +10,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, Transaction};
-use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::links::{self, End, Links, Place};
 use crate::schema::{self, SCHEMA_VERSION};
-use crate::{OpenError, ReadError, Recorded, StreamId};
+use crate::{Actor, Cause, OpenError, ReadError, Recorded, StreamId};
 
 /// How long a connection waits for another process, such as a backup, to let go of the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -352,8 +351,8 @@ fn recorded(row: &Row<'_>, stream: StreamId) -> Result<Recorded, ReadError> {
         position,
         id: Uuid::from_bytes(row.get(2)?),
         time,
-        actor: json(row, position, (4, "actor"))?,
-        cause: json(row, position, (5, "cause"))?,
+        actor: Actor::from_stored(text(row, 4)?).map_err(|error| corrupt(position, "actor", error))?,
+        cause: Cause::from_stored(text(row, 5)?).map_err(|error| corrupt(position, "cause", error))?,
         kind: row.get(6)?,
         kind_version: row.get(7)?,
         skippable: row.get(8)?,
@@ -361,13 +360,8 @@ fn recorded(row: &Row<'_>, stream: StreamId) -> Result<Recorded, ReadError> {
     })
 }
 
-fn json<T: DeserializeOwned>(
-    row: &Row<'_>,
-    position: u64,
-    (index, column): (usize, &'static str),
-) -> Result<T, ReadError> {
-    serde_json::from_str(row.get_ref(index)?.as_str().map_err(rusqlite::Error::from)?)
-        .map_err(|error| corrupt(position, column, error))
+fn text<'a>(row: &'a Row<'_>, column: usize) -> Result<&'a str, rusqlite::Error> {
+    Ok(row.get_ref(column)?.as_str()?)
 }
 
 fn corrupt(position: u64, column: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> ReadError {

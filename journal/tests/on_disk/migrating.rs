@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use journal::{Expected, Journal, NewEvent, OpenError};
+use journal::{Actor, Cause, Expected, Journal, NewEvent, OpenError};
 use rusqlite::types::Value;
 use rusqlite::{Connection, Row};
 use tempfile::TempDir;
@@ -134,7 +134,7 @@ async fn an_older_file_is_backed_up_and_brought_up_to_date() {
     let loaded = journal.load::<Counter>(&counter("a")).await.unwrap();
     journal.snapshot(&counter("a"), &loaded).await.unwrap();
     journal.close().await;
-    assert_eq!(version(&path), 3);
+    assert_eq!(version(&path), 4);
 
     assert_eq!(names(&folder), ["journal.db", "journal.db.backup-v1"]);
     assert_eq!(fs::metadata(&backup).unwrap().permissions().mode() & 0o777, 0o600);
@@ -154,11 +154,11 @@ async fn an_older_file_is_backed_up_and_brought_up_to_date() {
 #[tokio::test]
 async fn events_are_linked_and_stay_what_they_were() {
     let (folder, path) = made_by(&format!("{VERSION_1} {VERSION_2}"));
-    let columns = "position, stream, version, event_id, time_us, actor, cause, kind, kind_version, skippable, data";
+    let columns = "position, stream, version, event_id, time_us, kind, kind_version, skippable, data";
     let rows = |path: &Path| {
         let connection = Connection::open(path).unwrap();
         let mut events = connection.prepare(&format!("SELECT {columns} FROM events ORDER BY position")).unwrap();
-        let row = |row: &Row<'_>| (0..11).map(|column| row.get::<_, Value>(column)).collect::<Result<Vec<_>, _>>();
+        let row = |row: &Row<'_>| (0..9).map(|column| row.get::<_, Value>(column)).collect::<Result<Vec<_>, _>>();
         events.query_map((), row).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
     };
     let before = rows(&path);
@@ -184,6 +184,45 @@ async fn events_are_linked_and_stay_what_they_were() {
     for statement in ["DELETE FROM events", "UPDATE events SET data = '{}'"] {
         Connection::open(&path).unwrap().execute(statement, ()).unwrap_err();
     }
+}
+
+#[tokio::test]
+async fn who_did_it_and_why_is_still_told() {
+    let id = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0007);
+    let origins = [
+        (r#"{"type":"gateway"}"#, r#"{"type":"none"}"#, Actor::Gateway, Cause::None),
+        (
+            r#"{"type":"person","id":"matrix:@a b:\u00e9 \"x\""}"#,
+            r#"{"type":"command","id":"$1 2"}"#,
+            Actor::Person("matrix:@a b:é \"x\"".to_owned()),
+            Cause::Command("$1 2".to_owned()),
+        ),
+        (
+            r#"{"type":"sled","id":"7"}"#,
+            r#"{"type":"event","id":"01900000-0000-7000-8000-000000000007"}"#,
+            Actor::Sled("7".to_owned()),
+            Cause::Event(id),
+        ),
+        (r#"{"type":"system"}"#, r#"{"type":"none"}"#, Actor::System, Cause::None),
+    ];
+    let (_folder, path) = made_by(&format!("{VERSION_1} {VERSION_2}"));
+    let file = Connection::open(&path).unwrap();
+    file.execute_batch("DROP TRIGGER events_stand").unwrap();
+    let mut change = file.prepare("UPDATE events SET actor = ?1, cause = ?2 WHERE version % 4 = ?3").unwrap();
+    for (at, (actor, cause, ..)) in origins.iter().enumerate() {
+        change.execute((actor, cause, at)).unwrap();
+    }
+    file.execute("UPDATE events SET actor = 'nobody' WHERE position = 1002", ()).unwrap();
+    drop(change);
+    drop(file);
+
+    let journal = Journal::open(&path, Arc::new(noon())).unwrap();
+    for event in journal.read(&counter("a"), 0).await.unwrap() {
+        let (_, _, actor, cause) = &origins[usize::try_from(event.version % 4).unwrap()];
+        assert_eq!((&event.actor, &event.cause), (actor, cause), "at {}", event.position);
+    }
+    let error = journal.read(&counter("b"), 0).await.unwrap_err();
+    insta::assert_snapshot!(error, @"event at position 1002 has an unreadable actor");
 }
 
 #[tokio::test]
@@ -221,7 +260,7 @@ fn without_a_backup_nothing_is_migrated() {
         assert_eq!(names(&folder), ["journal.db"]);
     }
     drop(Journal::open(&path, Arc::new(noon())).unwrap());
-    assert_eq!(version(&path), 3);
+    assert_eq!(version(&path), 4);
 }
 
 #[test]
@@ -246,8 +285,8 @@ fn who_only_looks_does_not_migrate() {
     let (folder, path) = old();
     let before = fs::read(&path).unwrap();
     let refused = Journal::open_read_only(&path).unwrap_err();
-    assert!(matches!(refused, OpenError::Older { found: 1, supported: 3, .. }));
+    assert!(matches!(refused, OpenError::Older { found: 1, supported: 4, .. }));
     let text = refused.to_string().replace(folder.path().to_str().unwrap(), "FOLDER");
-    insta::assert_snapshot!(text, @"journal FOLDER/journal.db has schema version 1, this program reads version 3");
+    insta::assert_snapshot!(text, @"journal FOLDER/journal.db has schema version 1, this program reads version 4");
     assert_eq!(fs::read(&path).unwrap(), before);
 }

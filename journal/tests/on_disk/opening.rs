@@ -49,12 +49,12 @@ async fn a_newer_schema_is_refused_untouched() {
     let disk = OnDisk::new();
     disk.journal.append(append(&counter("a"), Expected::Any, &[added(1)])).await.unwrap();
     disk.journal.close().await;
-    disk.stranger().pragma_update(None, "user_version", 4).unwrap();
+    disk.stranger().pragma_update(None, "user_version", 5).unwrap();
     fs::set_permissions(disk.path(), fs::Permissions::from_mode(0o640)).unwrap();
     let before = fs::read(disk.path()).unwrap();
     let refused = open(&disk.path()).unwrap_err();
-    assert!(matches!(refused, OpenError::Newer { found: 4, supported: 3, .. }));
-    insta::assert_snapshot!(story(&refused, disk.folder.path()), @"journal FOLDER/journal.db has schema version 4, this program reads up to version 3");
+    assert!(matches!(refused, OpenError::Newer { found: 5, supported: 4, .. }));
+    insta::assert_snapshot!(story(&refused, disk.folder.path()), @"journal FOLDER/journal.db has schema version 5, this program reads up to version 4");
     assert_eq!(fs::read(disk.path()).unwrap(), before);
     assert_eq!(mode(&disk.path()), 0o640);
 }
