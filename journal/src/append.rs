@@ -108,10 +108,11 @@ impl<'a> Stamped<'a> {
         for (index, append) in appends.iter_mut().enumerate() {
             self.append_one(append, self.found[index], now)?;
         }
-        let positions = || appends.iter().flat_map(|append| &append.events).map(|event| event.position);
+        let first = appends.first().and_then(|append| append.events.first()).map(|event| event.position);
+        let last = appends.last().and_then(Prepared::added);
         for key in appends.iter().filter_map(|append| append.key.as_ref()) {
             let mut insert = connection.prepare_cached("INSERT INTO keys VALUES (?1, ?2, ?3)")?;
-            insert.execute((key, positions().min(), positions().max()))?;
+            insert.execute((key, first, last))?;
         }
         Ok(())
     }

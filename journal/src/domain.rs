@@ -61,8 +61,9 @@ pub enum Decoded<E> {
 /// What serde makes of an adjacently tagged enum. A unit variant has no content.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Tagged {
-    kind: String,
+struct Tagged<'a> {
+    #[serde(borrow)]
+    kind: Cow<'a, str>,
     data: Option<Box<RawValue>>,
 }
 
@@ -75,7 +76,7 @@ impl NewEvent {
         let text = serde_json::to_string(event).map_err(EncodeError::Json)?;
         let Tagged { kind, data } = serde_json::from_str(&text).map_err(EncodeError::NotTagged)?;
         let Some(kind) = E::KINDS.iter().find(|listed| **listed == kind) else {
-            return Err(EncodeError::UnlistedKind { kind });
+            return Err(EncodeError::UnlistedKind { kind: kind.into_owned() });
         };
         let (kind_version, skippable) = (E::version(kind), E::skippable(kind));
         Self::raw(*kind, kind_version, skippable, data.unwrap_or_else(|| RawValue::NULL.to_owned()))

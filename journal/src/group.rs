@@ -1,5 +1,5 @@
-//! Which requests share a transaction, and with it a wait for the disk. They are taken one by one,
-//! while the writer writes those before them: who was answered last has the time to ask again.
+//! Which requests share a transaction, and with it a wait for the disk. They are taken while the
+//! writer writes those before them: who was answered last has the time to ask again.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -27,34 +27,34 @@ pub(crate) struct Hope {
 pub(crate) struct Queue {
     messages: mpsc::Receiver<Message>,
     /// Out of the channel, in order.
-    taken: VecDeque<Message>,
+    ahead: VecDeque<Message>,
 }
 
 impl Queue {
     pub(crate) fn new(messages: mpsc::Receiver<Message>) -> Self {
-        Self { messages, taken: VecDeque::new() }
+        Self { messages, ahead: VecDeque::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.taken.len() + self.messages.len()
+        self.ahead.len() + self.messages.len()
     }
 
     /// Waits for the next message; `None` when there will be none.
     pub(crate) fn wait(&mut self) -> Option<Message> {
-        self.taken.pop_front().or_else(|| self.messages.blocking_recv())
+        self.ahead.pop_front().or_else(|| self.messages.blocking_recv())
     }
 
     /// The next message, if there is one.
     fn next(&mut self) -> Option<Message> {
-        if self.taken.is_empty() && !self.messages.is_empty() {
-            let mut taken = mem::take(&mut self.taken).into();
-            self.messages.recv_many(&mut taken, LIMIT).now_or_never();
-            self.taken = taken.into();
+        if self.ahead.is_empty() && !self.messages.is_empty() {
+            let mut ahead = mem::take(&mut self.ahead).into();
+            self.messages.recv_many(&mut ahead, LIMIT).now_or_never();
+            self.ahead = ahead.into();
         }
-        self.taken.pop_front()
+        self.ahead.pop_front()
     }
 
-    /// There will be no more messages.
+    /// Nobody is known to send any more.
     fn has_ended(&self) -> bool {
         self.len() == 0 && self.messages.is_closed()
     }

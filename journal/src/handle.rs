@@ -17,7 +17,7 @@ use crate::{
     Append, AppendError, Appended, Clock, Fold, Loaded, OpenError, ReadError, Reader, Recorded, StreamId, store,
 };
 
-/// So many appends may wait for the writer; the next ones wait to wait.
+/// So many requests may wait for the writer, beside those that it has at hand; the next ones wait to wait.
 const QUEUE: usize = 1024;
 
 /// A journal's file, open. Clones are handles of the same journal; with the last one, which may be

@@ -7,7 +7,7 @@ use crate::{Actor, Cause};
 
 /// A column that is not of this form.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is none")]
+#[error("{0:?} is no known word with the id that belongs to it")]
 pub(crate) struct Unreadable(String);
 
 impl Actor {

@@ -10,7 +10,9 @@ use std::time::Duration;
 use std::{error, io};
 
 use rusqlite::backup::Backup;
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
+use serde::Deserialize;
 
 use crate::OpenError;
 use crate::links::{Links, Place, Spine};
@@ -153,9 +155,6 @@ const VERSIONS: [&[Step]; 4] = [
     ],
 ];
 
-/// So many events are changed by one statement, which keeps what it would need to undo itself.
-const AT_ONCE: i64 = 1000;
-
 /// The schema version of a file that is one of ours; `None` of one that has nothing in it yet.
 pub(crate) fn version(connection: &Connection, path: &Path) -> Result<Option<i64>, OpenError> {
     let storage = |source: rusqlite::Error| OpenError::Storage { path: path.to_owned(), source: source.into() };
@@ -222,23 +221,36 @@ fn link_events(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     Ok(())
 }
 
-/// What is no JSON stays what it is, to be found by who reads it.
+/// What is not of the old form stays what it is, to be found by who reads it.
 fn word_origins(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
-    let mut change = transaction.prepare(
-        "UPDATE events
-         SET actor = iif(json_valid(actor), concat_ws(' ', actor ->> 'type', actor ->> 'id'), actor),
-             cause = iif(json_valid(cause), concat_ws(' ', cause ->> 'type', cause ->> 'id'), cause)
-         WHERE position > ?1 AND position <= ?2",
-    )?;
-    let mut next = transaction.prepare(
-        "SELECT max(position) FROM (SELECT position FROM events WHERE position > ?1 ORDER BY position LIMIT ?2)",
-    )?;
+    let mut next = transaction
+        .prepare("SELECT position, actor, cause FROM events WHERE position > ?1 ORDER BY position LIMIT 1")?;
+    let mut change = transaction.prepare("UPDATE events SET actor = ?2, cause = ?3 WHERE position = ?1")?;
     let mut done = i64::MIN;
-    while let Some(last) = next.query_row((done, AT_ONCE), |row| row.get::<_, Option<i64>>(0))? {
-        change.execute((done, last))?;
-        done = last;
+    loop {
+        let found = next.query_row((done,), |row| Ok((row.get(0)?, words(row.get_ref(1)?), words(row.get_ref(2)?))));
+        let found = found.optional()?;
+        let Some((position, actor, cause)) = found else { return Ok(()) };
+        if let (Some(actor), Some(cause)) = (actor, cause) {
+            change.execute((position, actor, cause))?;
+        }
+        done = position;
     }
-    Ok(())
+}
+
+/// The words for an actor or a cause as version 3 wrote it.
+fn words(json: ValueRef<'_>) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Origin {
+        r#type: String,
+        id: Option<String>,
+    }
+    match serde_json::from_str(json.as_str().ok()?).ok()? {
+        Origin { r#type: word, .. } if word.contains(' ') => None,
+        Origin { r#type: word, id: None } => Some(word),
+        Origin { r#type: word, id: Some(id) } => Some(format!("{word} {id}")),
+    }
 }
 
 /// Copies the file of version `found` to `<file>.backup-v<found>`, mode 0600, by `SQLite`'s own

@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::links::{self, End, Links, Place};
+use crate::origin::Unreadable;
 use crate::schema::{self, SCHEMA_VERSION};
 use crate::{Actor, Cause, OpenError, ReadError, Recorded, StreamId};
 
@@ -351,8 +352,8 @@ fn recorded(row: &Row<'_>, stream: StreamId) -> Result<Recorded, ReadError> {
         position,
         id: Uuid::from_bytes(row.get(2)?),
         time,
-        actor: Actor::from_stored(text(row, 4)?).map_err(|error| corrupt(position, "actor", error))?,
-        cause: Cause::from_stored(text(row, 5)?).map_err(|error| corrupt(position, "cause", error))?,
+        actor: origin(row, position, (4, "actor"), Actor::from_stored)?,
+        cause: origin(row, position, (5, "cause"), Cause::from_stored)?,
         kind: row.get(6)?,
         kind_version: row.get(7)?,
         skippable: row.get(8)?,
@@ -360,8 +361,14 @@ fn recorded(row: &Row<'_>, stream: StreamId) -> Result<Recorded, ReadError> {
     })
 }
 
-fn text<'a>(row: &'a Row<'_>, column: usize) -> Result<&'a str, rusqlite::Error> {
-    Ok(row.get_ref(column)?.as_str()?)
+fn origin<T>(
+    row: &Row<'_>,
+    position: u64,
+    (index, column): (usize, &'static str),
+    from_stored: impl FnOnce(&str) -> Result<T, Unreadable>,
+) -> Result<T, ReadError> {
+    let text = row.get_ref(index)?.as_str().map_err(|error| corrupt(position, column, error))?;
+    from_stored(text).map_err(|error| corrupt(position, column, error))
 }
 
 fn corrupt(position: u64, column: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> ReadError {

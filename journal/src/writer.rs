@@ -381,6 +381,8 @@ mod tests {
         let connection = store::open_writer(&folder.path().join("journal.db")).unwrap();
         let other = Writer::new(connection, Arc::new(Timestamp::UNIX_EPOCH), watch::channel(0).0);
         let mut writers = [writer, other];
+        let outcomes = commit(&mut writers[1], vec![one("a", Expected::Version(1), None, "1")]);
+        assert!(matches!(outcomes[0], Err(AppendError::Conflict { actual: 0, .. })), "remembered as missing");
         for (turn, version) in [0, 1, 0].into_iter().zip(0..) {
             let expected = Expected::Version(version);
             let group = vec![one("a", expected, None, "1"), one("a", expected, None, "2")];
@@ -400,6 +402,32 @@ mod tests {
                 assert_eq!(outcome.unwrap()[0].last_version, version + 1);
             }
         }
+        let all_at_once = (0..streams).flat_map(|stream| one(&stream.to_string(), Expected::Version(2), None, "1"));
+        let outcomes = commit(&mut writer, vec![all_at_once.collect()]).remove(0).unwrap();
+        assert!(outcomes.len() == streams && outcomes.iter().all(|new| new.last_version == 3));
+    }
+
+    #[test]
+    fn what_waits_when_it_is_closed_is_written_whatever_its_number() {
+        let (folder, writer, _position) = writer();
+        let (asking, messages) = mpsc::channel(1000);
+        let mut asked = Vec::new();
+        for at in 0..700 {
+            if at == 300 {
+                asking.try_send(Message::Close).unwrap();
+            }
+            let (reply, outcome) = oneshot::channel();
+            let appends = vec![Prepared::new(one("a", Expected::Version(at), None, "1").remove(0)).unwrap()];
+            asking.try_send(Message::Request(Request::Append { appends, reply })).unwrap();
+            asked.push(outcome);
+        }
+        writer.spawn(messages).unwrap().join().unwrap();
+        for (mut outcome, position) in asked.into_iter().zip(1..) {
+            assert_eq!(outcome.try_recv().unwrap().unwrap()[0].added(), Some(position));
+        }
+        asking.try_send(Message::Close).unwrap_err();
+        let connection = store::open_reader(&folder.path().join("journal.db")).unwrap();
+        assert_eq!(store::position(&connection).unwrap(), 700);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rusqlite::{Connection, Row};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::fixture::{Counter, added, append, append_raw, counter, keyed, noon, versions};
+use crate::fixture::{Counter, OnDisk, added, append, append_raw, counter, keyed, noon, versions};
 
 /// The schema as version 1 made it.
 const VERSION_1: &str = "
@@ -186,43 +186,98 @@ async fn events_are_linked_and_stay_what_they_were() {
     }
 }
 
-#[tokio::test]
-async fn who_did_it_and_why_is_still_told() {
-    let id = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0007);
-    let origins = [
+/// Actors and causes as version 3 wrote them, and what they are.
+fn origins() -> [(&'static str, &'static str, Actor, Cause); 5] {
+    let event = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0007);
+    let person = |id: &str| Actor::Person(id.to_owned());
+    let command = |id: &str| Cause::Command(id.to_owned());
+    [
         (r#"{"type":"gateway"}"#, r#"{"type":"none"}"#, Actor::Gateway, Cause::None),
+        (r#"{"type":"system"}"#, r#"{"type":"command","id":""}"#, Actor::System, command("")),
         (
             r#"{"type":"person","id":"matrix:@a b:\u00e9 \"x\""}"#,
-            r#"{"type":"command","id":"$1 2"}"#,
-            Actor::Person("matrix:@a b:é \"x\"".to_owned()),
-            Cause::Command("$1 2".to_owned()),
+            r#"{"type":"command","id":"$1\n\\ 2"}"#,
+            person("matrix:@a b:é \"x\""),
+            command("$1\n\\ 2"),
         ),
         (
             r#"{"type":"sled","id":"7"}"#,
             r#"{"type":"event","id":"01900000-0000-7000-8000-000000000007"}"#,
             Actor::Sled("7".to_owned()),
-            Cause::Event(id),
+            Cause::Event(event),
         ),
-        (r#"{"type":"system"}"#, r#"{"type":"none"}"#, Actor::System, Cause::None),
-    ];
-    let (_folder, path) = made_by(&format!("{VERSION_1} {VERSION_2}"));
-    let file = Connection::open(&path).unwrap();
-    file.execute_batch("DROP TRIGGER events_stand").unwrap();
-    let mut change = file.prepare("UPDATE events SET actor = ?1, cause = ?2 WHERE version % 4 = ?3").unwrap();
-    for (at, (actor, cause, ..)) in origins.iter().enumerate() {
-        change.execute((actor, cause, at)).unwrap();
-    }
-    file.execute("UPDATE events SET actor = 'nobody' WHERE position = 1002", ()).unwrap();
-    drop(change);
-    drop(file);
+        (r#"{"type":"person","id":"\u0000 "}"#, r#"{"type":"none"}"#, person("\0 "), Cause::None),
+    ]
+}
 
-    let journal = Journal::open(&path, Arc::new(noon())).unwrap();
-    for event in journal.read(&counter("a"), 0).await.unwrap() {
-        let (_, _, actor, cause) = &origins[usize::try_from(event.version % 4).unwrap()];
+/// Changes the events of a file, which is of that version then: one of version 3 is one of version 4
+/// but for its actors and causes.
+fn change_events(path: &Path, version: i64, change: impl FnOnce(&Connection)) {
+    let file = Connection::open(path).unwrap();
+    file.execute_batch("DROP TRIGGER events_stand").unwrap();
+    change(&file);
+    let trigger = "CREATE TRIGGER events_stand BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'stands'); END";
+    file.execute_batch(trigger).unwrap();
+    file.pragma_update(None, "user_version", version).unwrap();
+}
+
+/// Has the events of a file tell these origins in turns.
+fn tell_in_json(path: &Path, version: i64) {
+    change_events(path, version, |file| {
+        let mut change = file.prepare("UPDATE events SET actor = ?1, cause = ?2 WHERE version % 5 = ?3").unwrap();
+        for (at, (actor, cause, ..)) in origins().iter().enumerate() {
+            change.execute((actor, cause, at)).unwrap();
+        }
+    });
+}
+
+async fn assert_told(journal: &Journal) {
+    let events = journal.read(&counter("a"), 0).await.unwrap();
+    assert!(events.len() >= origins().len());
+    for event in events {
+        let (_, _, actor, cause) = &origins()[usize::try_from(event.version % 5).unwrap()];
         assert_eq!((&event.actor, &event.cause), (actor, cause), "at {}", event.position);
     }
-    let error = journal.read(&counter("b"), 0).await.unwrap_err();
-    insta::assert_snapshot!(error, @"event at position 1002 has an unreadable actor");
+}
+
+#[tokio::test]
+async fn who_did_it_and_why_is_still_told() {
+    let (_folder, path) = made_by(&format!("{VERSION_1} {VERSION_2}"));
+    tell_in_json(&path, 2);
+    assert_told(&Journal::open(&path, Arc::new(noon())).unwrap()).await;
+
+    let disk = OnDisk::new();
+    let six = [added(1), added(2), added(3), added(4), added(5), added(6)];
+    disk.journal.append(append(&counter("a"), Expected::NoStream, &six)).await.unwrap();
+    disk.journal.close().await;
+    tell_in_json(&disk.path(), 3);
+    let journal = Journal::open(&disk.path(), Arc::new(noon())).unwrap();
+    assert_told(&journal).await;
+    assert_eq!(version(&disk.folder.path().join("journal.db.backup-v3")), 3);
+    let next = append(&counter("a"), Expected::Version(6), &[added(1)]);
+    assert_eq!(journal.append(next).await.unwrap().position, 7);
+    let stands = disk.stranger().execute("UPDATE events SET actor = 'system'", ()).unwrap_err();
+    assert_eq!(stands.to_string(), "events are never changed");
+}
+
+#[tokio::test]
+async fn what_told_of_nobody_still_does() {
+    let disk = OnDisk::new();
+    disk.journal.append(append(&counter("a"), Expected::NoStream, &[added(1)])).await.unwrap();
+    disk.journal.close().await;
+    for nobody in
+        ["nobody", "5", "{}", r#"{"type":"sled 7"}"#, r#"{"type":"person","id":5}"#, r#"{"type":"sled","id":"\ud800"}"#]
+    {
+        change_events(&disk.path(), 3, |file| {
+            file.execute("UPDATE events SET actor = ?1", (nobody,)).unwrap();
+        });
+        let journal = Journal::open(&disk.path(), Arc::new(noon())).unwrap();
+        let error = journal.read(&counter("a"), 0).await.unwrap_err();
+        assert_eq!(error.to_string(), "event at position 1 has an unreadable actor", "of {nobody}");
+        journal.close().await;
+        let kept = disk.stranger().query_row("SELECT actor FROM events", (), |row| row.get::<_, String>(0)).unwrap();
+        assert_eq!(kept, nobody);
+    }
 }
 
 #[tokio::test]
