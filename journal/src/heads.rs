@@ -1,6 +1,6 @@
 //! Where the streams end that were lately asked for, also those that are not there yet: what saves
-//! the writer a search of the file for each append. It must not outlive what it was read from: a transaction that is rolled back
-//! and a change by another program empty it.
+//! the writer a search of the file for each append. It must not outlive what it was read from: a
+//! transaction that is rolled back and a change by another program empty it.
 
 use std::collections::HashMap;
 use std::ops::{Index, IndexMut};
