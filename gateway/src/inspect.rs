@@ -10,7 +10,7 @@ use std::{
 };
 
 use jiff::fmt::strtime;
-use journal::{Actor, Cause, Journal, ReadError, Reader, Recorded, StreamId, Verification};
+use journal::{Actor, Cause, Journal, OpenError, ReadError, Reader, Recorded, StreamId, Verification};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -31,7 +31,17 @@ fn open(path: &Path) -> Result<Reader, Refusal> {
         return Err(Refusal::usage("there is no journal here yet")
             .hint("`musher up` makes one; `--home` names another state directory."));
     }
-    Journal::open_read_only(path).map_err(|error| Refusal::internal("the journal cannot be opened", error))
+    open_existing(path)
+}
+
+/// Opens a journal that is there, to look at it.
+pub(crate) fn open_existing(path: &Path) -> Result<Reader, Refusal> {
+    Journal::open_read_only(path).map_err(|error| match error {
+        OpenError::Older { .. } => {
+            Refusal::usage(error.to_string()).hint("`musher up` brings it up to date, after a backup beside it.")
+        }
+        other => Refusal::internal("the journal cannot be opened", other),
+    })
 }
 
 fn unreadable(error: ReadError) -> Refusal {
@@ -141,4 +151,23 @@ fn line(event: &Recorded, texts: &HashMap<Uuid, String>) -> String {
         said.concat()
     );
     text::plain(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn an_older_journal_is_named_with_what_brings_it_up_to_date() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let path = folder.path().join("journal.db");
+        drop(Journal::open(&path, Arc::new(jiff::Timestamp::UNIX_EPOCH)).expect("it can be made"));
+        let file = rusqlite::Connection::open(&path).expect("it opens");
+        file.pragma_update(None, "user_version", 1).expect("it can be written");
+        let refused = open(&path).expect_err("it is not read").to_string();
+        let said = "has schema version 1, this program reads version";
+        assert!(refused.contains(said) && refused.contains("`musher up` brings it up to date"), "{refused}");
+    }
 }

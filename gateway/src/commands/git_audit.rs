@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 
-use journal::{Fold, Journal, Loaded, ReadError, Reader, StreamId};
+use journal::{Fold, Loaded, ReadError, Reader, StreamId};
 use uuid::Uuid;
 
 use super::{Asked, Commands};
 use crate::{
     git::audit::{self, By, Outcome, Part, Service, Used, Uses},
     home::Home,
+    inspect,
     projects::{Project, Stage, project},
     refusal::Refusal,
     text,
@@ -46,8 +47,7 @@ pub fn from_journal(home: &Home, name: &str) -> Result<String, Refusal> {
     if !home.journal().exists() {
         return Err(unknown());
     }
-    let reader = Journal::open_read_only(&home.journal())
-        .map_err(|error| Refusal::internal("the journal cannot be opened", error))?;
+    let reader = inspect::open_existing(&home.journal())?;
     let mut found: Option<(bool, Uuid)> = None;
     for stream in reader.streams().map_err(unreadable)?.into_iter().filter(|stream| stream.kind == project::STREAM) {
         let Ok(id) = stream.id.parse::<Uuid>() else { continue };
