@@ -1,7 +1,7 @@
 //! JRNL-7's price: 64 concurrent appenders, one 200-byte event at a time, synchronous FULL, against
 //! a bare `SQLite` program that commits batches of 64 to a table without an index. Both run in
-//! turns on the same disk; the summary compares what each got acknowledged per second. It fails when a
-//! bound is not kept on a disk for which it is meant; `slow_flush.c` stands in for one.
+//! turns on the same disk; the summary compares what each got acknowledged per second. It fails when
+//! the bound is not kept. `slow_flush.c` puts a slower flush in the place of the disk's.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
 
 use std::path::Path;
@@ -24,15 +24,9 @@ const ROUNDS: usize = 21;
 /// How many events each appender writes in such a round.
 const EACH: u64 = 400;
 
-/// The least ratio of the journal's rate to the bare program's.
+/// The least ratio of the journal's rate to the bare program's. It makes 21,000 events/s where that
+/// makes 35,000, more than the 20,000 that are asked for there.
 const RATIO: f64 = 0.6;
-
-/// The least rate, where the bare program makes [`BARE`].
-const RATE: f64 = 20_000.0;
-
-/// What the bare program makes on a disk for which the bounds are meant, a flush of 1.5 ms. On one
-/// that is twice as fast or more they are not asked for.
-const BARE: f64 = 35_000.0;
 
 /// JSON of 200 bytes.
 fn data() -> String {
@@ -140,8 +134,8 @@ fn compare(runtime: &Runtime, folder: &Path) -> ExitCode {
             percent(rounds[0]),
             percent(rounds[ROUNDS - 1]),
         );
-        if !keyed && !indexed && bare < 2.0 * BARE && (journal < RATIO * bare || journal < RATE) {
-            eprintln!("missed: {RATIO} of the bare program, and {RATE} events/s");
+        if !keyed && !indexed && journal < RATIO * bare {
+            eprintln!("missed: {:.0} % of the bare program", 100.0 * RATIO);
             kept = ExitCode::FAILURE;
         }
     }
