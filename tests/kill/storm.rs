@@ -26,6 +26,9 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 /// How soon it is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// A long storm says how far it is, each so many kills.
+const TOLD_EVERY: usize = 25;
+
 /// Runs the plan of this seed; says how it went, and gives whether everything was as promised.
 pub async fn run(engine: Engine, options: &Options, seed: u64) -> Result<bool> {
     let (kills, quiet) = (options.kills, Duration::from_secs(options.quiet_secs));
@@ -90,13 +93,16 @@ async fn weather(world: &Arc<World>, plan: &Arc<Plan>, record: &Arc<Record>) -> 
             Ok(())
         });
     }
-    for kill in &plan.kills {
+    for (number, kill) in (1..).zip(&plan.kills) {
         tokio::time::sleep(kill.pause).await;
         let (world, kill) = (Arc::clone(world), *kill);
         all.spawn(async move {
             let what = kill.target;
             world.kill(what, kill.down).await.with_context(|| format!("{what} could not be killed and brought back"))
         });
+        if number % TOLD_EVERY == 0 {
+            println!("{number} of {} kills after {:.0} s", plan.kills.len(), begin.elapsed().as_secs_f64());
+        }
     }
     while let Some(ended) = all.join_next().await {
         ended??;

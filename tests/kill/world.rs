@@ -235,7 +235,8 @@ impl World {
 
     /// The container of a project, if it runs.
     async fn running(&self, project: usize) -> Result<Option<String>> {
-        let container = self.home.container(&project_name(project)).await?;
+        // One that is gone for good shows in what is not answered.
+        let Some(container) = self.home.find_container(&project_name(project)).await? else { return Ok(None) };
         let running = docker(&["container", "inspect", "--format", "{{.State.Running}}", &container]).await?;
         Ok((running.trim() == "true").then_some(container))
     }

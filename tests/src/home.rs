@@ -189,6 +189,12 @@ impl Home {
 
     /// The container of a project.
     pub async fn container(&self, project: &str) -> Result<String> {
+        let found = self.find_container(project).await?;
+        found.with_context(|| format!("there is no container of project {project}"))
+    }
+
+    /// The container of a project, if the engine has one.
+    pub async fn find_container(&self, project: &str) -> Result<Option<String>> {
         let gateway = self.gateway().await?.context("this gateway has no container")?;
         let (ours, of_project) = (
             format!("label={}={gateway}", engine::GATEWAY_LABEL),
@@ -197,8 +203,7 @@ impl Home {
         let names =
             engine::docker(&["ps", "--all", "--filter", &ours, "--filter", &of_project, "--format", "{{.Names}}"])
                 .await?;
-        let name = names.lines().next().with_context(|| format!("there is no container of project {project}"))?;
-        Ok(name.to_owned())
+        Ok(names.lines().next().map(str::to_owned))
     }
 
     /// The user that owns what containers of this home write: our own, or the configured one where we are root.

@@ -2,12 +2,14 @@
 //! gateway makes it good: what was said is answered once, or visibly failed once.
 //!
 //! The points are the gateway's own (its feature `failpoints`): `before` and `after` each kind of event, and each thing
-//! that it does to the world. Last tests see to it that none is missing here, and no effect without a point there. What
-//! has none, and why, says docs/durability.md.
+//! that it does to the world. The tests in [`sources`] see to it that none is missing here, and no effect without a point
+//! there. What has none, and why, says docs/durability.md.
 
-use std::{collections::BTreeSet, fs, path::Path};
+mod sources;
 
-use anyhow::{Context as _, Result, ensure};
+use std::fs;
+
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 use tests::{
     engine::{self, Holdings},
@@ -17,7 +19,6 @@ use tests::{
     images,
     model::{Model, Step},
     person::Message,
-    product,
     secrets::{self, Kind},
     ssh::{self, Door},
     wait,
@@ -25,7 +26,7 @@ use tests::{
 use tokio::net::TcpListener;
 
 use crate::git_clone::store;
-use crate::scene::{Cast, Scene, TOOL, is_answer, names};
+use crate::scene::{Cast, Scene, TOOL, is_answer, names, numbers};
 
 /// What a message to the practice agent passes, from its acceptance to its delivery.
 const TURN: [&str; 9] = [
@@ -187,6 +188,34 @@ async fn what_happens_to_a_message_that_waits_has_happened_wherever_the_gateway_
         let later = scene.say("said later").await?;
         scene.answer(&later, "said later").await.with_context(|| gateway.all())?;
         ensure!(scene.heard("You said") == agent_said + 1, "{point}: what was stopped was answered{}", gateway.all());
+        gateway.stop().await?;
+    }
+    scene.sound().await
+}
+
+/// `cancel` takes its message out and is answered in one transaction: whoever hears that it was taken out never hears an
+/// answer to it, and otherwise it is answered.
+#[tokio::test]
+async fn what_is_cancelled_is_never_answered_wherever_the_gateway_ends_under_it() -> Result<()> {
+    let scene = practice("points", 4000).await?;
+    for point in both("message.removed") {
+        let doomed = scene.doomed(&point)?;
+        let words = format!("cancelled at {point}");
+        let said = scene.say(&words).await?;
+        scene.ann.wait_read(&scene.room, &scene.bot.id, &said).await?;
+        let queue = scene.ask("!queue", &words).await?.body;
+        let [number] = numbers(&queue, &words)[..] else { bail!("one message waits: {queue}") };
+        let cancel = scene.say(&format!("!cancel {number}")).await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        ensure!(scene.settled(&cancel).await.with_context(|| gateway.all())? == 1, "{point}{}", gateway.all());
+        let later = scene.say("said later").await?;
+        scene.answer(&later, "said later").await.with_context(|| gateway.all())?;
+        let heard = scene.ann.heard(&scene.room, &scene.bot.id);
+        let taken_out =
+            heard.iter().filter(|message| message.body.starts_with("Taken out") && names(message, &cancel)).count();
+        let answered = heard.iter().filter(|message| is_answer(message) && names(message, &said)).count();
+        ensure!(taken_out + answered == 1, "{point}: {taken_out} and {answered}{}", gateway.all());
+        ensure!(taken_out == 1 || point.starts_with("before"), "{point}: what was journaled is told{}", gateway.all());
         gateway.stop().await?;
     }
     scene.sound().await
@@ -463,150 +492,6 @@ async fn a_state_directory_is_begun_wherever_its_first_gateway_ends() -> Result<
         let home = Home::practice().await?;
         wait_end(&point, Gateway::start_with(&home, &[], &[("FAILPOINTS", &format!("{point}=return"))])?).await?;
         Gateway::console(&home).await.with_context(|| point)?.finish().await?;
-    }
-    Ok(())
-}
-
-/// A way on which the gateway changes the world.
-struct Way {
-    /// The sources that offer it.
-    sources: &'static str,
-    /// What a line begins with there that offers something.
-    opens: &'static str,
-    /// What the gateway calls whoever stands at its end.
-    behind: &'static str,
-    /// What changes something, and the point around it.
-    effects: &'static [(&'static str, &'static str)],
-    /// What only looks, or has no point for a reason that docs/durability.md gives.
-    others: &'static [&'static str],
-}
-
-const WAYS: [Way; 3] = [
-    Way {
-        sources: "docker/src",
-        opens: "    pub async fn ",
-        behind: "engine",
-        effects: &[
-            ("ensure_image", "ensure_image"),
-            ("ensure_network", "ensure_network"),
-            ("remove_network", "remove_network"),
-            ("create", "create_container"),
-            ("start", "start_container"),
-            ("stop", "stop_container"),
-            ("remove", "remove_container"),
-            ("remove_image", "remove_image"),
-            ("exec", "exec"),
-        ],
-        others: &["ping", "info", "list", "inspect", "image_exists", "exit_code"],
-    },
-    Way {
-        sources: "link/src/client.rs",
-        opens: "    pub async fn ",
-        behind: "sled",
-        effects: &[
-            ("put_turn", "put_turn"),
-            ("stop_turn", "stop_turn"),
-            ("answer_permission", "answer_permission"),
-            ("git", "git"),
-            ("undo", "undo"),
-        ],
-        others: &["status", "diff", "logs", "erase", "git_fetching"],
-    },
-    Way {
-        sources: "gateway/src/chat/mod.rs",
-        // Of the surface's trait; the inbox's in the same file is the other way.
-        opens: "    fn ",
-        behind: "surface",
-        effects: &[("send", "send"), ("send", "send_draft"), ("edit", "edit_draft")],
-        others: &["find", "mark", "take_back", "typing", "kind", "edit_interval", "is_instant", "longest", "health"],
-    },
-];
-
-/// The sources beneath a folder, or in a file, without their tests.
-fn sources(of: &Path) -> Result<Vec<String>> {
-    let (mut texts, mut left) = (Vec::new(), vec![of.to_owned()]);
-    while let Some(path) = left.pop() {
-        if path.file_stem().is_some_and(|name| name == "tests") {
-            continue;
-        }
-        if path.is_dir() {
-            for entry in fs::read_dir(path)? {
-                left.push(entry?.path());
-            }
-            continue;
-        }
-        let text = fs::read_to_string(&path)?;
-        texts.push(text.split("#[cfg(test)]").next().unwrap_or_default().to_owned());
-    }
-    Ok(texts)
-}
-
-/// What begins each word after `before`, up to `end`.
-fn following<'a>(text: &'a str, before: &str, end: char) -> Vec<&'a str> {
-    text.split(before).skip(1).filter_map(|rest| rest.split(end).next()).collect()
-}
-
-/// What the gateway's sources can append, and each of their points, is killed at here.
-#[test]
-fn no_point_is_missing() -> Result<()> {
-    let (mut found, mut before, mut after) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    for text in sources(&product::repository()?.join("gateway/src"))? {
-        let text = text.split_whitespace().collect::<Vec<_>>().join(" ").replace("( ", "(");
-        let own = |points: Vec<&str>| points.into_iter().map(str::to_owned).collect::<Vec<_>>();
-        before.extend(own(following(&text, "failpoint::reach(\"before\", \"", '"')));
-        after.extend(own(following(&text, "failpoint::reach(\"after\", \"", '"')));
-        found.extend(own(following(&text, "failpoint::around(\"", '"')));
-        for kinds in following(&text, "const KINDS: &'static [&'static str] =", ';') {
-            found.extend(kinds.split('"').skip(1).step_by(2).map(str::to_owned));
-        }
-    }
-    // The homeserver's position is kept by its client, when we return.
-    after.insert("position".to_owned());
-    ensure!(before == after, "points on one side alone: {:?}", before.symmetric_difference(&after));
-    found.extend(before);
-    ensure!(found.len() > 40, "the sources are read: {found:?}");
-    let here = include_str!("failpoints.rs").split("struct Way").next().unwrap_or_default();
-    let killed_at = |point: &&String| ["", "before "].iter().any(|when| here.contains(&format!("\"{when}{point}\"")));
-    let missing: Vec<_> = found.iter().filter(|point| !killed_at(point)).collect();
-    ensure!(missing.is_empty(), "no test ends the gateway at {missing:?}");
-    Ok(())
-}
-
-/// Whatever can be done on the ways to engine, sleds and rooms is told apart here, and is done between points.
-#[test]
-fn no_effect_is_without_a_point() -> Result<()> {
-    let repository = product::repository()?;
-    let gateway = sources(&repository.join("gateway/src"))?;
-    for Way { sources: at, opens, behind, effects, others } in WAYS {
-        let mut known: BTreeSet<&str> =
-            effects.iter().map(|(effect, _)| *effect).chain(others.iter().copied()).collect();
-        let mut new = Vec::new();
-        for text in sources(&repository.join(at))? {
-            let text = text.split_once("pub trait Surface").map_or(text.as_str(), |(_, of_it)| of_it);
-            for line in text.lines().filter_map(|line| line.strip_prefix(opens)) {
-                let name = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
-                if !effects.iter().any(|(effect, _)| *effect == name) && !others.contains(&name) {
-                    new.push(name.to_owned());
-                }
-                known.remove(name);
-            }
-        }
-        ensure!(new.is_empty(), "{at}: is there to be a point around {new:?}?");
-        ensure!(known.is_empty(), "{at} has no {known:?}");
-        for (effect, _) in effects {
-            let call = format!("{behind}.{effect}(");
-            for text in &gateway {
-                for (place, _) in text.match_indices(&call) {
-                    let near: Vec<&str> = text[..place].lines().rev().take(3).collect();
-                    let of_it = effects.iter().filter(|(other, _)| other == effect);
-                    let points: Vec<String> = of_it.map(|(_, point)| format!("\"{point}\"")).collect();
-                    let held = near.iter().any(|line| {
-                        line.contains("failpoint::") && points.iter().any(|point| line.contains(point.as_str()))
-                    });
-                    ensure!(held, "`{call}` is called without one of {points:?}:\n{near:#?}");
-                }
-            }
-        }
     }
     Ok(())
 }
