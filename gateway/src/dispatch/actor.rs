@@ -25,7 +25,7 @@ pub trait Carrier<M, S>: Send + Sync + 'static {
     fn full(&self, session: SessionKey, message: M);
     /// Tells what a stop did.
     fn stopped(&self, request: S, ran: Vec<Ran>, dropped: Vec<M>);
-    /// A turn is over, and the stops that waited for it alone are told.
+    /// A turn is over, and every stop that waited for it is told.
     fn over(&self, batch: Uuid);
 }
 
@@ -110,7 +110,6 @@ async fn run<M: Clone + Eq + Send + 'static, S: Send + 'static>(
             // Turns that are let go of then have not ended: they go on in their sleds.
             return;
         }
-        let over = if let Event::Ended { batch, .. } = &event { Some(*batch) } else { None };
         for effect in core.on(began.elapsed(), event) {
             match effect {
                 Effect::Start(batch) => {
@@ -122,10 +121,8 @@ async fn run<M: Clone + Eq + Send + 'static, S: Send + 'static>(
                 Effect::Cancel { batch, why } => carrier.cancel(batch, why),
                 Effect::Full { session, message } => carrier.full(session, message),
                 Effect::Stopped { request, ran, dropped } => carrier.stopped(request, ran, dropped),
+                Effect::Over { batch } => carrier.over(batch),
             }
-        }
-        if let Some(batch) = over {
-            carrier.over(batch);
         }
     }
 }
@@ -227,7 +224,7 @@ mod tests {
         assert!(record.told().is_empty());
         drop(record.end());
         pass(1).await;
-        assert_eq!(record.told(), ["start [4]", "over"]);
+        assert_eq!(record.told(), ["over", "start [4]"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -260,7 +257,7 @@ mod tests {
         assert!(record.told().is_empty());
         drop(ended);
         pass(1).await;
-        assert_eq!(record.told(), ["start [2]", "over"]);
+        assert_eq!(record.told(), ["over", "start [2]"]);
     }
 
     #[tokio::test(start_paused = true)]

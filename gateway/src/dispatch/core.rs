@@ -44,7 +44,7 @@ pub enum Event<M, S> {
         /// What it must share with those that it is answered with.
         common: Common,
         /// Whether it ends a turn that runs in its session, to be answered together with that turn's messages (CHAT-7): what
-        /// can not, because of another thread, does not.
+        /// can not, because of another thread or other rights, does not.
         interrupts: bool,
         /// The message.
         message: M,
@@ -187,6 +187,11 @@ pub enum Effect<M, S> {
         /// What waited and was dropped; in each session in the order in which it came.
         dropped: Vec<M>,
     },
+    /// A turn is over, and no stop that is still to be told names it.
+    Over {
+        /// The turn's id.
+        batch: Uuid,
+    },
 }
 
 /// A message on its way into a queue.
@@ -308,15 +313,15 @@ impl<M: Clone + Eq, S> Core<M, S> {
     fn take(&mut self, said: Said<M>, effects: &mut Vec<Effect<M, S>>) {
         let Said { session, common, interrupts, message, refusable } = said;
         let Self { limits, now, queues, turns, paused, .. } = self;
-        // What waits of another thread is answered before it: then it could not be answered together with the turn's.
-        let follows = |queue: &Queue<M>| queue.is_of(common.thread.as_ref());
+        // What waits with something else in common is answered before it: then it could not be answered with the turn's.
+        let follows = |queue: &Queue<M>| queue.is_of(&common);
         let interrupts = interrupts && !paused.contains(&session.project) && queues.get(&session).is_none_or(follows);
         let turn = turns.iter_mut().find(|(_, turn)| turn.session == session);
         let (during, back) = match &turn {
             None => (During::Nothing, 0),
             Some((_, Turn { cancelled, messages, common: of_turn, .. })) => match cancelled {
                 Some(Why::Superseded) => (During::Superseded, messages.len()),
-                None if interrupts && of_turn.thread == common.thread => (During::Superseded, messages.len()),
+                None if interrupts && *of_turn == common => (During::Superseded, messages.len()),
                 _ => (During::Turn, 0),
             },
         };
@@ -378,13 +383,17 @@ impl<M: Clone + Eq, S> Core<M, S> {
         }
         self.arrange(&session);
         let done: Vec<_> = self.stops.extract_if(.., |stop| stop.left.is_empty()).collect();
+        let mut over = BTreeSet::from([batch]);
         for Stop { request, scope, ran, mut dropped, .. } in done {
             // A project that is stopped as a whole has nothing left when its stop is done.
             if let Scope::Project(_) = scope {
                 dropped.extend(self.drop_waiting(|key| scope.covers(key)));
             }
+            over.extend(ran.iter().map(|ran| ran.batch));
             effects.push(Effect::Stopped { request, ran, dropped });
         }
+        over.retain(|batch| self.stops.iter().flat_map(|stop| &stop.ran).all(|ran| ran.batch != *batch));
+        effects.extend(over.into_iter().map(|batch| Effect::Over { batch }));
     }
 
     fn drop_waiting(&mut self, covers: impl Fn(&SessionKey) -> bool) -> Vec<M> {

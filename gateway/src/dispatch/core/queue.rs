@@ -1,6 +1,6 @@
 //! What waits in one session, and when its first batch closes. Knows nothing of turns but whether one runs.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 
 use super::{Limits, Moment};
 use crate::dispatch::Common;
@@ -62,9 +62,9 @@ impl<M: Eq> Queue<M> {
         self.waiting.is_empty()
     }
 
-    /// Whether nothing waits but messages of this thread.
-    pub fn is_of(&self, thread: Option<&Arc<str>>) -> bool {
-        self.waiting.iter().all(|(common, _)| common.thread.as_ref() == thread)
+    /// Whether nothing waits but messages that have this in common.
+    pub fn is_of(&self, common: &Common) -> bool {
+        self.waiting.iter().all(|(of, _)| of == common)
     }
 
     /// When the last batch closes, unless something changes that.

@@ -1,6 +1,6 @@
 //! Each rule by an example.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use uuid::Uuid;
 
@@ -28,9 +28,9 @@ impl Check {
     /// Feeds one event, and tells the effects as short words.
     fn on(&mut self, event: Event<u32, u32>) -> Vec<String> {
         let effects = self.core.on(self.now, event);
-        effects
-            .into_iter()
-            .map(|effect| match effect {
+        let mut words = Vec::new();
+        for effect in effects {
+            words.push(match effect {
                 Effect::Start(batch) => {
                     self.running.push((batch.session, batch.id));
                     format!("start {:?}", batch.messages)
@@ -48,8 +48,11 @@ impl Check {
                 Effect::Stopped { request, ran, dropped } => {
                     format!("stopped {request} ran {} dropped {dropped:?}", ran.len())
                 }
-            })
-            .collect()
+                // Comes with the end of every turn.
+                Effect::Over { .. } => continue,
+            });
+        }
+        words
     }
 
     fn tell(&mut self, key: &SessionKey, rights: Role, interrupts: bool, message: u32) -> Vec<String> {
@@ -325,7 +328,8 @@ fn a_stop_of_several_projects_ends_what_they_do_in_its_room_and_is_reported_once
     let Effect::Stopped { ran, dropped, .. } = &told[0] else { panic!("{told:?}") };
     let projects: Vec<_> = ran.iter().map(|ran| ran.project).collect();
     assert_eq!((projects, dropped), (vec![one.project, two.project], &vec![4]));
-    assert!(matches!(&told[1..], [Effect::Start(batch)] if batch.messages == [6]), "{told:?}");
+    let [Effect::Over { .. }, Effect::Over { .. }, Effect::Start(batch)] = &told[1..] else { panic!("{told:?}") };
+    assert_eq!(batch.messages, [6]);
 }
 
 #[test]
@@ -397,13 +401,33 @@ fn a_superseded_turn_that_was_answered_first_is_done() {
 }
 
 #[test]
-fn an_interruption_by_somebody_with_other_rights_makes_two_turns_in_order() {
+fn a_message_of_somebody_with_other_rights_interrupts_nothing() {
     let (mut check, key) = (Check::new(LIMITS), session(1, 1));
     check.begin(&key, 1);
-    assert_eq!(check.tell(&key, Role::Member, true, 2), ["supersede"]);
-    assert_eq!(check.requeue(&key), ["start [1]"], "it cannot grow any more");
-    assert!(check.wait(9000).is_empty(), "what interrupted once does not do so again");
+    assert!(check.tell(&key, Role::Member, true, 2).is_empty(), "it could not be answered together with that");
+    assert!(check.interrupt(&key, 3).is_empty(), "nor could this, after that");
     assert_eq!(check.end(&key), ["start [2]"]);
+    assert!(check.interrupt(&key, 4).is_empty());
+    assert_eq!(check.end(&key), ["start [3, 4]"]);
+}
+
+/// How a turn ended is kept until every stop that names it is told.
+#[test]
+fn a_turn_is_over_when_no_stop_names_it_any_more() {
+    let mut check = Check::new(LIMITS);
+    let (one, two) = (session(1, 1), session(2, 1));
+    check.begin(&one, 1);
+    check.begin(&two, 2);
+    check.stop_all(&[&one, &two], 10);
+    check.stop_everywhere(&two, 11);
+    let [first, second] = [&one, &two].map(|key| check.running.iter().find(|(of, _)| of == key).expect("it runs").1);
+    assert!(check.core.on(check.now, Event::Ended { batch: first, requeued: false }).is_empty(), "one still runs");
+    let told = check.core.on(check.now, Event::Ended { batch: second, requeued: false });
+    let [Effect::Stopped { request: 10, .. }, Effect::Stopped { request: 11, .. }, over @ ..] = &told[..] else {
+        panic!("{told:?}")
+    };
+    let wanted = BTreeSet::from([first, second]).into_iter().map(|batch| Effect::Over { batch });
+    assert_eq!(over, wanted.collect::<Vec<_>>());
 }
 
 #[test]

@@ -68,7 +68,7 @@ impl Reference {
 
     /// Takes the effects of one event: exactly the earliest that could start have started.
     fn follow(&mut self, effects: Vec<Effect<u32, ()>>, max_turns: usize) -> TestCaseResult {
-        for effect in effects {
+        for effect in effects.into_iter().filter(|effect| !matches!(effect, Effect::Over { .. })) {
             let Effect::Start(batch) = effect else {
                 return Err(TestCaseError::fail(format!("nothing but starts was to be done: {effect:?}")));
             };
@@ -146,7 +146,8 @@ proptest! {
                 if let Event::Message { session, .. } = &event {
                     overtaken.entry(session.clone()).or_default();
                 }
-                for effect in core.on(Duration::ZERO, event) {
+                let effects = core.on(Duration::ZERO, event).into_iter();
+                for effect in effects.filter(|effect| !matches!(effect, Effect::Over { .. })) {
                     let Effect::Start(batch) = effect else { panic!("nothing but starts was to be done: {effect:?}") };
                     overtaken.remove(&batch.session);
                     for (waits, by) in &mut overtaken {

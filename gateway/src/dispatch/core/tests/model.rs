@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
     time::Duration,
 };
 
@@ -174,6 +173,8 @@ struct Life {
     /// Turns that have been started and whose end is not told.
     running: BTreeMap<Uuid, SessionKey>,
     cancelled: BTreeMap<Uuid, Why>,
+    /// Turns of which no stop tells any more.
+    over: BTreeSet<Uuid>,
     superseded: BTreeSet<Uuid>,
     /// When a turn of the session was last superseded.
     superseded_at: BTreeMap<SessionKey, Moment>,
@@ -189,6 +190,7 @@ impl Life {
             latest: BTreeMap::new(),
             running: BTreeMap::new(),
             cancelled: BTreeMap::new(),
+            over: BTreeSet::new(),
             superseded: BTreeSet::new(),
             superseded_at: BTreeMap::new(),
         }
@@ -395,8 +397,8 @@ impl Model {
                 self.life.latest.insert(session.clone(), self.now);
                 let turn = self.life.running.iter().find(|(_, running)| *running == session).map(|(batch, _)| *batch);
                 let together = |batch| {
-                    let mut threads = self.threads_with(batch, session);
-                    self.untold_removals() == 0 && threads.all(|thread| *thread == common.thread)
+                    let mut others = self.common_with(batch, session);
+                    self.untold_removals() == 0 && others.all(|other| other == common)
                 };
                 interrupts = turn.filter(|batch| {
                     let paused = self.journal.paused.contains(&session.project);
@@ -437,6 +439,10 @@ impl Model {
                     self.full(message)?;
                 }
                 Effect::Stopped { request, ran, dropped } => self.stopped(request, &ran, dropped)?,
+                Effect::Over { batch } => {
+                    prop_assert!(!self.life.running.contains_key(&batch), "it is not over");
+                    prop_assert!(self.life.over.insert(batch), "said once");
+                }
             }
         }
         Ok(true)
@@ -477,12 +483,11 @@ impl Model {
         Ok(())
     }
 
-    /// The threads of a turn, and of what the core knows to wait in its session.
-    fn threads_with(&self, batch: Uuid, session: &SessionKey) -> impl Iterator<Item = &Option<Arc<str>>> {
+    /// What a turn's messages have in common, and each of those that the core knows to wait in its session.
+    fn common_with(&self, batch: Uuid, session: &SessionKey) -> impl Iterator<Item = &Common> {
         let known = move |(at, _): &(Position, &Message)| self.life.told.contains_key(at);
         let here = self.journal.waiting().filter(known).filter(move |(_, message)| message.session == *session);
-        here.map(|(_, message)| &message.common.thread)
-            .chain(self.journal.turns.get(&batch).map(|turn| &turn.common.thread))
+        here.map(|(_, message)| &message.common).chain(self.journal.turns.get(&batch).map(|turn| &turn.common))
     }
 
     /// Messages that are gone, though the core does not know it.
@@ -502,7 +507,9 @@ impl Model {
                 let told = |(at, message): (Position, &Message)| {
                     message.interrupts && message.session == session && self.life.told.contains_key(&at)
                 };
-                let one = self.threads_with(batch, &session).collect::<BTreeSet<_>>().len() == 1;
+                let mut all = self.common_with(batch, &session);
+                let first = all.next();
+                let one = all.all(|other| Some(other) == first);
                 prop_assert!(one || self.untold_removals() > 0, "it cannot be answered together");
                 !self.journal.paused.contains(&session.project) && self.journal.waiting().any(told)
             }
@@ -526,6 +533,7 @@ impl Model {
         prop_assert!(!stop.reported, "a stop is reported once");
         self.journal.stop(request).reported = true;
         prop_assert!(ran.iter().all(|ran| !self.life.running.contains_key(&ran.batch)), "what was stopped is over");
+        prop_assert!(ran.iter().all(|ran| !self.life.over.contains(&ran.batch)), "how it ended is not told yet");
         let mut last: BTreeMap<SessionKey, Position> = BTreeMap::new();
         for at in dropped {
             let session = self.journal.message(at).session.clone();
