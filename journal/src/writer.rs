@@ -185,7 +185,8 @@ impl Writer {
                 tracing::error!(%error, requests = settled.len(), "a transaction failed and was rolled back");
             }
         }
-        let erases = settled.iter().any(|done| matches!(done, Settled::Erase { .. }));
+        // One that finds nothing to erase leaves nothing in the log that was not there before.
+        let erases = settled.iter().any(|done| matches!(done, Settled::Erase { outcome: Ok(1..), .. }));
         self.log_remembers |= erases;
         self.forget(if erases { LOG_PATIENCE } else { Duration::ZERO });
     }

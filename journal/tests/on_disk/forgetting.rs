@@ -187,6 +187,21 @@ async fn a_reader_of_the_log_delays_the_zeros_and_prevents_nothing() {
     assert!(marks_on_disk(&disk.path()).is_empty(), "the next commit cleans up");
 }
 
+/// Anybody in a room can withdraw what is not there: the log that all appends share is not emptied for it.
+#[tokio::test]
+async fn what_erases_nothing_empties_no_log() {
+    let disk = OnDisk::new();
+    let [there, never] = [1, 2].map(Uuid::from_u128);
+    say(&disk.journal, there, "one").await;
+    let log = || std::fs::metadata(disk.path().with_extension("db-wal")).unwrap().len();
+    assert!(log() > 0);
+    assert_eq!(disk.journal.erase(vec![never]).await.unwrap(), 0);
+    assert_eq!(disk.journal.erase_before(Timestamp::UNIX_EPOCH).await.unwrap(), 0);
+    assert!(log() > 0);
+    assert_eq!(disk.journal.erase(vec![there]).await.unwrap(), 1);
+    assert_eq!(log(), 0);
+}
+
 /// Short texts share pages. Were their rows deleted, some of the rest would be moved from page to
 /// page and leave copies behind, which no later erasure would find.
 #[tokio::test]
