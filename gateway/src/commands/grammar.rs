@@ -364,9 +364,25 @@ fn lower_case_verbs(words: &mut [String]) {
     }
 }
 
-/// Phones turn `--` into a dash of their own.
+/// Phones turn `--` into a dash of their own. Between quotation marks, and before anything but a letter, it is the person's.
 fn typed_dashes(line: &str) -> String {
-    line.replace(" —", " --").replace(" –", " --")
+    let (mut typed, mut quoted, mut before) = (String::with_capacity(line.len()), None, None);
+    let mut rest = line.chars().peekable();
+    while let Some(c) = rest.next() {
+        match quoted {
+            None if matches!(c, '"' | '\'') => quoted = Some(c),
+            Some(mark) if c == mark => quoted = None,
+            _ => {}
+        }
+        let begins_a_word =
+            quoted.is_none() && before == Some(' ') && rest.peek().is_some_and(char::is_ascii_alphabetic);
+        match c {
+            '—' | '–' if begins_a_word => typed.push_str("--"),
+            c => typed.push(c),
+        }
+        before = Some(c);
+    }
+    typed
 }
 
 impl Command {

@@ -39,6 +39,18 @@ fn what_is_wholly_a_command_is_one() {
 }
 
 #[test]
+fn dashes_are_options_where_a_phone_made_them_and_words_where_a_person_did() {
+    for (said, meant) in [
+        ("!git log —oneline –stat", &["log", "--oneline", "--stat"][..]),
+        ("!git commit -m \"mended —at last\"", &["commit", "-m", "mended —at last"]),
+        ("!git commit -m 'one – two' —amend", &["commit", "-m", "one – two", "--amend"]),
+        ("!git log A — B", &["log", "A", "—", "B"]),
+    ] {
+        assert_eq!(command(said), Command::Git { args: meant.iter().map(|arg| (*arg).into()).collect() }, "{said}");
+    }
+}
+
+#[test]
 fn a_capital_letter_makes_no_difference_to_a_verb() {
     for (said, meant) in [
         ("Stop", "stop"),
