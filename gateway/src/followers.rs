@@ -29,7 +29,7 @@ use crate::{
     store::Journal,
     tasks::Tasks,
     turns::{Handle, StopRequest, Turns, Watch},
-    usage::{Pause, Usage, pause_text, tally::day},
+    usage::{Limit, Pause, Usage, pause_text, tally::day},
 };
 
 /// How often old texts are looked for.
@@ -142,7 +142,12 @@ pub async fn tell_pause(
 ) -> Result<(), Refusal> {
     let name = registry.get(project).and_then(|known| known.spec).map(|spec| spec.name).unwrap_or_default();
     let to = Address { room: room.clone(), thread: None, reply_to: None, mention: None, pending: None };
-    let transaction = format!("budget-{project}-{}", day(pause.until));
+    // Whoever raises a budget that is used up has another one.
+    let limit = match pause.limit {
+        Limit::Tokens(tokens) => format!("{tokens}-tokens"),
+        Limit::Usd(usd) => format!("{usd}-usd"),
+    };
+    let transaction = format!("budget-{project}-{}-{limit}", day(pause.until));
     let post = Post::notice(to, transaction, pause_text(&name, pause, waiting));
     outbox.post(post).await
 }

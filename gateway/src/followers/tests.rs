@@ -171,3 +171,17 @@ async fn a_turn_is_counted_by_its_end_and_over_a_restart_right_after_it() {
     let stream = StreamId::new("usage", key.project);
     assert_eq!(journal.read(&stream, 0).await.expect("it is readable").len(), 1);
 }
+
+#[tokio::test]
+async fn a_budget_is_told_once_a_day_and_again_when_it_was_raised() {
+    let Setting { journal, outbox, key, _folder, .. } = Setting::new().await;
+    let registry = Registry::open(journal).await.expect("it opens");
+    let tell = async |limit: Limit| {
+        let pause = Pause { limit, until: moment(86_400) };
+        tell_pause(&outbox, &registry, key.project, &key.room, &pause, 1).await.expect("it is told");
+        outbox.undelivered()
+    };
+    assert_eq!(tell(Limit::Tokens(1000)).await, 1);
+    assert_eq!(tell(Limit::Tokens(1000)).await, 1);
+    assert_eq!(tell(Limit::Tokens(2000)).await, 2);
+}
