@@ -346,7 +346,7 @@ impl Sessions {
     }
 
     /// Journals that a turn is over together with what is told of it (DESIGN: answered) and what follows in other streams;
-    /// one that does not run is over already.
+    /// one that does not run is over already. Gives its messages that wait again.
     pub async fn finish(
         &self,
         key: &SessionKey,
@@ -355,19 +355,20 @@ impl Sessions {
         agent_ran: bool,
         posts: Vec<Post>,
         with: Vec<Append>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Vec<Message>, Refusal> {
         let actor = Actor::Sled(key.project.to_string());
         let decide = |session: &Session| {
             let Some(running) = session.running.as_ref().filter(|running| running.turn == turn) else {
-                return Ok((Change::of([])?, ()));
+                return Ok((Change::of([])?, Vec::new()));
             };
+            let again = if ending == Ending::Superseded { running.messages.clone() } else { Vec::new() };
             let mut change = Change::of([&SessionEvent::TurnFinished { turn, ending, agent_ran }])?;
             change.cause = asked_by(running);
             change.posts.clone_from(&posts);
             change.with.clone_from(&with);
-            Ok((change, ()))
+            Ok((change, again))
         };
-        self.change(key, actor, Cause::None, decide).await.map(drop)
+        self.change(key, actor, Cause::None, decide).await.map(|(_, again)| again)
     }
 
     /// Pins a fresh session; the agent remembers nothing of before.

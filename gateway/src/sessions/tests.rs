@@ -73,8 +73,9 @@ impl Setting {
         (turn, self.sessions.begin(&self.key, turn, event_ids).await.expect("it begins"))
     }
 
-    async fn finish(&self, turn: Uuid, ending: Ending, agent_ran: bool) {
-        self.sessions.finish(&self.key, turn, ending, agent_ran, Vec::new(), Vec::new()).await.expect("it ends");
+    async fn finish(&self, turn: Uuid, ending: Ending, agent_ran: bool) -> Vec<String> {
+        let finishing = self.sessions.finish(&self.key, turn, ending, agent_ran, Vec::new(), Vec::new());
+        finishing.await.expect("it ends").into_iter().map(|message| message.event_id).collect()
     }
 
     /// What the next gateway finds.
@@ -233,10 +234,24 @@ async fn a_superseded_turn_gives_its_messages_back_at_the_front() {
     setting.say("$1").await;
     let (turn, _) = setting.begin(&["$1"]).await;
     assert_eq!(setting.say("$2").await, Accepted::New { behind: true });
-    setting.finish(turn, Ending::Superseded, true).await;
+    assert_eq!(setting.finish(turn, Ending::Superseded, true).await, ["$1"]);
     assert_eq!(setting.waiting().await, ["$1", "$2"]);
     let (_, begun) = setting.begin(&["$1", "$2"]).await;
     assert_eq!(begun.expect("both wait").messages.len(), 2);
+}
+
+#[tokio::test]
+async fn what_was_redacted_does_not_wait_again() {
+    let setting = setting().await;
+    setting.say("$1").await;
+    setting.say("$2").await;
+    let (turn, _) = setting.begin(&["$1", "$2"]).await;
+    let origin = (Actor::Gateway, Cause::None);
+    let redacting =
+        setting.sessions.remove(&setting.key, &["$1"], Removal::Redacted, origin, |_| Vec::new(), Vec::new());
+    assert_eq!(redacting.await.expect("it is taken out").len(), 1);
+    assert_eq!(setting.finish(turn, Ending::Superseded, true).await, ["$2"]);
+    assert_eq!(setting.waiting().await, ["$2"]);
 }
 
 #[tokio::test]
@@ -368,7 +383,7 @@ async fn many_at_once_are_in_nobodys_way() {
         reset.expect("it resets");
         let (turn, begun) = setting.begin(&[&one, &two]).await;
         assert_eq!(begun.expect("it begins").messages.len(), 2);
-        let (reset, ()) = tokio::join!(
+        let (reset, _) = tokio::join!(
             setting.sessions.reset(&setting.key, &ann, Cause::None),
             setting.finish(turn, Ending::Answered, true),
         );

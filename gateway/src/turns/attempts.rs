@@ -54,9 +54,11 @@ impl Turns {
                 info!(turn = %turn.id, attempt, "an interrupted turn is tried again");
                 let told = "⚠ The agent was interrupted before it answered. It goes on by itself.";
                 let post = Post::notice(quiet(&turn.to), format!("turn-{}-interrupted", turn.id), told);
-                if let Err(refusal) = self.inner.parts.sessions.resume(&turn.session, turn.id, attempt, post).await {
-                    return End { outcome: Err(refusal), ..end };
-                }
+                let resuming = self.until_journaled("an interrupted turn is tried again", || {
+                    self.inner.parts.sessions.resume(&turn.session, turn.id, attempt, post.clone())
+                });
+                // The next start finds it interrupted.
+                let Some(()) = resuming.await else { return end };
             }
             hand_over = true;
         }

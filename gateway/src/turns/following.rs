@@ -27,8 +27,8 @@ const STOP_MARGIN: Duration = Duration::from_secs(5);
 const HANDING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long ending a turn's container is tried, when its sled does not end the turn.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
-/// How often the node is tried again without having been reached: the waits between come to about two minutes.
-const RETRIES: u32 = 30;
+/// How long a node is tried that is away, from the first try that failed on.
+const PATIENCE: Duration = Duration::from_mins(2);
 /// The first wait between two tries; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The longest wait between two tries.
@@ -38,8 +38,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const STEADY: Duration = Duration::from_secs(30);
 /// The first version of the link whose sleds ask for leave.
 const ASKS: u32 = 2;
-/// After so many tries, about three seconds, people are told what is waited for.
-const TOLD_AFTER: u32 = 6;
+/// When a node has been away for so long, people are told what is waited for.
+const TOLD_AFTER: Duration = Duration::from_secs(3);
 /// How many questions of one turn are told.
 const QUESTIONS_MAX: u32 = 200;
 /// How many rate limits of one turn are told.
@@ -64,6 +64,8 @@ pub(super) struct Reading {
     pub(super) heard: bool,
     /// How many rate limits were told.
     limits: u32,
+    /// Whether others were not, and the log has heard of that.
+    muted: bool,
     /// How many questions were told.
     questions: u32,
     /// Whether others were not, and the room has heard of that.
@@ -120,7 +122,10 @@ impl Turns {
         reading: &mut Reading,
     ) -> Result<Outcome, Refusal> {
         loop {
-            let trouble = match self.inner.parts.nodes.sled(turn.session.project).await {
+            let began = Instant::now();
+            let reached = self.inner.parts.nodes.sled(turn.session.project).await;
+            let tried = began.elapsed();
+            let trouble = match reached {
                 Ok(sled) => match self.advance(&sled, turn, &mut request, reading).await {
                     Ok(outcome) => return Ok(outcome),
                     Err(error @ (CallError::Closed(_) | CallError::Dropped | CallError::Timeout(_))) => {
@@ -146,7 +151,7 @@ impl Turns {
                 Err(refusal) => refusal,
             };
             let Some(wait) = reading.backoff.next() else { return Err(trouble) };
-            if reading.backoff.tries == TOLD_AFTER {
+            if reading.backoff.lasted().max(tried) >= TOLD_AFTER {
                 turn.activity.show(format!("{}\nIt is tried again.", trouble.to_markdown()));
             }
             info!(turn = %turn.id, %trouble, ?wait, "the sled is tried again");
@@ -282,7 +287,9 @@ impl Turns {
                     self.tell(turn, &what, &told).await;
                 }
                 TurnEvent::RateLimited { .. } => {
-                    warn!(turn = %turn.id, "a turn tells too much; not all of it is passed on");
+                    if !std::mem::replace(&mut reading.muted, true) {
+                        warn!(turn = %turn.id, "a turn tells too much; not all of it is passed on");
+                    }
                 }
                 TurnEvent::Finished { outcome, .. } => return Ok(outcome),
             }
@@ -292,8 +299,15 @@ impl Turns {
     /// Tells a room something of a turn, once for each `what`.
     pub(super) async fn tell(&self, turn: &Turn, what: &str, markdown: &str) {
         let post = Post::notice(super::quiet(&turn.to), format!("turn-{}-{what}", turn.id), markdown);
-        if let Err(refusal) = self.inner.parts.outbox.post(post).await {
-            tracing::error!(turn = %turn.id, %refusal, "something of a turn is not told");
+        self.post(post).await;
+    }
+
+    /// Posts something of a turn, as often as it takes.
+    pub(super) async fn post(&self, post: Post) {
+        let posting =
+            self.until_journaled("something of a turn is told", || self.inner.parts.outbox.post(post.clone()));
+        if posting.await.is_none() {
+            info!(post.transaction, "not told: the gateway stops before");
         }
     }
 
@@ -358,19 +372,30 @@ fn by_request(outcome: Outcome) -> Outcome {
     }
 }
 
-/// The waits between tries of a node that is away, as long as it is worth it.
+/// The waits between tries of a node that is away, as long as it is worth it. A try may take as long as many waits: what
+/// ends them is the clock.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     tries: u32,
+    /// When the first try failed.
+    since: Option<Instant>,
+}
+
+impl Backoff {
+    /// How long the node has been away.
+    fn lasted(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
 }
 
 impl Iterator for Backoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
+        self.since.get_or_insert_with(Instant::now);
         let wait = FIRST_WAIT.saturating_mul(2u32.saturating_pow(self.tries)).min(LONGEST_WAIT);
         self.tries += 1;
-        (self.tries <= RETRIES).then_some(wait)
+        (self.lasted() < PATIENCE).then_some(wait)
     }
 }
 
@@ -378,12 +403,27 @@ impl Iterator for Backoff {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_node_that_is_away_is_tried_for_minutes_and_not_for_ever() {
-        let waits: Vec<_> = Backoff::default().collect();
+    /// The waits for a node each try of which takes so long.
+    async fn waits(each: Duration) -> Vec<Duration> {
+        let mut waits = Vec::new();
+        for wait in Backoff::default() {
+            waits.push(wait);
+            tokio::time::sleep(wait + each).await;
+        }
+        waits
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_is_away_is_tried_for_minutes_and_not_for_ever() {
+        let waits = waits(Duration::ZERO).await;
         assert_eq!(waits[..3], [100, 200, 400].map(Duration::from_millis));
         assert!(waits.iter().all(|wait| *wait <= LONGEST_WAIT));
         let all: Duration = waits.iter().sum();
-        assert!(all > Duration::from_mins(2) && all < Duration::from_mins(3), "{all:?}");
+        assert!(all >= PATIENCE && all < PATIENCE + LONGEST_WAIT, "{all:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tries_that_take_long_count_with_the_waits() {
+        assert_eq!(waits(Duration::from_secs(40)).await.len(), 3);
     }
 }

@@ -403,8 +403,8 @@ impl Turns {
             this.unregister(id);
             drop(tokens);
             // Where the gateway stops before it could be journaled, the next start finds the turn unfinished.
-            if superseded && finished.is_some() {
-                this.mark(&session.room, &messages, Mark::Waiting);
+            if superseded && let Some(again) = finished {
+                this.mark(&session.room, &again, Mark::Waiting);
                 ended.requeue();
             }
         });

@@ -59,7 +59,10 @@ pub enum Verdict {
 #[must_use = "the sled has not heard of it yet"]
 pub struct Word {
     question: Question,
+    /// What holds: the first word on it.
     allow: bool,
+    /// What this one was.
+    wanted: bool,
 }
 
 /// A question that is open.
@@ -229,9 +232,8 @@ impl Turns {
             answers: Vec::new(),
             failed: false,
         };
-        if let Err(refusal) = self.inner.parts.outbox.post(post).await {
-            tracing::error!(turn = %turn.id, %refusal, "a question is not told");
-        }
+        // Nobody answers what they have not heard.
+        self.post(post).await;
         true
     }
 
@@ -260,10 +262,9 @@ impl Turns {
     /// A question is answered, by whomever.
     pub(super) async fn settled(&self, turn: &Turn, request: &str, decision: Decision) {
         let key = (turn.id, request.to_owned());
-        let question = self.inner.questions.known().open.remove(&key);
-        let name = question.as_ref().map(|question| &question.name);
-        info!(turn = %turn.id, name, ?decision, "a question is settled");
-        if let (Some(question), Decision::TimedOut) = (question, decision) {
+        let Some(question) = self.inner.questions.known().open.remove(&key) else { return };
+        info!(turn = %turn.id, question.name, ?decision, "a question is settled");
+        if decision == Decision::TimedOut {
             let told = format!("Nobody answered in time, so this was denied: {}", question.about);
             self.tell(turn, &format!("timeout-{}", id(turn.id, request)), &told).await;
         }
@@ -329,27 +330,37 @@ impl Turns {
         if let Some(open) = self.inner.questions.known().open.get_mut(&key) {
             open.decided = Some(allow);
         }
-        Ok(Word { question, allow })
+        Ok(Word { question, allow, wanted })
     }
 
     /// Carries a journaled word to its sled; what to tell people. A sled that is away is told by the turn's own task as
     /// soon as it is back.
     pub async fn carry_word(&self, word: Word) -> Result<String, Refusal> {
-        let Word { question, allow } = word;
-        let sled = self.inner.parts.nodes.sled(question.session.project).await?;
+        let Word { question, allow, wanted } = word;
         let about = &question.about;
-        match self.convey(&sled, &question, allow).await {
-            Ok(Decision::Allowed) => Ok(format!("Allowed: {about}")),
-            Ok(Decision::Denied) => Ok(format!("Denied: {about}")),
-            Ok(Decision::TimedOut) => Ok(format!("That came too late; it was denied: {about}")),
-            Err(CallError::Refused(refused))
-                if matches!(refused.kind, RefusalKind::UnknownTurn | RefusalKind::UnknownPermission) =>
-            {
-                Err(unknown(&question.name))
-            }
-            Err(error) => Err(Refusal::unavailable(format!("the sled has not heard of it yet: {error}"))
-                .hint("It is told again when it is back, if its time is not over then.")),
-        }
+        let already = if allow == wanted { "" } else { " already, and that holds" };
+        let allowed = format!("Allowed{already}: {about}");
+        let denied = format!("Denied{already}: {about}");
+        let why = match self.inner.parts.nodes.sled(question.session.project).await {
+            Ok(sled) => match self.convey(&sled, &question, allow).await {
+                Ok(Decision::Allowed) => return Ok(allowed),
+                Ok(Decision::Denied) => return Ok(denied),
+                Ok(Decision::TimedOut) => return Ok(format!("That came too late; it was denied: {about}")),
+                Err(CallError::Refused(refused))
+                    if matches!(refused.kind, RefusalKind::UnknownTurn | RefusalKind::UnknownPermission) =>
+                {
+                    return Err(unknown(&question.name));
+                }
+                Err(error) => error.to_string(),
+            },
+            Err(refusal) => refusal.sentence(),
+        };
+        // It is journaled, and nothing takes it back: no refusal.
+        let holds = if allow { allowed } else { denied };
+        let why = why.trim_end_matches('.');
+        Ok(format!(
+            "{holds}\nThe sled has not heard of it yet ({why}). It is told when it is back, if that is in time."
+        ))
     }
 
     /// Tells a sled that was away what was decided meanwhile.

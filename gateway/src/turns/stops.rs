@@ -88,7 +88,6 @@ impl Turns {
             StopRequest::Told { by, event_id, .. } => (Removal::Stopped, by, event_id),
             StopRequest::Silent { by, event_id, .. } => (Removal::Deleted, by, event_id),
         };
-        let deleted = why == Removal::Deleted;
         let origin = (Actor::Person(by.to_string()), Cause::Command(event_id.clone()));
         let mut by_session: HashMap<Arc<SessionKey>, Vec<Arc<str>>> = HashMap::new();
         for handle in dropped {
@@ -104,31 +103,45 @@ impl Turns {
                 answers.extend(answered);
             }
         }
-        for (session, event_ids) in by_session {
+        let mut left = by_session.into_iter().peekable();
+        while let Some((session, event_ids)) = left.next() {
             let ids: Vec<&str> = event_ids.iter().map(|id| &**id).collect();
-            let told = |removed: &[Message]| if deleted { told::dropped(&session, removed) } else { Vec::new() };
-            let removing = self.until_journaled("messages are dropped", || {
-                self.inner.parts.sessions.remove(&session, &ids, why, origin.clone(), told, Vec::new())
+            let last = left.peek().is_none();
+            let sessions = &self.inner.parts.sessions;
+            let removing = self.until_journaled("messages are dropped", async || match &request {
+                // Told in one transaction with what was dropped last: done again after a crash, it would find nothing to name.
+                StopRequest::Told { event_id, to, meant, spared, .. } if last => {
+                    let told = |removed: &[Message]| {
+                        let (mut did, mut answers) = (did.clone(), answers.clone());
+                        note(&session, removed, &mut did, &mut answers);
+                        vec![reported(to, event_id, told::report(meant, &did, spared), answers)]
+                    };
+                    let removing =
+                        |answered| sessions.remove(&session, &ids, why, origin.clone(), told, vec![answered]);
+                    self.inner.parts.rooms.answer_with(&to.room, event_id, removing).await
+                }
+                StopRequest::Told { .. } => {
+                    sessions.remove(&session, &ids, why, origin.clone(), |_| Vec::new(), Vec::new()).await
+                }
+                StopRequest::Silent { .. } => {
+                    let told = |removed: &[Message]| told::dropped(&session, removed);
+                    sessions.remove(&session, &ids, why, origin.clone(), told, Vec::new()).await
+                }
             });
             // Without an answer the stop is done again by the next start.
             let Some(removed) = removing.await else { return };
-            if !removed.is_empty() {
-                did.entry(session.project).or_default().dropped += removed.len();
-            }
-            answers.extend(removed.iter().map(|message| message.event_id.clone()));
+            note(&session, &removed, &mut did, &mut answers);
             self.mark(&session.room, &removed, Mark::Delivered);
             for id in ids {
                 drop(self.let_go(id));
             }
         }
         match request {
+            // Where the last of what was dropped has told it, there is nothing left to answer.
             StopRequest::Told { event_id, to, meant, spared, .. } => {
-                let room = to.room.clone();
-                let mut post = Post::answer(to, &event_id, told::report(&meant, &did, &spared));
-                // Its people see what became of what they said.
-                post.answers.append(&mut answers);
+                let post = reported(&to, &event_id, told::report(&meant, &did, &spared), answers);
                 let answering = self.until_journaled("a stop is answered", || {
-                    self.inner.parts.rooms.answer(&room, &event_id, vec![post.clone()])
+                    self.inner.parts.rooms.answer(&to.room, &event_id, vec![post.clone()])
                 });
                 if answering.await.is_none() {
                     info!("a stop has no answer; the next start does it again");
@@ -138,4 +151,19 @@ impl Turns {
             StopRequest::Silent { done, .. } => drop(done.send(())),
         }
     }
+}
+
+/// Notes what was dropped of a session.
+fn note(session: &SessionKey, dropped: &[Message], did: &mut BTreeMap<Uuid, Did>, answers: &mut Vec<String>) {
+    if !dropped.is_empty() {
+        did.entry(session.project).or_default().dropped += dropped.len();
+    }
+    answers.extend(dropped.iter().map(|message| message.event_id.clone()));
+}
+
+/// The answer to a stop. Its people see what became of what they said.
+fn reported(to: &Address, event_id: &str, markdown: String, mut answers: Vec<String>) -> Post {
+    let mut post = Post::answer(to.clone(), event_id, markdown);
+    post.answers.append(&mut answers);
+    post
 }

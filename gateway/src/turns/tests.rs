@@ -437,6 +437,15 @@ async fn an_interrupted_turn_is_said_so_and_resumed_once_with_its_words_if_it_ne
 }
 
 #[tokio::test]
+async fn an_interrupted_turn_goes_on_though_the_journal_does_not_take_that_at_once() {
+    let (sled, _prompts) = interrupted([record(1, TurnEvent::Heard), ended(2, Outcome::Interrupted)].concat());
+    let mut stage = Stage::new([Some(sled.clone()), Some(sled)]).await;
+    stage.journal.refuse("session.turn_resumed", 1);
+    stage.say("hello", false).await;
+    assert_eq!(stage.answer().await.markdown, "done");
+}
+
+#[tokio::test]
 async fn a_turn_that_its_sled_never_had_counts_as_interrupted() {
     let unknown =
         Router::new().route(paths::TURN_EVENTS, get(|| async { refused(RefusalKind::UnknownTurn).into_response() }));

@@ -65,7 +65,7 @@ impl Told {
 }
 
 /// What a stop did to one project.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Did {
     /// How many turns ran.
     pub ran: usize,

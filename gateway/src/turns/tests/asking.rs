@@ -112,7 +112,9 @@ async fn a_question_is_told_and_decided_by_whom_it_concerns() {
             async move { body }
         }),
     );
-    let mut stage = Stage::new([Some(following), Some(sled())]).await;
+    let mut stage = Stage::new([Some(following), None, Some(sled())]).await;
+    // A disk that is full for a moment keeps no question from people.
+    stage.journal.refuse("send.queued", 1);
     stage.say("hello", false).await;
     let question = stage.answer().await;
     assert!(question.answers.is_empty(), "it ends no message");
@@ -127,17 +129,24 @@ async fn a_question_is_told_and_decided_by_whom_it_concerns() {
     let room = stage.session.room.clone();
     let elsewhere = Room { id: "elsewhere".into(), ..room.clone() };
     let turns = stage.turns.clone();
-    let decide = async |by: &Person, role, room: &Room| {
-        turns.decide(&name, Verdict::Approve, by, role, room, Cause::Command("word".into())).await
+    let decide = async |verdict, by: &Person, role, room: &Room| {
+        turns.decide(&name, verdict, by, role, room, Cause::Command("word".into())).await
     };
-    let refusal = decide(&bob, Role::Member, &room).await.expect_err("he did not ask for this turn");
+    let refusal = decide(Verdict::Approve, &bob, Role::Member, &room).await.expect_err("he did not ask for this turn");
     assert_eq!(refusal.what, "this question is not yours to answer");
-    decide(&ann(), Role::Member, &elsewhere).await.expect_err("it was asked in another room");
-    let word = decide(&ann(), Role::Member, &room).await.expect("she may");
+    decide(Verdict::Approve, &ann(), Role::Member, &elsewhere).await.expect_err("it was asked in another room");
+    let word = decide(Verdict::Approve, &ann(), Role::Member, &room).await.expect("she may");
+    let said = turns.carry_word(word).await.expect("her word holds, though the sled is away");
+    assert_eq!(
+        said,
+        "Allowed: Bash `rm -r target`\n\
+         The sled has not heard of it yet (it is away). It is told when it is back, if that is in time."
+    );
+    let word = decide(Verdict::Deny, &ann(), Role::Member, &room).await.expect("it is still open");
     let said = turns.carry_word(word).await.expect("the sled is there");
-    assert_eq!(said, "Allowed: Bash `rm -r target`");
+    assert_eq!(said, "Allowed already, and that holds: Bash `rm -r target`");
     assert_eq!(stage.answer().await.markdown, "done");
-    decide(&ann(), Role::Member, &room).await.expect_err("the turn is over");
+    decide(Verdict::Approve, &ann(), Role::Member, &room).await.expect_err("the turn is over");
 }
 
 /// A question of this name, and that it is settled.
