@@ -188,7 +188,8 @@ async fn what_happens_to_a_message_that_waits_has_happened_wherever_the_gateway_
         let heard = scene.ann.heard(&scene.room, &scene.bot.id);
         let told =
             |message: &&Message| names(message, &stop) && names(message, &said) && message.body.contains("dropped");
-        ensure!(heard.iter().filter(told).count() == 1, "{point}: nobody hears what was dropped{}", gateway.all());
+        let count = heard.iter().filter(told).count();
+        ensure!(count == 1, "{point}: {count} tell what was dropped{}", gateway.all());
         let agent_said = scene.heard("You said");
         let later = scene.say("said later").await?;
         scene.answer(&later, "said later").await.with_context(|| gateway.all())?;
