@@ -44,6 +44,8 @@ const TOLD_AFTER: Duration = Duration::from_secs(3);
 const QUESTIONS_MAX: u32 = 200;
 /// How many rate limits of one turn are told.
 const LIMITS_MAX: u32 = 20;
+/// How many events of one turn are read: more than a sled stores of two attempts.
+const EVENTS_MAX: u32 = 40_000;
 /// Lines of tool calls that the progress message shows.
 const TOOL_LINES: usize = 20;
 
@@ -56,6 +58,8 @@ pub(super) struct Reading {
     backoff: Backoff,
     /// The last event that was read.
     seen: u64,
+    /// How many were.
+    events: u32,
     /// The number of the last attempt that was read of.
     pub(super) attempt: u32,
     /// Whether the agent has started.
@@ -236,6 +240,10 @@ impl Turns {
         let mut events = sled.turn_events(turn.id, reading.seen);
         loop {
             let record = events.next().await.ok_or(CallError::Dropped)??;
+            reading.events += 1;
+            if reading.events > EVENTS_MAX {
+                return Err(CallError::Malformed("a turn tells more than any sled stores of one".to_owned()));
+            }
             let before = (std::mem::replace(&mut reading.seen, record.seq), std::mem::take(&mut reading.backoff));
             match record.event {
                 TurnEvent::Accepted(request) => reading.attempt = request.attempt,

@@ -310,6 +310,17 @@ async fn a_turn_is_dead_before_it_is_called_failed() {
 }
 
 #[tokio::test]
+async fn a_turn_that_tells_without_end_is_ended() {
+    let told = (1..=40_001).map(|seq| record(seq, TurnEvent::RateLimited { retry_after_secs: None }));
+    let sled = accepting().merge(events(told.collect()));
+    let mut stage = Stage::new([Some(sled), Some(stopping(Outcome::Stopped { processes: 1, killed: false }))]).await;
+    stage.say("hello", false).await;
+    let answer = stage.answer().await;
+    assert!(answer.markdown.starts_with("⚠ The sled's answer cannot be used"), "{}", answer.markdown);
+    assert_eq!((stage.endings(), stage.killed()), (vec![Ending::Failed], 0));
+}
+
+#[tokio::test]
 async fn a_broken_hand_over_is_repeated_and_a_stranger_makes_room() {
     let (stranger, gone) = (Uuid::now_v7(), Arc::new(AtomicBool::new(false)));
     let (asked, ended) = (Arc::clone(&gone), Arc::clone(&gone));
