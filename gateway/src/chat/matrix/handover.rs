@@ -33,6 +33,9 @@ use crate::chat::{Edited, Inbound, InboxError, Missed, Person, Reacted, Redacted
 /// How many events are remembered as handed over before the position is stored past them.
 const MAX_HANDED: usize = 50_000;
 
+/// How long the id of an event may be by the protocol, in bytes.
+const LONGEST_ID: usize = 255;
+
 /// What the inbox took after the stored position: it need not get it again when a sync is repeated. What is
 /// more than is remembered comes again, and the inbox knows it.
 #[derive(Debug, Default)]
@@ -183,9 +186,10 @@ impl MatrixSurface {
         said: Said,
         halted: &CancellationToken,
     ) -> Result<Inbound, Halt> {
+        let room_id = room.room_id();
         let mut addressed = said.mentions_us
             || self.ambient.contains(room)
-            || self.persist(halted, || is_direct(room)).await?.unwrap_or(false);
+            || self.persist(&format!("the members of {room_id}"), halted, || is_direct(room)).await?.unwrap_or(false);
         let replied = match said.replies_to {
             None => None,
             // It is quoted, and nothing more: the message does not wait for it long.
@@ -216,7 +220,8 @@ impl MatrixSurface {
 
     /// An earlier message of the room, asked for until the homeserver gives it or says that there is none.
     async fn find_said(&self, room: &SdkRoom, event_id: &EventId, halted: &CancellationToken) -> Result<Memory, Halt> {
-        let found = self.persist(halted, || self.look_up(room, event_id, None)).await?;
+        let what = format!("the event {event_id} in {}", room.room_id());
+        let found = self.persist(&what, halted, || self.look_up(room, event_id, None)).await?;
         Ok(found.unwrap_or(Memory::InVain))
     }
 
@@ -227,6 +232,9 @@ impl MatrixSurface {
         event_id: &EventId,
         config: Option<RequestConfig>,
     ) -> Result<Memory, Failure> {
+        if !can_be_asked_for(event_id) {
+            return Ok(Memory::InVain);
+        }
         let (room_id, event_id) = (room.room_id().to_owned(), event_id.to_owned());
         let known = lock(&self.seen).get(room_id.clone(), event_id.clone());
         if let Some(memory) = known {
@@ -284,6 +292,12 @@ impl MatrixSurface {
             }
         }
     }
+}
+
+/// Whether there can be such an event. People's clients relate what they send to any text, and a request that neither homeserver
+/// nor proxy reads is never answered.
+fn can_be_asked_for(event_id: &EventId) -> bool {
+    event_id.as_str().len() <= LONGEST_ID && !event_id.as_str().contains(char::is_control)
 }
 
 fn person(user: &UserId) -> Person {

@@ -306,9 +306,11 @@ impl MatrixSurface {
         Ok(Some(position))
     }
 
-    /// What a request gives, made until the homeserver answers; `None` when it refuses for good.
+    /// What a request gives, made until the homeserver answers; `None` when it refuses for good. What is asked for, `what`,
+    /// stands beside each failure: while it is not answered, nothing is received.
     pub(super) async fn persist<T, F>(
         &self,
+        what: &str,
         halted: &CancellationToken,
         mut request: impl FnMut() -> F,
     ) -> Result<Option<T>, Halt>
@@ -322,7 +324,7 @@ impl MatrixSurface {
                     Ok(answer) => return Ok(Some(answer)),
                     Err(failure) => failure,
                 };
-                self.report(&failure);
+                self.tell(format!("{what}: {}", failure.reason()));
                 match failure {
                     Failure::Permanent { .. } => return Ok(None),
                     Failure::UnknownToken { .. } => return Err(Halt::Failed(failure)),
@@ -334,8 +336,12 @@ impl MatrixSurface {
     }
 
     pub(super) fn report(&self, failure: &Failure) {
-        warn!("receiving failed: {}", failure.reason());
-        self.trouble.send_replace(Some(failure.reason().to_owned()));
+        self.tell(failure.reason().to_owned());
+    }
+
+    fn tell(&self, trouble: String) {
+        warn!("receiving failed: {trouble}");
+        self.trouble.send_replace(Some(trouble));
     }
 }
 

@@ -216,7 +216,8 @@ impl MatrixSurface {
         to: Option<&str>,
         halted: &CancellationToken,
     ) -> Result<Option<Messages>, Halt> {
-        let page = self.persist(halted, || page(room, Some(from), to, &WALKED_TYPES, None)).await?;
+        let what = format!("the history of {}", room.room_id());
+        let page = self.persist(&what, halted, || page(room, Some(from), to, &WALKED_TYPES, None)).await?;
         if let Some(page) = &page {
             debug!(room = %room.room_id(), events = page.chunk.len(), end = page.end, "a page of history");
         }

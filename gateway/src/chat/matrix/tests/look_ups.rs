@@ -118,10 +118,40 @@ async fn a_look_up_that_never_succeeds_does_not_hold_the_end_up_and_comes_again_
     let homeserver = Homeserver::start(away).await;
     let dir = tempfile::tempdir().expect("a directory");
     let running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
-    running.trouble(|trouble| trouble.as_ref().is_some_and(|why| why.contains("503"))).await;
+    let of_it = |why: &String| why.starts_with("the event $ours in !room:example.org: ") && why.contains("503");
+    running.trouble(|trouble| trouble.as_ref().is_some_and(of_it)).await;
     assert_eq!(running.end().await, Vec::<String>::new());
     let mut running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
     let message = running.message().await;
     assert_eq!((message.event_id.as_str(), message.addressed), ("$yes", true));
     running.end().await;
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_is_not_asked_for() {
+    fn deaf(number: usize, path: &str, token: Option<&str>) -> Option<(u16, Value)> {
+        match path {
+            "sync" if token == Some("s1") => {
+                let (long, broken) = (format!("${}", "a".repeat(17_000)), "$a\n.example.org");
+                let mut edit = message("$edit", "* that");
+                edit["content"]["m.new_content"] = json!({"msgtype": "m.text", "body": "that"});
+                edit["content"]["m.relates_to"] = json!({"rel_type": "m.replace", "event_id": long});
+                let said = [reply("$long", &long, "yes"), reply("$broken", broken, "musher: yes"), edit];
+                Some((200, answer("s2", &[&said[..], &[message("$new", "new")]].concat())))
+            }
+            // Such a request is not read.
+            path if path.contains("/event/") => Some((414, json!("<html>too long</html>"))),
+            path => one_message(number, path, token),
+        }
+    }
+    let homeserver = Homeserver::start(deaf).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
+    for (id, addressed) in [("$long", false), ("$broken", true), ("$new", false)] {
+        let message = running.message().await;
+        assert_eq!((message.event_id.as_str(), message.addressed, message.quoted), (id, addressed, None));
+    }
+    running.taken().await;
+    assert_eq!(running.end().await, Vec::<String>::new());
+    assert_eq!(homeserver.requests("/event/", 0).await, []);
 }
