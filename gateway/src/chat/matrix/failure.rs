@@ -99,6 +99,10 @@ impl From<&HttpError> for Failure {
                 };
                 Self::Transient { reason, retry_after }
             }
+            // States of the account or the homeserver, not words about this request: they end.
+            Some(ErrorKind::UserLocked | ErrorKind::UserSuspended | ErrorKind::ResourceLimitExceeded(_)) => {
+                Self::Transient { reason, retry_after: None }
+            }
             // Without a code of the protocol it is a proxy's word, while the homeserver starts perhaps. That a request is
             // too large stays true.
             None if answer.status_code != StatusCode::PAYLOAD_TOO_LARGE => {
@@ -180,6 +184,18 @@ mod tests {
         assert_eq!(limited.retry_after(), Some(Duration::from_millis(1500)));
         assert!(matches!(answer(429, "slow down"), Failure::Transient { .. }));
         assert!(matches!(answer(502, "<html>bad gateway</html>"), Failure::Transient { .. }));
+        // What is locked, suspended or full today need not be so tomorrow.
+        for (status, body) in [
+            (401, r#"{"errcode":"M_USER_LOCKED","error":"locked","soft_logout":true}"#),
+            (403, r#"{"errcode":"M_USER_SUSPENDED","error":"suspended"}"#),
+            (
+                403,
+                r#"{"errcode":"M_RESOURCE_LIMIT_EXCEEDED","error":"full","admin_contact":"mailto:admin@example.org"}"#,
+            ),
+        ] {
+            let failure = answer(status, body);
+            assert!(matches!(failure, Failure::Transient { retry_after: None, .. }), "{status} {body}: {failure:?}");
+        }
         // What no homeserver says is not its refusal.
         for (status, body) in [
             (404, "404 page not found"),
