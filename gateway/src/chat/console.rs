@@ -38,6 +38,10 @@ use crate::{refusal::Refusal, text};
 const REMEMBERED: usize = 64;
 /// Lines of history that the prompt keeps.
 const HISTORY: usize = 2000;
+/// The first wait before a line is offered again that could not be journaled; it doubles up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait between two tries.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// How long the prompt may take to give the terminal back.
 const PROMPT_END: Duration = Duration::from_secs(1);
 
@@ -219,8 +223,8 @@ impl Surface for Console {
     }
 }
 
-/// Takes chat lines from `input` until it ends, and returns when all of them have been answered in full. A line that cannot
-/// be taken is told on the console, and passed over.
+/// Takes chat lines from `input` until it ends, and returns when all of them have been answered in full. A line that is none
+/// is told on the console, and passed over; one that cannot be journaled is told, too, and offered until it is.
 ///
 /// With `one_by_one`, a line is taken when the one before has been answered in full.
 ///
@@ -258,10 +262,7 @@ async fn take_lines(
                 continue;
             }
         };
-        let (this, accepted) = take(&line, inbox, clock, all).await;
-        if accepted.is_err() {
-            break;
-        }
+        let Some(this) = take(console, &line, inbox, clock, all, &CancellationToken::new()).await? else { break };
         if one_by_one {
             this.wait().await;
         }
@@ -269,17 +270,20 @@ async fn take_lines(
     Ok(())
 }
 
-/// Hands one line over. The tracker is empty when it has been answered in full; so is `all` when every line has.
+/// Hands one line over, again and again while the journal refuses it. The tracker is empty when it has been answered in full;
+/// so is `all` when every line has. `None` when the gateway is stopping, or `ended` cuts the tries short.
 async fn take(
+    console: &Console,
     line: &str,
     inbox: &dyn Inbox,
     clock: &dyn Clock,
     all: &TaskTracker,
-) -> (TaskTracker, Result<(), InboxError>) {
+    ended: &CancellationToken,
+) -> io::Result<Option<TaskTracker>> {
     let this = TaskTracker::new();
     this.close();
     if line.trim().is_empty() {
-        return (this, Ok(()));
+        return Ok(Some(this));
     }
     let message = Inbound {
         room: room(),
@@ -293,15 +297,30 @@ async fn take(
         with_file: false,
         pending: Some(this.token()),
     };
-    let accepted = inbox.accept(message).await;
-    if !this.is_empty() {
-        let (token, waited) = (all.token(), this.clone());
-        tokio::spawn(async move {
-            waited.wait().await;
-            drop(token);
-        });
+    let (token, waited) = (all.token(), this.clone());
+    tokio::spawn(async move {
+        waited.wait().await;
+        drop(token);
+    });
+    let mut wait = FIRST_WAIT;
+    loop {
+        let unjournaled = match inbox.accept(message.clone()).await {
+            Ok(()) => return Ok(Some(this)),
+            Err(InboxError::Stopping) => return Ok(None),
+            Err(InboxError::Journal(error)) => error,
+        };
+        // Once: a disk that is full stays so for some time.
+        if wait == FIRST_WAIT {
+            let told = Refusal::internal("this line is not taken yet", unjournaled).hint(
+                "It is tried again until it is; make room on the disk, if that is full. Later lines wait for it.",
+            );
+            console.printing.print(told.to_markdown()).await?;
+        }
+        if ended.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+            return Ok(None);
+        }
+        wait = (wait * 2).min(LONGEST_WAIT);
     }
-    (this, accepted)
 }
 
 /// Runs the prompt until the person ends it (Ctrl-C, Ctrl-D) or `stopping` is cancelled. What is under way then goes on.
@@ -325,6 +344,9 @@ pub async fn run_prompt(
         .with_break_signal(Arc::clone(&editing.stop));
     // Dropped before `editing` is, so that the thread does not wait for a line to be taken.
     let (sender, mut lines) = mpsc::channel(1);
+    // Who leaves the prompt does not wait for a disk that is full.
+    let left = CancellationToken::new();
+    let leaving = left.clone().drop_guard();
     // The editor blocks in the terminal.
     std::thread::Builder::new().name("prompt".to_owned()).spawn(move || {
         let prompt = DefaultPrompt::new(DefaultPromptSegment::Empty, DefaultPromptSegment::Empty);
@@ -342,17 +364,19 @@ pub async fn run_prompt(
         if broken_off {
             println!();
         }
-        drop(ending);
+        drop((leaving, ending));
     })?;
     let all = TaskTracker::new();
     all.close();
-    while let Some(Some(line)) = stopping.run_until_cancelled(lines.recv()).await {
-        let (_, accepted) = take(&line, inbox, clock, &all).await;
-        if accepted.is_err() {
-            break;
+    let taking = async {
+        while let Some(line) = lines.recv().await {
+            if take(console, &line, inbox, clock, &all, &left).await?.is_none() {
+                break;
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    stopping.run_until_cancelled(taking).await.unwrap_or(Ok(()))
 }
 
 /// The editor's thread. When this is dropped, the thread ends and the terminal is as it was before.

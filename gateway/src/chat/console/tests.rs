@@ -105,11 +105,21 @@ const NOON: Timestamp = Timestamp::constant(1_700_000_000, 0);
 struct Slow {
     taken: Arc<Mutex<Vec<String>>>,
     under_way: Arc<Mutex<usize>>,
+    /// How often it cannot write a line down yet.
+    failing: Mutex<usize>,
+    /// The ids of what it was offered.
+    offered: Mutex<Vec<String>>,
 }
 
 impl Inbox for Slow {
     fn accept(&self, message: Inbound) -> BoxFuture<'_, Result<(), InboxError>> {
         async move {
+            self.offered.lock().expect("no test panics holding it").push(message.event_id.clone());
+            let failing = self.failing.lock().expect("no test panics holding it").checked_sub(1);
+            if let Some(left) = failing {
+                *self.failing.lock().expect("no test panics holding it") = left;
+                return Err(InboxError::Journal("the disk is full".into()));
+            }
             let mut under_way = self.under_way.lock().expect("no test panics holding it");
             *under_way += 1;
             let line = format!("{} of {}", message.text, *under_way);
@@ -195,6 +205,22 @@ async fn a_bad_line_is_told_and_passed_over() {
     Convert it, for example with `iconv`.
     ⚠ Line 3 was not taken: it has more than 262144 bytes.
     Put it into a file in the workspace, and name that.
+    ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_that_cannot_be_journaled_is_told_and_offered_until_it_is() {
+    let (inbox, page) = (Slow { failing: Mutex::new(3), ..Slow::default() }, Page::default());
+    let console = Console::plain(page.clone()).expect("a thread");
+    read_lines(&console, &b"a\nb\n"[..], &inbox, &NOON, false).await.expect("it can be read");
+    assert_eq!(*inbox.taken.lock().expect("no test panics holding it"), ["a of 1", "b of 2"]);
+    assert_eq!(*inbox.under_way.lock().expect("no test panics holding it"), 0, "all has been answered");
+    let offered = inbox.offered.lock().expect("no test panics holding it").clone();
+    assert_eq!(offered.len(), 5);
+    assert!(offered[..4].iter().all(|id| *id == offered[0]) && offered[4] != offered[0], "{offered:?}");
+    insta::assert_snapshot!(page.text(), @r"
+    ⚠ This line is not taken yet: the disk is full.
+    It is tried again until it is; make room on the disk, if that is full. Later lines wait for it.
     ");
 }
 
