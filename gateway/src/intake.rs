@@ -93,6 +93,9 @@ impl Intake {
             mention: Some(message.sender.clone()),
             pending: message.pending.clone(),
         };
+        // What is kept out where it is said does not come in by a reply to it.
+        let hide = |quoted: String| exposed::look(&quoted).map_or(quoted, |exposed| exposed.kept);
+        message.quoted = message.quoted.map(hide);
         // A command that carries a credential does not stay where others read it. What is meant for the agent is its sender's matter.
         if let Some(Exposed { kept, refusal }) = exposed::look(&message.text) {
             message.text = kept;

@@ -88,7 +88,7 @@ pub struct Inbound {
     pub at: Timestamp,
     /// The plain text, a leading mention of the bot and a reply's fallback stripped. Of a file its caption.
     pub text: String,
-    /// The plain text of the message that this one replies to, where the surface knows it.
+    /// The plain text of the message that this one replies to, where the surface knows it; read like its own.
     pub quoted: Option<String>,
     /// Root of the thread it belongs to.
     pub thread: Option<String>,

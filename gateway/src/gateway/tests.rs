@@ -282,6 +282,17 @@ async fn a_command_with_a_credential_in_it_is_refused_taken_back_and_nowhere_on_
     life.say("$kept", "!new project A --git https://example.org/a").await;
     assert!(life.hear().await.markdown.contains('⚠'));
     assert!(life.heard.taken_back.try_recv().is_err(), "it carries none");
+
+    // Nor do replies bring it in.
+    life.project("quoting", &[]).await;
+    life.say("$switch", "!switch quoting").await;
+    life.answer_to("$switch").await;
+    for (number, value) in values.into_iter().enumerate() {
+        let quoted = Some(format!("!new project a --git {value}"));
+        let reply = Inbound { quoted, ..said(&format!("$reply{number}"), "what did that say?") };
+        life.gateway.intake.accept(reply).await.expect("it is taken");
+    }
+    assert!(life.gateway.intake.sessions.busy(|_| true).await.len() > 1, "they wait for its agent");
     life.end().await;
     for entry in std::fs::read_dir(folder.path().join("state")).expect("it is readable") {
         let path = entry.expect("it is readable").path();

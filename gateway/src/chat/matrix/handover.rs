@@ -26,7 +26,7 @@ use super::{
     intake::{self, Own, Reading, Said},
     lock,
     seen::Memory,
-    sync::{Halt, LOOK_UP_PATIENCE},
+    sync::{self, Halt, LOOK_UP_PATIENCE},
 };
 use crate::chat::{Edited, Inbound, InboxError, Missed, Person, Reacted, Redacted, Room};
 
@@ -242,7 +242,7 @@ impl MatrixSurface {
         }
         let found = match room.event(&event_id, config).await {
             Ok(event) => {
-                let own = Own { user: room.own_user_id(), names: Vec::new(), redacts_in_content: true };
+                let own = sync::own(room).await;
                 match event.raw().deserialize().map(|event| intake::read(event, &own)) {
                     Ok(Reading::Message { known, .. }) => Memory::Said(known),
                     _ => Memory::InVain,

@@ -175,7 +175,9 @@ fn read_message(message: OriginalSyncRoomMessageEvent, own: &Own<'_>) -> Reading
             with_file: file.is_some(),
         }
     });
-    let known = file.filter(|_| body.is_empty()).unwrap_or_else(|| body.to_owned());
+    // A quote is read as what it quotes was: without the mention.
+    let words = said.as_ref().map(|said| said.text.as_str()).filter(|text| !text.is_empty()).unwrap_or(body);
+    let known = file.filter(|_| words.is_empty()).unwrap_or_else(|| words.to_owned());
     Reading::Message { event_id: message.event_id, known: Known { sender, text: known }, said }
 }
 

@@ -355,7 +355,7 @@ fn filter() -> Filter {
 }
 
 /// Who the bot is in this room.
-async fn own(room: &SdkRoom) -> Own<'_> {
+pub(super) async fn own(room: &SdkRoom) -> Own<'_> {
     let member = room.get_member_no_sync(room.own_user_id()).await;
     let name = member.ok().flatten().and_then(|member| member.display_name().map(str::to_owned));
     let rules = room.clone_info().room_version_rules_or_default();

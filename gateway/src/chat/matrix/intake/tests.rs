@@ -47,6 +47,10 @@ fn only_what_people_say_is_read() {
     ] {
         assert_eq!(said(&silent), None, "{silent}");
     }
+    match event("@ann:example.org", &text("@musher: !help")) {
+        Reading::Message { known, .. } => assert_eq!(known.text, "!help", "as it was taken"),
+        other => panic!("{other:?}"),
+    }
     match event("@musher:example.org", &text("our own")) {
         Reading::Message { known, said: None, .. } => {
             assert_eq!(known, Known { sender: user_id!("@musher:example.org").to_owned(), text: "our own".to_owned() });
