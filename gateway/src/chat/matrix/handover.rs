@@ -96,8 +96,13 @@ impl MatrixSurface {
             self.refuse_encrypted(room, event, own);
             return Ok(());
         }
-        if let Reading::Message { event_id, known, .. } = &reading {
-            lock(&self.seen).insert(room.room_id().to_owned(), event_id.clone(), Memory::Said(known.clone()));
+        let here = || room.room_id().to_owned();
+        match &reading {
+            Reading::Message { event_id, known, .. } => {
+                lock(&self.seen).insert(here(), event_id.clone(), Memory::Said(known.clone()));
+            }
+            Reading::Redaction { redacts, .. } => lock(&self.seen).take_back(here(), redacts.clone()),
+            _ => {}
         }
         let (event_id, sender) = match &reading {
             Reading::Message { event_id, said: Some(said), .. } => (event_id, &said.sender),
@@ -110,6 +115,9 @@ impl MatrixSurface {
             }
             Reading::Message { said: None, .. } | Reading::Joined => return Ok(()),
         };
+        if sender == own.user {
+            return Ok(());
+        }
         // Before anything is fetched for it: nobody holds up people who may speak. What is gone is gone for everybody.
         if !matches!(reading, Reading::Redaction { .. }) && !self.listens_to(sender.as_str()) {
             debug!(room = %room.room_id(), event = %event_id, %sender, "not listened to");

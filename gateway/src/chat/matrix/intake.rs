@@ -65,7 +65,7 @@ pub(super) enum Reading {
         /// The new text, stripped like a message's.
         text: String,
     },
-    /// Somebody other than the bot took something back.
+    /// Somebody took something back; it may have been the bot.
     Redaction {
         /// The redaction's own id.
         event_id: OwnedEventId,
@@ -237,9 +237,6 @@ fn read_edit(
 }
 
 fn read_redaction(redaction: OriginalSyncRoomRedactionEvent, own: &Own<'_>) -> Reading {
-    if redaction.sender == own.user {
-        return Reading::Nothing("a redaction of our own");
-    }
     let (proper, other) = if own.redacts_in_content {
         (redaction.content.redacts, redaction.redacts)
     } else {

@@ -66,6 +66,13 @@ impl Seen {
         }
     }
 
+    /// Forgets what an event said that was taken back: no reply brings it in again.
+    pub(super) fn take_back(&mut self, room: OwnedRoomId, event: OwnedEventId) {
+        if let Some(memory) = self.entries.get_mut(&(room, event)) {
+            *memory = Memory::InVain;
+        }
+    }
+
     /// What is remembered of an event, if it is.
     pub(super) fn get(&self, room: OwnedRoomId, event: OwnedEventId) -> Option<Memory> {
         self.entries.get(&(room, event)).cloned()
@@ -94,7 +101,12 @@ mod tests {
         assert_eq!((seen.entries.len(), seen.order.len()), (CAPACITY, CAPACITY));
 
         seen.insert(room.clone(), event(1), Memory::InVain);
-        assert_eq!(seen.get(room, event(1)), Some(Memory::InVain));
+        assert_eq!(seen.get(room.clone(), event(1)), Some(Memory::InVain));
         assert_eq!(seen.order.len(), CAPACITY);
+
+        seen.take_back(room.clone(), event(2));
+        assert_eq!(seen.get(room.clone(), event(2)), Some(Memory::InVain));
+        seen.take_back(room.clone(), event(0));
+        assert_eq!(seen.get(room, event(0)), None, "what is not known takes no place");
     }
 }

@@ -155,3 +155,44 @@ async fn an_event_that_cannot_be_is_not_asked_for() {
     assert_eq!(running.end().await, Vec::<String>::new());
     assert_eq!(homeserver.requests("/event/", 0).await, []);
 }
+
+#[tokio::test]
+async fn what_was_taken_back_is_not_quoted() {
+    fn taken_back(number: usize, path: &str, token: Option<&str>) -> Option<(u16, Value)> {
+        let redaction = |id: &str, redacts: &str, sender: &str| {
+            json!({
+                "type": "m.room.redaction", "event_id": id, "sender": sender, "origin_server_ts": 1,
+                "redacts": redacts, "content": {"redacts": redacts},
+            })
+        };
+        match path {
+            "sync" if token == Some("s1") => {
+                let said = [
+                    message("$hers", "musher: a secret"),
+                    message("$shown", "musher: another"),
+                    message("$kept", "musher: none"),
+                    redaction("$d1", "$hers", "@ann:example.org"),
+                    redaction("$d2", "$shown", "@musher:example.org"),
+                    reply("$1", "$hers", "musher: this?"),
+                    reply("$2", "$shown", "musher: this?"),
+                    reply("$3", "$kept", "musher: this?"),
+                ];
+                Some((200, answer("s2", &said)))
+            }
+            path => one_message(number, path, token),
+        }
+    }
+    let homeserver = Homeserver::start(taken_back).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
+    for _ in 0..3 {
+        running.message().await;
+    }
+    assert_eq!(running.given().await.brief(), "redacted $hers by @ann:example.org");
+    for (id, quoted) in [("$1", None), ("$2", None), ("$3", Some("none"))] {
+        let message = running.message().await;
+        assert_eq!((message.event_id.as_str(), message.quoted.as_deref()), (id, quoted));
+    }
+    running.taken().await;
+    assert_eq!(running.end().await, Vec::<String>::new());
+}
