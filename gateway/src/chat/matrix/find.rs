@@ -28,7 +28,7 @@ impl MatrixSurface {
             return Err(refused(format!("`{}` is not a room id", room.id)));
         };
         // Before, the store may not know yet that the bot is in the room.
-        if !self.synced.load(Ordering::Acquire) {
+        if !self.rooms_known.load(Ordering::Acquire) {
             return Err(transient("the first sync is not done".to_owned(), None));
         }
         let joined = self.client().get_room(&room_id).filter(|room| room.state() == RoomState::Joined);

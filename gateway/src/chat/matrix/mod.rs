@@ -209,7 +209,9 @@ pub struct MatrixSurface {
     client: watch::Sender<Client>,
     /// Why nothing is received, if so.
     trouble: watch::Sender<Option<String>>,
-    /// Whether the client has synced since it was opened.
+    /// Whether the client knows its rooms and which are encrypted: it has the answer to a sync since it was opened.
+    rooms_known: AtomicBool,
+    /// Whether the inbox has taken what the first sync since the client was opened told.
     synced: AtomicBool,
     seen: Mutex<Seen>,
     typing: Typing,
@@ -249,6 +251,7 @@ impl MatrixSurface {
             tasks: TaskTracker::new(),
             client: watch::Sender::new(client),
             trouble: watch::Sender::new(Some("the first sync is not done".to_owned())),
+            rooms_known: AtomicBool::new(false),
             synced: AtomicBool::new(false),
             seen: Mutex::new(Seen::default()),
             typing: Typing::default(),

@@ -46,7 +46,7 @@ impl MatrixSurface {
             return Err(refused(format!("`{bad}` is not an event id")));
         }
         // The store may not know yet that the bot is in a room, or that the room has become encrypted.
-        if !self.synced.load(Ordering::Acquire) {
+        if !self.rooms_known.load(Ordering::Acquire) {
             return Err(transient("the first sync is not done".to_owned(), None));
         }
         let joined = self.client().get_room(&room_id).filter(|room| room.state() == RoomState::Joined);

@@ -134,6 +134,7 @@ impl MatrixSurface {
             };
             match reopened {
                 Ok(client) => {
+                    self.rooms_known.store(false, Ordering::Release);
                     self.synced.store(false, Ordering::Release);
                     self.client.send_replace(client);
                 }
@@ -169,6 +170,8 @@ impl MatrixSurface {
                 Ok(response) => response,
                 Err(error) => return Halt::Failed(Failure::from(error)),
             };
+            // A room whose history is long in coming holds back nothing that is said to others, nor to it.
+            self.rooms_known.store(true, Ordering::Release);
             // From here on nothing may lead to a second sync from the same position: the SDK would drop
             // an answer that it has seen. What fails is tried again in place.
             if !receiving.ambient_sought {

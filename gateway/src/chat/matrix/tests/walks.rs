@@ -161,6 +161,37 @@ async fn a_lost_store_is_walked_back_to_what_the_inbox_knows_and_a_lost_director
     assert_eq!(homeserver.requests("/messages", 8).await.len(), 8);
 }
 
+#[tokio::test]
+async fn a_walk_that_hangs_holds_nothing_back_that_is_sent() {
+    fn hanging(number: usize, path: &str, token: Option<&str>) -> Option<(u16, Value)> {
+        match path {
+            path if path.ends_with("/messages") && token == Some("s1") => Some((200, Value::Null)),
+            path if path.ends_with("/messages") => Some((200, json!({"start": "s1", "chunk": []}))),
+            path => one_message(number, path, token),
+        }
+    }
+    let homeserver = Homeserver::start(hanging).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (inbox, given) = TestInbox::new(Does::Take, Some(Timestamp::from_second(NEWEST).expect("a time")));
+    let running = Running::with(homeserver.settings(dir.path()), inbox, given).await;
+    homeserver.requests("/messages", 1).await;
+    let room = Room { surface: SurfaceKind::Matrix, id: "!room:example.org".to_owned() };
+    let message = Outbound {
+        weight: crate::chat::Weight::Answer,
+        markdown: "done".to_owned(),
+        reply_to: None,
+        mention: None,
+        thread: None,
+        answers: Vec::new(),
+        transaction: "turn-1".to_owned(),
+    };
+    let found = running.surface.find(&room, "turn-1", Timestamp::UNIX_EPOCH).await;
+    assert_eq!(found.expect("the homeserver answers"), None);
+    assert_eq!(running.surface.send(&room, &message).await.expect("the homeserver takes it"), "$sent");
+    assert!(running.surface.health().is_err(), "not all is taken");
+    assert_eq!(running.end().await, Vec::<String>::new());
+}
+
 fn by(sender: &str, mut event: Value) -> Value {
     event["sender"] = json!(sender);
     event
