@@ -26,6 +26,7 @@ use jiff::Timestamp;
 use journal::{Append, AppendError, Appended, Problem, ReadError, Reader};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
+use tracing::warn;
 
 use self::{events::Undelivered, gate::Gate};
 use crate::{
@@ -215,6 +216,11 @@ impl Outbox {
                 self.wake(room, busy);
             }
         }
+        for (room, busy) in &places.busy {
+            if busy.undelivered > 0 && !places.may_reach(room) {
+                warn!(%room, undelivered = busy.undelivered, "messages wait for a surface that is not configured any more");
+            }
+        }
         drop(places);
         self.inner.arrived.notify_waiters();
     }
@@ -315,14 +321,16 @@ impl Outbox {
         Ok(events.iter().rev().find_map(|event| events::delivered_as(event, event_id)))
     }
 
-    /// When the oldest message was queued that is on its way.
+    /// When the oldest message was queued that is on its way. What waits for a surface that is not coming is left out: its
+    /// text may be erased, and it is given up then, should the surface come after all.
     ///
     /// # Errors
     /// When the journal cannot be read.
     pub async fn oldest(&self) -> Result<Option<Timestamp>, Refusal> {
         let rooms: Vec<_> = {
             let places = self.places();
-            places.busy.iter().filter(|(_, busy)| busy.undelivered > 0).map(|(room, _)| events::stream(room)).collect()
+            let on_their_way = |(room, busy): &(&Room, &Busy)| busy.undelivered > 0 && places.may_reach(room);
+            places.busy.iter().filter(on_their_way).map(|(room, _)| events::stream(room)).collect()
         };
         let mut oldest: Option<Timestamp> = None;
         for stream in rooms {
@@ -505,6 +513,12 @@ impl Outbox {
 }
 
 impl Places {
+    /// Whether what is on its way to this room can arrive in this run. A gateway talks on one surface: where there is another
+    /// one, the room's is not coming.
+    fn may_reach(&self, room: &Room) -> bool {
+        self.surfaces.is_empty() || self.surfaces.contains_key(&room.surface)
+    }
+
     fn forget_idle(&mut self, room: &Room) {
         let idle = |busy: &Busy| !busy.lane && !busy.woken && busy.undelivered == 0 && busy.drafts.is_empty();
         if self.busy.get(room).is_some_and(idle) {

@@ -270,6 +270,24 @@ async fn without_its_surface_a_message_waits_and_no_task_does() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_waits_for_a_surface_that_is_not_coming_keeps_no_text() {
+    let (folder, hall) = (folder(), Hall::obliging());
+    let life = Life::without_surface(&folder).await;
+    let elsewhere = Room { surface: SurfaceKind::Matrix, id: "!a:example.org".to_owned() };
+    let mut post = post("one");
+    post.to.room = elsewhere.clone();
+    life.outbox.post(post).await.expect("the journal takes it");
+    let queued = Some(Timestamp::UNIX_EPOCH);
+    assert_eq!(life.outbox.oldest().await.expect("it is readable"), queued, "its surface may come yet");
+    life.outbox.add(Arc::clone(&hall) as SharedSurface);
+    assert_eq!(life.outbox.oldest().await.expect("it is readable"), None);
+    assert_eq!(life.outbox.undelivered_in(&elsewhere), 1, "it is sent should its surface come back");
+    hall.follows(|_, _| Does::Hangs);
+    life.post("two").await;
+    assert_eq!(life.outbox.oldest().await.expect("it is readable"), queued);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_for_a_message_is_held_until_it_is_settled() {
     let folder = folder();
     let hall = Hall::new(|n, _| [Does::Fails, Does::Takes, Does::Takes, Does::Refuses, Does::Refuses, Does::Takes][n]);
