@@ -361,21 +361,24 @@ impl Intake {
         });
     }
 
-    /// The question that the sign was put on, also when an earlier gateway told it, and its turn is only being taken up.
+    /// The question that the sign was put on, also when an earlier gateway told it, and its turn is only being taken up, or when
+    /// it is being told.
     async fn question_of(&self, reaction: &Reacted) -> Result<Option<String>, InboxError> {
         let Reacted { room, event_id, .. } = reaction;
         let open = self.turns.question_at(room, event_id);
-        if open.is_some() || !self.turns.takes_up(|of| of == room) {
+        if open.is_some() {
             return Ok(open);
         }
-        if let Some(transaction) = self.outbox.transaction_of(room, event_id).await.map_err(unjournaled)? {
+        if self.turns.takes_up(|of| of == room)
+            && let Some(transaction) = self.outbox.transaction_of(room, event_id).await.map_err(unjournaled)?
+        {
             return Ok(Turns::question_told_by(&transaction).map(str::to_owned));
         }
         if self.outbox.undelivered_in(room) == 0 {
             return Ok(None);
         }
-        // It may have been told by a gateway that ended before it could journal that: then it is found any moment. Only until then
-        // the room waits, because nothing names the question that could be journaled.
+        // It may be there before the homeserver's answer to us is, or have been told by a gateway that ended before it could
+        // journal that: then it is known any moment. Only until then the room waits, because nothing names the question that could be journaled.
         Ok(self.turns.expect_question_at(room, event_id).await)
     }
 

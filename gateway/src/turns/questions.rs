@@ -276,21 +276,29 @@ impl Turns {
 
     /// Waits until a question is known, as long as a turn that was taken up may still have asked it.
     pub async fn expect_question(&self, name: &str) {
-        drop(self.expect(|turns| turns.open_question(name), |_| true).await);
+        drop(self.expect(|turns| turns.open_question(name), |turns| turns.takes_up(|_| true)).await);
     }
 
-    /// The question that was told by this event, as [`Turns::expect_question`] waits for one.
+    /// The question that was told by this event, as [`Turns::expect_question`] waits for one; also as long as one of the room is on
+    /// its way there: people see it before we hear that they do.
     pub async fn expect_question_at(&self, room: &Room, event_id: &str) -> Option<String> {
-        self.expect(|turns| turns.question_at(room, event_id), |of| of == room).await
+        let may_come = |turns: &Self| turns.is_telling(room) || turns.takes_up(|of| of == room);
+        self.expect(|turns| turns.question_at(room, event_id), may_come).await
     }
 
-    /// What `look` finds, as long as a turn of such a room may bring it.
-    async fn expect<T>(&self, look: impl Fn(&Self) -> Option<T>, of: impl Fn(&Room) -> bool) -> Option<T> {
+    /// Whether a question is open in this room of which we do not know under which event it was told.
+    fn is_telling(&self, room: &Room) -> bool {
+        let known = self.inner.questions.known();
+        known.open.values().any(|question| question.session.room == *room && question.event_id.is_none())
+    }
+
+    /// What `look` finds, as long as it may come.
+    async fn expect<T>(&self, look: impl Fn(&Self) -> Option<T>, may_come: impl Fn(&Self) -> bool) -> Option<T> {
         let waiting = async {
             loop {
                 let asked = self.inner.questions.asked.notified();
                 let found = look(self);
-                if found.is_some() || !self.takes_up(&of) {
+                if found.is_some() || !may_come(self) {
                     return found;
                 }
                 asked.await;

@@ -129,6 +129,13 @@ async fn a_question_is_told_and_decided_by_whom_it_concerns() {
     let room = stage.session.room.clone();
     let elsewhere = Room { id: "elsewhere".into(), ..room.clone() };
     let turns = stage.turns.clone();
+    // She may see it, and react to it, before we hear under which event it stands.
+    let mut seen = std::pin::pin!(turns.expect_question_at(&room, "$question"));
+    assert_eq!(seen.as_mut().now_or_never(), None, "it is waited for");
+    assert_eq!(turns.expect_question_at(&elsewhere, "$question").now_or_never(), Some(None), "nothing was asked there");
+    turns.question_told(&question.transaction, "$question");
+    assert_eq!(seen.await, Some(name.clone()));
+    assert_eq!(turns.expect_question_at(&room, "$other").now_or_never(), Some(None), "it is told");
     let decide = async |verdict, by: &Person, role, room: &Room| {
         turns.decide(&name, verdict, by, role, room, Cause::Command("word".into())).await
     };
