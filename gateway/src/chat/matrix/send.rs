@@ -27,6 +27,8 @@ use crate::chat::{Person, Weight};
 pub(super) const LONGEST: usize = 16_000;
 /// Above this size, in bytes, a message goes without HTML: an event holds 64 kB, and encryption adds a third.
 const MAX_FORMATTED: usize = 45_000;
+/// How much of an event the ids may take that it answers, in bytes: a turn answers as many messages as may wait.
+const MAX_ANSWERS: usize = 10_000;
 /// How long one send may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -123,8 +125,19 @@ fn content_of(message: &Outbound, replaces: Option<&str>, plain: &str, html: Opt
     } else if let Some(relation) = relation(message.thread.as_deref(), message.reply_to.as_deref()) {
         content["m.relates_to"] = relation;
     }
-    content["dev.musher"] = json!({"transaction": message.transaction, "answers": message.answers});
+    content["dev.musher"] = json!({"transaction": message.transaction, "answers": latest(&message.answers)});
     content
+}
+
+/// The last of the ids, so many as there is room for.
+fn latest(ids: &[String]) -> &[String] {
+    let mut left = MAX_ANSWERS;
+    let fits = |id: &&String| {
+        // With its quotation marks and a comma.
+        left = left.saturating_sub(id.len() + 3);
+        left > 0
+    };
+    &ids[ids.len() - ids.iter().rev().take_while(fits).count()..]
 }
 
 fn body(weight: Weight, prefix: &str, plain: &str, html: Option<&str>) -> Value {
@@ -267,11 +280,13 @@ mod tests {
 
     #[test]
     fn the_longest_message_fits_into_an_event() {
-        let answers: Vec<String> = (0..100).map(|n| format!("${n:0>43}")).collect();
+        let answers: Vec<String> = (0..65_535).map(|n| format!("${n:0>43}")).collect();
         for text in ["a", "ü", "\"", "\\", "\n\t", "&<>", "| a ", "* a\n", "\u{1}", "`a` "] {
             let markdown = text.repeat(LONGEST / text.len());
-            let answers = answers.clone();
-            let sent = content(&Outbound { answers, ..outbound(&markdown) }, None).to_string().len();
+            let content = content(&Outbound { answers: answers.clone(), ..outbound(&markdown) }, None);
+            let sent = content.to_string().len();
+            let named = content["dev.musher"]["answers"].as_array().expect("they are listed");
+            assert!(named.len() > 200 && named.last() == answers.last().map(|id| json!(id)).as_ref());
             // The rest of an event is ids, hashes and signatures.
             assert!(sent < 60_000, "{sent} bytes of {text:?}");
         }
