@@ -1,11 +1,11 @@
 //! Coming into rooms: invites and the configured rooms (MTX-5).
 //!
-//! Each room is handled in a task of its own beside the sync loop, one at a time per room, with a bounded
-//! number of attempts. What is not settled then is taken up again at the next start.
+//! Each room is handled in a task of its own beside the sync loop, one at a time per room: an invite as long as it stands, a
+//! configured room with a bounded number of attempts, taken up again at the next start.
 
 use matrix_sdk::{
     Client, RoomState,
-    ruma::{OwnedRoomId, RoomId, RoomOrAliasId, api::client::membership::leave_room},
+    ruma::{OwnedRoomId, RoomId, RoomOrAliasId, UserId, api::client::membership::leave_room},
 };
 use tracing::{info, warn};
 
@@ -15,7 +15,7 @@ use super::{
     lock,
 };
 
-/// How often joining or declining is tried.
+/// How often joining a configured room is tried, and how often the log is told of the same invite.
 const ATTEMPTS: usize = 6;
 
 impl MatrixSurface {
@@ -46,27 +46,34 @@ impl MatrixSurface {
     }
 
     async fn settle_invite(&self, room_id: &RoomId) {
-        let client = self.client();
         let mut backoff = Backoff::new();
-        for attempt in 1..=ATTEMPTS {
+        for attempt in 1_usize.. {
+            // It is another one when the bot has logged in anew meanwhile.
+            let client = self.client();
             let Some(room) = client.get_room(room_id).filter(|room| room.state() == RoomState::Invited) else { return };
             let outcome = match room.invite_details().await {
-                Ok(invite) if self.welcomes(room_id, invite.inviter_id.as_str()) => {
-                    info!(room = %room_id, inviter = %invite.inviter_id, attempt, "joining");
-                    client.join_room_by_id(room_id).await.map(drop)
-                }
-                Ok(invite) => {
-                    info!(room = %room_id, inviter = %invite.inviter_id, attempt, "declining the invite of somebody who may not invite");
-                    decline(&client, room_id).await
-                }
+                Ok(invite) => self.answer(&client, room_id, &invite.inviter_id).await,
                 Err(error) => Err(error),
             };
             let Err(error) = outcome else { return };
             // Also after a refusal: an invite over federation may be known here before it is valid everywhere.
             let failure = Failure::from(error);
-            warn!(room = %room_id, attempt, "the invite could not be answered: {}", failure.reason());
+            if attempt <= ATTEMPTS {
+                warn!(room = %room_id, attempt, "the invite could not be answered: {}", failure.reason());
+            }
             backoff.wait(failure.retry_after()).await;
         }
+    }
+
+    async fn answer(&self, client: &Client, room: &RoomId, inviter: &UserId) -> matrix_sdk::Result<()> {
+        if self.welcomes(room, inviter.as_str()) {
+            client.join_room_by_id(room).await?;
+            info!(%room, %inviter, "joined");
+        } else {
+            decline(client, room).await?;
+            info!(%room, %inviter, "declined the invite of somebody who may not invite");
+        }
+        Ok(())
     }
 
     fn welcomes(&self, room: &RoomId, inviter: &str) -> bool {

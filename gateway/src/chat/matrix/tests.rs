@@ -17,6 +17,7 @@ use tokio::{
 use super::*;
 use crate::chat::{Edited, Inbound, InboxError, Missed, Reacted, Redacted};
 
+mod invites;
 mod look_ups;
 mod marks;
 mod walks;
