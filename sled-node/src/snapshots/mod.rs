@@ -4,6 +4,7 @@
 //! It must not fail a turn, nor hold one up longer than [`TURN_LIMIT`] on each side; and it writes neither index nor branches,
 //! HEAD, reflogs or stash of the repository.
 
+mod locks;
 mod plumbing;
 mod restore;
 mod submodules;
@@ -15,11 +16,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use link::requests::{Diff, DiffAnswer, HeadMoved, NoRecord, PutBack, TurnOnRecord, UndoAnswer};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use self::plumbing::{Call, Deadline, Fault, Repository};
+use self::plumbing::{Alone, Call, Deadline, Fault, Repository};
 use self::restore::Plan;
 use self::submodules::Submodules;
 use self::tree::Id;
@@ -62,7 +63,7 @@ pub struct Snapshots {
 /// The records while nobody else works with them: what is waited for before a turn's agent starts.
 pub struct Held<'a> {
     workspace: &'a Workspace,
-    _alone: MutexGuard<'a, ()>,
+    alone: Alone,
 }
 
 impl Snapshots {
@@ -71,9 +72,10 @@ impl Snapshots {
         Self { workspace, one_at_a_time: Arc::default() }
     }
 
-    /// Waits until nobody else works with them.
+    /// Waits until nobody else works with them, and what was begun and given up is over.
     pub async fn hold(&self) -> Held<'_> {
-        Held { workspace: &self.workspace, _alone: self.one_at_a_time.lock().await }
+        let alone = Arc::new(self.one_at_a_time.clone().lock_owned().await);
+        Held { workspace: &self.workspace, alone }
     }
 }
 
@@ -114,7 +116,7 @@ impl Held<'_> {
 
     async fn open(&self, limit: Duration) -> Result<Option<Repository>, Fault> {
         let Workspace { directory, environment, .. } = self.workspace;
-        Repository::open(directory, environment, Deadline::within(limit)).await
+        Repository::open(directory, environment, Deadline::within(limit), self.alone.clone()).await
     }
 
     /// Notes how recording went.

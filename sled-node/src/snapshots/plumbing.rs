@@ -1,18 +1,23 @@
 //! Git's plumbing, run on the project's repository without anything of the repository's own that could run or change what is stored:
 //! no hooks, no filters, no conversion of line ends, no monitor.
 //!
-//! It starts git alone, which with these settings starts nothing else; so it needs no supervisor, and dies with whoever waits for it.
+//! It starts git alone, which with these settings starts nothing else; so it needs no supervisor, and is ended when nobody waits for it.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
+use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::time::Instant;
 
+use super::locks;
 use crate::environment::Environment;
 use crate::text::{MAX_ERROR, one_line};
 
@@ -21,6 +26,12 @@ const OUTPUT_LIMIT: usize = 64 * 1024 * 1024;
 
 /// How much of its complaints is kept, in bytes.
 const COMPLAINT_LIMIT: usize = 4 * 1024;
+
+/// How long git has between being asked to end and being killed: it takes its locks away when it is asked, and only then.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// Nobody else works on the records for as long as one of these is there.
+pub type Alone = Arc<OwnedMutexGuard<()>>;
 
 /// The tree without any entry, whose attributes hold in place of the project's own; by the repository's object format.
 const EMPTY_TREE_SHA1: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
@@ -205,11 +216,17 @@ pub struct Repository {
     environment: Environment,
     empty_tree: &'static str,
     deadline: Deadline,
+    alone: Alone,
 }
 
 impl Repository {
     /// The repository of `work_tree`; `None` where it is not the top of one.
-    pub async fn open(work_tree: &Path, environment: &Environment, deadline: Deadline) -> Result<Option<Self>, Fault> {
+    pub async fn open(
+        work_tree: &Path,
+        environment: &Environment,
+        deadline: Deadline,
+        alone: Alone,
+    ) -> Result<Option<Self>, Fault> {
         let mut environment = environment.for_git();
         environment.extend([
             ("GIT_AUTHOR_NAME", "Musher"),
@@ -221,11 +238,11 @@ impl Repository {
             ("GIT_NO_LAZY_FETCH", "1"),
         ]);
         let (work_tree, folder) = (work_tree.to_owned(), PathBuf::new());
-        let mut found = Self { work_tree, folder, environment, empty_tree: EMPTY_TREE_SHA1, deadline };
+        let mut found = Self { work_tree, folder, environment, empty_tree: EMPTY_TREE_SHA1, deadline, alone };
         if !tokio::fs::metadata(&found.work_tree).await.is_ok_and(|found| found.is_dir()) {
             return Ok(None);
         }
-        let args = ["--absolute-git-dir", "--show-object-format", "--show-cdup"];
+        let args = ["--show-object-format", "--show-cdup", "--path-format=absolute", "--git-dir", "--git-common-dir"];
         let said = found.run(Call::new("rev-parse").args(args).index(Index::Theirs)).await?;
         if said.code != Some(0) {
             // Of a repository that is there, but broken, it is said.
@@ -234,24 +251,23 @@ impl Repository {
                 Err(_) => Ok(None),
             };
         }
-        let mut lines = said.output.split(|byte| *byte == b'\n');
-        let (Some(git_dir), Some(format), Some(up)) = (lines.next(), lines.next(), lines.next()) else {
-            return Err(Fault::Unreadable("rev-parse"));
-        };
+        let lines: Vec<_> = said.output.split(|byte| *byte == b'\n').collect();
+        let [format, up, git_dir, common_dir, b""] = lines[..] else { return Err(Fault::Unreadable("rev-parse")) };
         if !up.is_empty() {
             return Ok(None);
         }
         if format == b"sha256" {
             found.empty_tree = EMPTY_TREE_SHA256;
         }
-        found.folder = Path::new(std::ffi::OsStr::from_bytes(git_dir)).join("musher");
-        let folder = found.folder.clone();
-        blocking(move || {
+        found.folder = path(git_dir).join("musher");
+        let (folder, common_dir) = (found.folder.clone(), path(common_dir).to_owned());
+        let cleaned = found.blocking(move || {
             std::fs::create_dir_all(&folder).map_err(|error| Fault::of(&folder, error))?;
             // Whoever held them was killed: there is one sled, and it does one thing at a time here.
-            ["index.lock", "goal", "goal.lock"].iter().try_for_each(|left| remove(&folder.join(left)))
-        })
-        .await?;
+            ["index.lock", "goal", "goal.lock"].iter().try_for_each(|left| remove(&folder.join(left)))?;
+            locks::remove_left(&common_dir)
+        });
+        cleaned.await?;
         Ok(Some(found))
     }
 
@@ -291,6 +307,20 @@ impl Repository {
         }
     }
 
+    /// Works on files, where nothing else waits for it. Nobody else works on the records before it is done, whoever waits for it.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let alone = self.alone.clone();
+        let working = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(alone);
+            done
+        });
+        working.await.map_err(std::io::Error::other)?
+    }
+
     /// Runs git.
     pub async fn run(&self, call: Call<'_>) -> Result<Said, Fault> {
         self.deadline.left()?;
@@ -312,6 +342,8 @@ impl Repository {
         let stdin = if call.input.is_empty() { Stdio::null() } else { Stdio::piped() };
         let mut child = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (wanted, unwanted) = oneshot::channel();
+        let mut ended = tokio::spawn(ended(child, unwanted, self.alone.clone()));
         let worked = async {
             let writing = async {
                 if let Some(mut stdin) = stdin {
@@ -324,7 +356,7 @@ impl Repository {
                 if more {
                     return Ok((output, None));
                 }
-                Ok::<_, std::io::Error>((output, Some(child.wait().await?)))
+                Ok::<_, std::io::Error>((output, Some((&mut ended).await.map_err(std::io::Error::other)??)))
             };
             let complaining = complaint(stderr);
             tokio::pin!(reading, complaining, writing);
@@ -345,13 +377,39 @@ impl Repository {
             }
             Ok::<_, std::io::Error>((heard, said))
         };
-        let ((mut output, status), complaint) = tokio::time::timeout_at(self.deadline.at, worked)
-            .await
-            .map_err(|_| Fault::TooLong(self.deadline.granted))??;
+        let Ok(worked) = tokio::time::timeout_at(self.deadline.at, worked).await else {
+            drop(wanted);
+            // How it ends does not matter any more; if it has ended, something else holds its output open.
+            if !ended.is_finished() {
+                ended.await.ok();
+            }
+            return Err(Fault::TooLong(self.deadline.granted));
+        };
+        let ((mut output, status), complaint) = worked?;
         output.truncate(call.first);
         let complaint = one_line(&String::from_utf8_lossy(&complaint), MAX_ERROR);
         Ok(Said { code: status.and_then(|status| status.code()), output, complaint, more: status.is_none() })
     }
+}
+
+/// Waits for the end of a git. It is asked to end when it is not wanted any more because whoever waited for it is gone, and nobody else works
+/// on the records before it is dead.
+async fn ended(mut child: Child, unwanted: oneshot::Receiver<()>, alone: Alone) -> std::io::Result<ExitStatus> {
+    tokio::select! {
+        status = child.wait() => return status,
+        _gone = unwanted => {}
+    }
+    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        // It is a child that nobody has waited for, so that nobody else has its id.
+        kill(Pid::from_raw(id), Signal::SIGTERM)?;
+    }
+    if tokio::time::timeout(PARTING, child.wait()).await.is_err() {
+        child.kill().await?;
+    }
+    // Known by now.
+    let status = child.wait().await;
+    drop(alone);
+    status
 }
 
 /// Reads up to `limit` bytes, and says whether there are more.
@@ -372,11 +430,6 @@ async fn complaint(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<
     // What is over the bound is read all the same, for git to go on.
     tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
     Ok(kept)
-}
-
-/// Works on files, where nothing else waits for it.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
-    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
 }
 
 /// Removes a file that may be there.
@@ -405,4 +458,57 @@ pub fn joined<'a>(entries: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
 /// A path of git's, which has bytes.
 pub fn path(bytes: &[u8]) -> &Path {
     Path::new(std::ffi::OsStr::from_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Mutex;
+
+    use super::*;
+
+    /// A git that has taken a lock, and takes it away when it is asked to end.
+    const LOCKED: &str = "#!/bin/sh\ntrap 'rm lock; exit 1' TERM\ntouch lock\nwhile :; do :; done\n";
+
+    /// Has it run until it holds its lock, and `cut` off then; its lock is gone when somebody else may work on the records.
+    async fn check(cut: impl AsyncFnOnce(tokio::task::JoinHandle<Result<Said, Fault>>)) {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let git = folder.path().join("git");
+        std::fs::write(&git, LOCKED).unwrap();
+        std::fs::set_permissions(&git, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:/usr/bin:/bin", folder.path().display());
+        let records = Arc::new(Mutex::new(()));
+        let repository = Repository {
+            work_tree: folder.path().to_owned(),
+            folder: PathBuf::new(),
+            environment: [("PATH", path)].into_iter().collect(),
+            empty_tree: EMPTY_TREE_SHA1,
+            deadline: Deadline::within(Duration::from_mins(1)),
+            alone: Arc::new(records.clone().lock_owned().await),
+        };
+        let running = tokio::spawn(async move { repository.run(Call::new("update-ref")).await });
+        let lock = folder.path().join("lock");
+        while !lock.exists() {
+            tokio::task::yield_now().await;
+        }
+        cut(running).await;
+        drop(records.lock().await);
+        assert!(!lock.exists());
+    }
+
+    #[tokio::test]
+    async fn git_that_nobody_waits_for_any_more_takes_its_locks_away() {
+        check(async |running| running.abort()).await;
+    }
+
+    #[tokio::test]
+    async fn git_that_takes_too_long_takes_its_locks_away() {
+        check(async |running| {
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_mins(1)).await;
+            tokio::time::resume();
+            assert!(matches!(running.await.unwrap(), Err(Fault::TooLong(_))));
+        })
+        .await;
+    }
 }

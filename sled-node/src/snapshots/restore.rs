@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::plumbing::{Call, Deadline, Fault, Index, Repository, blocking, path, remove};
+use super::plumbing::{Call, Deadline, Fault, Index, Repository, path, remove};
 use crate::text::one_line;
 
 /// The mode of a submodule's pointer.
@@ -117,12 +117,12 @@ impl Repository {
         let steps = self.steps(Call::new("diff-tree"), from, to).await?;
         let (root, deadline) = (self.work_tree.clone(), self.deadline());
         // What is changed from here on is told by either the record or the stamps.
-        let looked = blocking(move || Ok((Seen::of(&root, steps.keys()), steps)));
+        let looked = self.blocking(move || Ok((Seen::of(&root, steps.keys()), steps)));
         let (seen, steps) = looked.await?;
         let now = self.record_again(from).await?;
         let since = self.steps(Call::new("diff-tree"), from, &now).await?;
         let root = self.work_tree.clone();
-        let planned = blocking(move || Plan::of(&steps, &since, &root, deadline)).await?;
+        let planned = self.blocking(move || Plan::of(&steps, &since, &root, deadline)).await?;
         Ok(Plan { seen, ..planned })
     }
 
@@ -131,7 +131,7 @@ impl Repository {
         let place = path(&to.path);
         let steps = self.steps(Call::new("diff-tree").inside(place), "HEAD", &to.commit).await?;
         let (root, deadline) = (self.work_tree.join(place), self.deadline());
-        blocking(move || Ok(!Plan::of(&steps, &Steps::new(), &root, deadline)?.conflicts.is_empty())).await
+        self.blocking(move || Ok(!Plan::of(&steps, &Steps::new(), &root, deadline)?.conflicts.is_empty())).await
     }
 
     /// How two trees differ, by that call.
@@ -158,7 +158,7 @@ impl Repository {
     pub async fn make_ready(&self, plan: &Plan) -> Result<(), Fault> {
         let ready = self.folder.join("ready");
         let folder = ready.clone();
-        let made = blocking(move || {
+        let made = self.blocking(move || {
             clear(&folder)?;
             fs::create_dir(&folder).map_err(|error| Fault::of(&folder, error))
         });
@@ -183,7 +183,7 @@ impl Repository {
     /// plan was made is left as it is: if it is found before anything is done, it is given back, and nothing is done.
     pub async fn carry_out(&self, plan: Plan) -> Result<BTreeSet<Vec<u8>>, Fault> {
         let (root, folder, deadline) = (self.work_tree.clone(), self.folder.clone(), self.deadline());
-        blocking(move || {
+        self.blocking(move || {
             let ready = folder.join("ready");
             let changed = plan.changed(&root);
             if changed.is_empty() {

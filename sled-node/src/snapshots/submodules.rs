@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 
-use super::plumbing::{Fault, Repository, blocking, path};
+use super::plumbing::{Fault, Repository, path};
 use super::restore::{Pointer, files_below};
 use crate::workspace::Workspace;
 
@@ -29,7 +29,8 @@ impl Submodules<'_> {
         if !self.is_there(to).await {
             // Git would overwrite what has come there since the plan was made.
             let place = self.workspace.directory.join(path(&to.path));
-            let empty = blocking(move || Ok(!place.exists() || files_below(&place, b"").is_empty())).await?;
+            let empty =
+                self.repository.blocking(move || Ok(!place.exists() || files_below(&place, b"").is_empty())).await?;
             let mut args: Vec<OsString> = ["submodule", "update", "--init", "--"].map(Into::into).into();
             args.push(path(&to.path).into());
             if !empty || !self.git(args).await? || !self.is_there(to).await {

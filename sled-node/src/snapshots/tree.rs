@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
-use super::plumbing::{Call, Fault, Index, Repository, blocking, entries, joined, path, remove};
+use super::plumbing::{Call, Fault, Index, Repository, entries, joined, path, remove};
 
 /// The largest file that is recorded without being tracked, in bytes.
 const MAX_NEW_FILE: u64 = 100 * 1024 * 1024;
@@ -97,7 +97,7 @@ impl Repository {
     /// those that it was told not to look at: those are found anew, as far as they are there.
     async fn begin(&self, ours: &Path) -> Result<(), Fault> {
         let index = ours.to_owned();
-        blocking(move || remove(&index)).await?;
+        self.blocking(move || remove(&index)).await?;
         // Line ends may be converted whatever attributes say.
         let converts = Call::new("config").args(["--get", "core.autocrlf"]).with_conversions();
         if self.ask(converts).await?.is_some_and(|value| value != "false") {
@@ -106,7 +106,7 @@ impl Repository {
         let args = ["--path-format=absolute", "--git-path", "index"];
         let theirs = self.git(Call::new("rev-parse").args(args).index(Index::Theirs)).await?;
         let (theirs, index) = (path(theirs.strip_suffix(b"\n").unwrap_or(&theirs)).to_owned(), ours.to_owned());
-        let copied = blocking(move || {
+        let copied = self.blocking(move || {
             let there = theirs.exists();
             if there { copy(&theirs, &index).map(|()| there) } else { Ok(there) }
         });
@@ -142,7 +142,7 @@ impl Repository {
         let call = Call::new("ls-files").args(["-z", "-t", "--modified", "--others", "--exclude-standard"]);
         let (listed, tracked) = tokio::try_join!(self.git(call), self.ignored(Index::Theirs))?;
         let (mut work, deadline) = (Work::of(&self.work_tree), self.deadline());
-        let sorted = blocking(move || {
+        let sorted = self.blocking(move || {
             for entry in entries(&listed) {
                 deadline.left()?;
                 let (tag, file) = entry.split_at_checked(2).ok_or(Fault::Unreadable("ls-files"))?;

@@ -393,6 +393,27 @@ async fn undo_is_refused_while_a_turn_runs_and_diff_shows_the_one_before() {
     assert!(!project.path("agent.pid").exists());
 }
 
+#[tokio::test]
+async fn locks_that_a_killed_git_left_are_none_any_more() {
+    // Its repository lies elsewhere: this is a further work tree of it.
+    let main = library();
+    let node = Node::start().await;
+    let client = node.client().await;
+    let project = Project { node, client };
+    git(main.path(), &["worktree", "add", "--quiet", "--detach", project.path("").to_str().unwrap()]);
+    let left = |name: &str| {
+        let lock = main.path().join(".git/refs/musher").join(name);
+        std::fs::create_dir_all(lock.parent().unwrap()).unwrap();
+        std::fs::write(lock, "").unwrap();
+    };
+    left("latest.lock");
+    left("turns/00000001/before.lock");
+    project.turn("echo b > lib").await;
+    left("turns/00000001/undone.lock");
+    project.undo().await;
+    assert_eq!(project.read("lib"), "two");
+}
+
 /// What is left when a turn of two attempts is put back, of which the first made `b` before its sled was killed, and the second made `c`.
 async fn left_of_two_attempts(meanwhile: impl FnOnce(&Project)) -> Vec<(String, String)> {
     let mut project = Project::of(&[("a", "a\n")]).await;
