@@ -183,13 +183,15 @@ impl<'a> Attempt<'a> {
     /// Hears the agent until every process of it is gone, or until it waits (`None`).
     async fn listen(&mut self, talk: &mut Talk, keep: bool, wishes: &mut Wishes) -> Option<Gone> {
         let mut ending: Option<Instant> = None;
+        let mut ends = false;
         let mut settling = false;
         let mut overstayed = false;
         let gone = loop {
             if let Some(end) = &talk.end
-                && ending.is_none()
+                && !std::mem::replace(&mut ends, true)
             {
-                ending = Some(Instant::now() + WIND_UP);
+                // Who stopped it said how long it has, and the supervisor keeps to that.
+                ending = (!matches!(end, End::Stopped(_))).then(|| Instant::now() + WIND_UP);
                 settling = keep && matches!(end, End::Result(Outcome::Answered { .. }));
                 if settling {
                     talk.agent.settle().await;

@@ -32,6 +32,21 @@ async fn stop_ends_runaways_and_the_deaf_within_its_grace() {
 }
 
 #[tokio::test]
+async fn a_grace_is_as_long_as_whoever_stops_says() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let id = Uuid::now_v7();
+    // It takes longer than an agent has that ends by itself.
+    client
+        .put_turn(id, &script("trap 'sleep 7; exit' TERM; echo $$ > agent.pid; while :; do sleep 0.01; done"))
+        .await
+        .unwrap();
+    node.wait_for_pids(1).await;
+    let ended = client.stop_turn(id, &stop(50_000)).await.unwrap();
+    assert!(matches!(ended, Outcome::Stopped { killed: false, .. }), "{ended:?}");
+}
+
+#[tokio::test]
 async fn who_ends_when_asked_is_not_killed() {
     let node = Node::start().await;
     let client = node.client().await;
