@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::agent::live::{DoesNotListen, LiveAgent, Sound};
-use crate::agent::stream_json::{self, Heard, Limit, Listener};
+use crate::agent::stream_json::{self, Heard, Limit, Listener, Told};
 use crate::lines::{Line, Tail};
 use crate::permissions::{Questions, Step};
 use crate::record::Recorder;
@@ -81,10 +81,8 @@ pub struct Attempt<'a> {
     number: u32,
     /// How often words were given.
     given: u32,
-    /// The agent is known to have the people's words.
-    pub heard: bool,
-    /// The agent has said or done something since this was last asked.
-    pub got_on: bool,
+    /// What people were told.
+    pub told: Told,
     /// What the agent says to have used so far.
     pub usage: Option<Usage>,
     tail: Tail,
@@ -151,8 +149,7 @@ impl Talk {
 impl<'a> Attempt<'a> {
     /// Nothing has been said yet.
     pub fn new(recorder: &'a mut Recorder, questions: Questions, number: u32) -> Self {
-        let (given, heard, got_on, usage) = (0, false, false, None);
-        Self { recorder, questions, number, given, heard, got_on, usage, tail: Tail::default() }
+        Self { recorder, questions, number, given: 0, told: Told::default(), usage: None, tail: Tail::default() }
     }
 
     /// Gives the agent its words and hears it to its end, or to the point from which it waits. `started` is stored before anything that it says;
@@ -166,7 +163,7 @@ impl<'a> Attempt<'a> {
     ) -> Conversation {
         let id = stream_json::words_id(self.recorder.turn(), self.number, self.given);
         self.given += 1;
-        let mut listener = Listener::new(id, self.heard);
+        let mut listener = Listener::new(id, self.told);
         if words.waited && words.echoes {
             listener.await_echo();
         }
@@ -264,11 +261,9 @@ impl<'a> Attempt<'a> {
             return;
         }
         let heard = talk.listener.hear(&line);
-        self.heard = talk.listener.heard();
+        self.told = talk.listener.told();
         match heard {
             Heard::Events(events) => {
-                let works = |event: &TurnEvent| matches!(event, TurnEvent::Spoke { .. } | TurnEvent::ToolCalled { .. });
-                self.got_on |= events.iter().any(works);
                 self.store(talk, events).await;
             }
             Heard::Ready => talk.agent.ready().await,

@@ -75,7 +75,7 @@ async fn converse(
             vec![TurnEvent::Started { session_found }]
         };
         let text = match &request.afresh {
-            _ if attempt.heard && session_found => GO_ON,
+            _ if attempt.told.heard && session_found => GO_ON,
             Some(afresh) if !session_found || !words_found => afresh,
             _ => &request.prompt,
         };
@@ -95,7 +95,7 @@ async fn converse(
                     let reason = FailureReason::Reported { text: limit.text };
                     return Ok(attempt.with_last_lines(Outcome::Failed { reason, last_lines: Vec::new() }));
                 };
-                if limits.is_news(attempt) {
+                if !std::mem::replace(&mut attempt.told.limited, true) {
                     let retry_after_secs = Some(wait.as_secs());
                     if let Err(error) = attempt.recorder.record(vec![TurnEvent::RateLimited { retry_after_secs }]).await
                     {
@@ -123,7 +123,7 @@ struct Memory {
 async fn start(request: &TurnRequest, attempt: &Attempt<'_>, site: &Site) -> Result<(LiveAgent, Memory), StartError> {
     let (mut request, surroundings) = (request.clone(), site.surroundings.clone());
     // Who has the words of this attempt remembers them.
-    request.session.resumed |= attempt.heard;
+    request.session.resumed |= attempt.told.heard;
     let times = 0..=MAX_WAITS + 1;
     let earlier: Vec<_> = (1..request.attempt)
         .flat_map(|number| times.clone().map(move |nth| (number, nth)))
@@ -142,7 +142,6 @@ async fn start(request: &TurnRequest, attempt: &Attempt<'_>, site: &Site) -> Res
 #[derive(Debug, Default)]
 struct Limits {
     waits: u32,
-    told: bool,
 }
 
 impl Limits {
@@ -159,12 +158,6 @@ impl Limits {
             _ => backoff,
         };
         Some(wait.min(LONGEST_WAIT))
-    }
-
-    /// Whether people are to be told of a limit: once until the agent has got on.
-    fn is_news(&mut self, attempt: &mut Attempt<'_>) -> bool {
-        let got_on = std::mem::take(&mut attempt.got_on);
-        !std::mem::replace(&mut self.told, true) || got_on
     }
 }
 

@@ -151,19 +151,25 @@ pub struct Limit {
     pub text: String,
 }
 
+/// What people were told of an attempt and are not told again, whichever of its agents it was of.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Told {
+    /// The agent has the people's words.
+    pub heard: bool,
+    /// The service limits the rate, and the agent has not got on since.
+    pub limited: bool,
+}
+
 /// Understands what an agent says from when it gets its words to its result.
 #[derive(Debug, Default)]
 pub struct Listener {
     /// The id of the words that it was given.
     words: Uuid,
-    /// That it has words of the attempt's was told.
-    heard: bool,
+    told: Told,
     /// Until it echoes those very words it does not work at them.
     unechoed: bool,
     /// What the agent said last: its answer, if nothing follows but the result.
     held: Option<String>,
-    /// That the agent is slowed down was told.
-    slowed: bool,
     /// The service has refused, and the agent has not spoken since.
     refused: Option<Refused>,
 }
@@ -176,9 +182,9 @@ struct Refused {
 }
 
 impl Listener {
-    /// For an agent that was given `words`; `heard` if it is known to have the attempt's words.
-    pub fn new(words: Uuid, heard: bool) -> Self {
-        Self { words, heard, ..Self::default() }
+    /// For an agent that was given `words` when so much was told.
+    pub fn new(words: Uuid, told: Told) -> Self {
+        Self { words, told, ..Self::default() }
     }
 
     /// For an agent that has waited and echoes its words: it may have begun to work by itself meanwhile, and what it says of that is not of this turn.
@@ -186,9 +192,9 @@ impl Listener {
         self.unechoed = true;
     }
 
-    /// Whether the agent is known to have the attempt's words.
-    pub fn heard(&self) -> bool {
-        self.heard
+    /// What was told by now.
+    pub fn told(&self) -> Told {
+        self.told
     }
 
     /// Takes a line.
@@ -249,7 +255,7 @@ impl Listener {
     }
 
     fn has_words(&mut self) -> Vec<TurnEvent> {
-        if std::mem::replace(&mut self.heard, true) { Vec::new() } else { vec![TurnEvent::Heard] }
+        if std::mem::replace(&mut self.told.heard, true) { Vec::new() } else { vec![TurnEvent::Heard] }
     }
 
     fn control(&mut self, request: ControlRequest) -> Heard {
@@ -275,7 +281,7 @@ impl Listener {
             }
             return Vec::new();
         }
-        self.slowed = false;
+        self.told.limited = false;
         self.refused = None;
         let mut events = self.has_words();
         for block in said.message.content {
@@ -339,7 +345,7 @@ impl Listener {
     fn system(&mut self, system: &System) -> Vec<TurnEvent> {
         if system.subtype != "api_retry"
             || system.error_status != Some(429)
-            || std::mem::replace(&mut self.slowed, true)
+            || std::mem::replace(&mut self.told.limited, true)
         {
             return Vec::new();
         }

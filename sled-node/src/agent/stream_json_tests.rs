@@ -7,7 +7,7 @@ const WORDS: Uuid = Uuid::from_u128(7);
 
 /// Everything that the lines amount to, as JSON lines; an end is shown as `turn.finished`.
 fn check(lines: &[Value]) -> String {
-    let mut listener = Listener::new(WORDS, true);
+    let mut listener = Listener::new(WORDS, Told { heard: true, limited: false });
     let mut shown = Vec::new();
     for line in lines {
         match listener.hear(line.to_string().as_bytes()) {
@@ -138,13 +138,13 @@ fn a_turn_that_a_hard_limit_ends_is_to_go_on() {
 
 /// Whether the words were heard after each of the lines.
 fn heard(lines: &[Value]) -> Vec<bool> {
-    let mut listener = Listener::new(WORDS, false);
+    let mut listener = Listener::new(WORDS, Told::default());
     let mut told = 0;
     let heard = lines.iter().map(|line| {
         if let Heard::Events(events) = listener.hear(line.to_string().as_bytes()) {
             told += events.iter().filter(|event| **event == TurnEvent::Heard).count();
         }
-        listener.heard()
+        listener.told().heard
     });
     let heard: Vec<bool> = heard.collect();
     assert_eq!(told, usize::from(heard.ends_with(&[true])), "it is told once");
@@ -262,7 +262,7 @@ fn an_agent_that_has_waited_is_not_heard_before_it_echoes_its_words() {
     let asks = json!({"type": "control_request", "request_id": "r1", "request": {"subtype": "can_use_tool", "tool_name": "Bash", "input": {}}});
     let result = json!({"type": "result", "is_error": false, "result": "done"});
     let waited = || {
-        let mut listener = Listener::new(WORDS, false);
+        let mut listener = Listener::new(WORDS, Told::default());
         listener.await_echo();
         listener
     };

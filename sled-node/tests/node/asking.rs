@@ -227,6 +227,26 @@ async fn a_limit_that_does_not_lift_is_waited_for_so_often_and_told_once() {
 }
 
 #[tokio::test]
+async fn a_limit_is_told_once_however_many_processes_meet_it_until_the_agent_gets_on() {
+    let node = Node::start_with(&["--no-sshd", "--limit-backoff-secs", "0"]).await;
+    let client = node.client().await;
+    let patient = script(&format!(
+        r#"read line; echo x >> tries
+        retry='{{"type":"system","subtype":"api_retry","error_status":429}}'
+        echo "$retry"
+        case $(wc -l < tries) in
+        3) {SAYS}; echo "$retry"; echo "$retry" ;;
+        5) echo '{{"type":"result","is_error":false,"result":"done"}}'; exit ;;
+        esac
+        echo '{{"type":"result","is_error":true,"api_error_status":429,"result":"limited"}}'"#
+    ));
+    let (ended, told) = turn(&client, &patient).await;
+    assert_eq!(ended, answered("done"));
+    let once = ["accepted", "started", "rate limited", "heard", "rate limited", "spoke", "finished"];
+    assert_eq!(kinds(&told), once);
+}
+
+#[tokio::test]
 async fn stop_ends_the_wait_at_once_and_nothing_lives_meanwhile() {
     let node = Node::start().await;
     let client = node.client().await;
