@@ -205,13 +205,15 @@ impl<'a> Attempt<'a> {
             tokio::select! {
                 sound = talk.agent.next() => match sound {
                     Sound::News(News::Gone(gone)) => break gone,
-                    Sound::News(News::Settled { busy: false }) if settling => return None,
+                    Sound::News(News::Settled { busy: false }) if settling && talk.agent.converses() => return None,
                     Sound::News(News::Settled { .. }) => {
-                        // It would notice the end of what it has under way, and might act on it: it ends with it.
+                        // It would notice the end of what it has under way, and might act on it: it ends with it. Or it has closed its
+                        // streams.
                         talk.agent.hang_up();
                         talk.agent.stop(GRACE).await;
                     }
-                    Sound::Deaf if talk.untaken && talk.end.is_none() => talk.end = Some(End::NotTaken),
+                    // Nor can it say anything any more.
+                    Sound::Deaf | Sound::Silent if talk.untaken && talk.end.is_none() => talk.end = Some(End::NotTaken),
                     // An agent that closes its streams ends in its own way.
                     Sound::Deaf | Sound::Silent => {}
                     Sound::Output(line) => self.take(talk, line).await,

@@ -3,8 +3,8 @@
 //! As a subreaper it inherits every orphan below it, whatever session or group that chose, and it ends only when it has no child left:
 //! its last word, [`Report::Gone`], means that nothing of the tree lives. Between an agent's turns [`Report::Settled`] says the same of all but
 //! the agent and what it had at its start. It takes its orders over a socket of the sled's;
-//! when that closes, because the sled is gone, it kills the tree. It knows nothing of turns and protocols, and passes
-//! standard input, output and error through untouched.
+//! when that closes, because the sled is gone, it kills the tree. It knows nothing of turns and protocols, passes
+//! standard input, output and error through untouched, and lets go of the first two, so that the sled hears when the program closes them.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, setsid};
+use nix::unistd::{Pid, dup2_stdin, dup2_stdout, setsid};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -157,6 +157,7 @@ async fn tell(reports: &mut OwnedWriteHalf, report: &Report) {
 fn start(argv: &[OsString]) -> std::io::Result<(Pid, Option<String>)> {
     use std::os::unix::process::CommandExt;
     let (program, arguments) = argv.split_first().ok_or_else(|| std::io::Error::other("no program is named"))?;
+    let nothing = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     let own = std::fs::read_to_string("/proc/self/oom_score_adj")
         .and_then(|own| own.trim().parse().map_err(std::io::Error::other));
     let raised = own.and_then(|own: i32| set_oom_score_adj(own.max(OOM_SCORE_ADJ)).map(|()| own));
@@ -164,6 +165,10 @@ fn start(argv: &[OsString]) -> std::io::Result<(Pid, Option<String>)> {
     let oom_error = raised.and_then(set_oom_score_adj).err().map(|error| error.to_string());
     // `Child` neither kills nor reaps when it is dropped: reaping is the tree's business.
     let id = child?.id();
+    if let Err(error) = dup2_stdin(&nothing).and_then(|()| dup2_stdout(&nothing)) {
+        // It runs, and is not heard to close them.
+        eprintln!("sled supervise: cannot let go of the program's streams: {error}");
+    }
     let pid = i32::try_from(id).map_err(std::io::Error::other)?;
     Ok((Pid::from_raw(pid), oom_error))
 }

@@ -97,6 +97,11 @@ impl LiveAgent {
         self.mouth.as_ref().and_then(|mouth| mouth.lines.try_send(line).ok()).ok_or(DoesNotListen)
     }
 
+    /// Whether the agent has closed neither its standard input nor its output, as far as [`Sound`]s have told.
+    pub fn converses(&self) -> bool {
+        self.mouth.is_some() && self.output.is_some()
+    }
+
     /// Closes the agent's standard input: the way to tell it that nothing will follow.
     pub fn hang_up(&mut self) {
         self.mouth = None;

@@ -235,8 +235,14 @@ async fn an_agent_that_died_while_it_waited_is_forgotten() {
 async fn an_agent_that_does_not_take_its_words_is_replaced_within_the_attempt() {
     let node = Node::start().await;
     let client = node.client().await;
-    // It answers once; then it closes its input, or reads the words and leaves without a line.
-    for leave in ["exec <&-; sleep 1000", "read line; exit 3"] {
+    // It answers once; then it closes its input, with something under way or without, or its output, or reads the words and leaves
+    // without a line.
+    for leave in [
+        "exec <&-; sleep 1000",
+        "exec <&-; while :; do :; done",
+        "exec >&-; while read line; do :; done",
+        "read line; exit 3",
+    ] {
         let agent = format!(
             r#"read line; echo "$line" >> words; echo '{{"type":"result","is_error":false,"result":"done"}}'; {leave}"#
         );
