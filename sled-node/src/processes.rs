@@ -24,7 +24,7 @@ pub struct Process {
 struct Stat {
     process: Process,
     parent: i32,
-    /// Ended, and waiting for its parent to notice.
+    /// Ended with all its threads, and waiting for its parent to notice. Where the first thread alone has ended, the others work on.
     zombie: bool,
 }
 
@@ -73,12 +73,21 @@ fn leftovers_of(table: &[Stat], root: i32, agent: i32, adopted: &HashSet<Process
 /// for when the supervisor above it is gone. A process can clear its environment; one that does is not found.
 pub fn marked(name: &str, value: &str) -> io::Result<Vec<Process>> {
     let wanted = format!("{name}={value}").into_bytes();
-    let has_it = |stat: &Stat| {
-        // An environment that cannot be read belongs to another user, or to nobody any more.
-        let environment = std::fs::read(format!("/proc/{}/environ", stat.process.pid)).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable == wanted)
-    };
+    let has_it =
+        |stat: &Stat| environment(stat.process.pid).split(|byte| *byte == 0).any(|variable| variable == wanted);
     Ok(table()?.into_iter().filter(|stat| !stat.zombie && has_it(stat)).map(|stat| stat.process).collect())
+}
+
+/// What a process was started with. An environment that cannot be read belongs to another user, or to nobody any more.
+fn environment(pid: i32) -> Vec<u8> {
+    let of = |path: &Path| std::fs::read(path.join("environ")).ok().filter(|environment| !environment.is_empty());
+    let process = format!("/proc/{pid}");
+    // A first thread that has ended has none any more, and the others have it still.
+    let of_others = || {
+        let mut threads = std::fs::read_dir(format!("{process}/task")).ok()?.flatten();
+        threads.find_map(|thread| of(&thread.path()))
+    };
+    of(Path::new(&process)).or_else(of_others).unwrap_or_default()
 }
 
 /// Sends `signal` to `process` if it is still the same one; one that is gone is no error.
@@ -154,15 +163,16 @@ fn read_stat(path: &Path) -> io::Result<Option<Stat>> {
     }
 }
 
-/// proc(5): `pid (comm) state ppid …`, start time in field 22. The name may hold anything, `)` and spaces too.
+/// proc(5): `pid (comm) state ppid …`, number of threads in field 20, start time in field 22. The name may hold anything, `)` and spaces too.
 fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;
     let pid = std::str::from_utf8(&stat[..stat.iter().position(|byte| *byte == b' ')?]).ok()?.parse().ok()?;
     let mut fields = std::str::from_utf8(&stat[name_end + 1..]).ok()?.split_ascii_whitespace();
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
-    let started = fields.nth(17)?.parse().ok()?;
-    Some(Stat { process: Process { pid, started }, parent, zombie: matches!(state, "Z" | "X") })
+    let threads: i64 = fields.nth(15)?.parse().ok()?;
+    let started = fields.nth(1)?.parse().ok()?;
+    Some(Stat { process: Process { pid, started }, parent, zombie: matches!(state, "Z" | "X") && threads <= 1 })
 }
 
 #[cfg(test)]
@@ -181,6 +191,15 @@ mod tests {
                 Stat { process: Process { pid: 42, started: 987_654 }, parent: 7, zombie: false },
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn who_has_threads_that_work_is_not_dead() {
+        let table = [("S", 1, false), ("Z", 1, true), ("Z", 0, true), ("X", 0, true), ("Z", 2, false), ("R", 2, false)];
+        for (state, threads, zombie) in table {
+            let stat = format!("42 (sh) {state} 7 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 {threads} 0 987654 1 1");
+            assert_eq!(parse_stat(stat.as_bytes()).unwrap().zombie, zombie, "{stat}");
         }
     }
 

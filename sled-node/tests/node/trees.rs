@@ -11,6 +11,17 @@ use crate::harness::{Node, lives, script, stop, turn};
 const RUNAWAY: &str =
     "(setsid sh -c 'trap \"\" TERM HUP INT; echo $$ > runaway.pid; while :; do sleep 0.1; done' > /dev/null 2>&1 &)";
 
+/// Starts such a process whose first thread has ended, so that it looks dead, while another goes on.
+pub const HEADLESS: &str = r#"(setsid python3 -c '
+import ctypes, os, signal, threading, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open("headless.new", "w") as file: file.write(str(os.getpid()))
+os.rename("headless.new", "headless.pid")
+threading.Thread(target=time.sleep, args=(1000,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+' > /dev/null 2>&1 &)
+until test -s headless.pid && grep -q ") Z " "/proc/$(cat headless.pid)/stat"; do sleep 0.01; done"#;
+
 const RESULT: &str = r#"echo '{"type":"result","is_error":false,"result":"done"}'"#;
 
 #[tokio::test]
@@ -88,7 +99,7 @@ async fn the_tree_dies_even_if_its_supervisor_is_killed() {
     let node = Node::start().await;
     let client = node.client().await;
     let agent = script(&format!(
-        "{RUNAWAY}; until test -s runaway.pid; do sleep 0.01; done; echo $$ > agent.pid; kill -9 $PPID; sleep 1000"
+        "{RUNAWAY}; until test -s runaway.pid; do sleep 0.01; done; {HEADLESS}; echo $$ > agent.pid; kill -9 $PPID; sleep 1000"
     ));
     let (outcome, _) = turn(&client, &agent).await;
     assert!(
@@ -96,11 +107,12 @@ async fn the_tree_dies_even_if_its_supervisor_is_killed() {
         "{outcome:?}"
     );
     let pids = node.pids();
-    assert_eq!(pids.len(), 2);
+    assert_eq!(pids.len(), 3);
     // Whoever inherited them reaps them; dead they are already.
     for pid in pids {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+        let ended = stat.contains(") Z ") && stat.split(' ').nth(19) == Some("1");
+        assert!(stat.is_empty() || ended, "{stat}");
     }
 }
 

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use uuid::Uuid;
 
 use crate::harness::{Node, events, eventually, kinds, lives, outcome, request, script, stop, turn};
+use crate::trees::HEADLESS;
 
 /// An agent that answers each of its turns with its own process id and how many it has had. Before it is ready it does `$1`, in each turn `$2`.
 const COUNTER: &str = r#"
@@ -126,6 +127,17 @@ async fn a_turn_leaves_the_agent_and_what_it_had_at_its_start() {
     eventually(async || !lives(agent.unwrap())).await;
     assert!(matches!(client.stop_turn(id, &stop(300)).await.unwrap(), Outcome::Stopped { .. }));
     assert!([pid_of("server.pid"), pid_of("helper.pid")].into_iter().all(|pid| !lives(pid)));
+}
+
+#[tokio::test]
+async fn a_process_that_looks_dead_and_works_on_ends_with_its_turn() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let request = counter("", &format!("test $n -lt 2 || {{ {HEADLESS}; }}"));
+    let (agent, _) = count(&client, &request).await;
+    assert_eq!(count(&client, &request).await, (agent, 2));
+    let pids = node.pids();
+    assert!(pids.len() == 1 && !lives(pids[0]) && lives(agent));
 }
 
 #[tokio::test]
