@@ -265,8 +265,7 @@ impl Listener {
         }
         match (request.subtype.as_str(), request.tool_name, request.input) {
             ("can_use_tool", Some(tool), Some(input)) => {
-                let shown = serde_json::from_str(input.get()).unwrap_or(Value::Null);
-                let (tool, summary) = (one_line(&tool, MAX_NAME), asked_summary(&tool, &shown));
+                let (tool, summary) = (one_line(&tool, MAX_NAME), asked_summary(&tool, &input));
                 Heard::Asked(self.flush(), Question { agents_id: request_id, tool, summary, input })
             }
             _ => Heard::Unanswerable(request_id),
@@ -359,8 +358,12 @@ fn failed(reason: FailureReason) -> Outcome {
 }
 
 /// One line that people decide by: where it does not show all, it says so.
-fn asked_summary(tool: &str, input: &Value) -> String {
-    let whole = one_line(&subject(tool, input), usize::MAX);
+fn asked_summary(tool: &str, input: &RawValue) -> String {
+    let whole = match serde_json::from_str(input.get()) {
+        Ok(input) => one_line(&subject(tool, &input), usize::MAX),
+        // Nested too deep for that, or with half a character in it: who allows it allows it all the same, so that it is shown as it came.
+        Err(_) => one_line(input.get(), usize::MAX),
+    };
     let length = whole.chars().count();
     if length <= MAX_ASKED_SUMMARY {
         return whole;

@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 use serde_json::json;
+use serde_json::value::to_raw_value;
 
 use super::*;
 
@@ -235,9 +236,27 @@ fn tools_are_told_in_one_bounded_line() {
     };
     for (tool, input, wanted) in table {
         assert_eq!(told(tool, &input), wanted, "{tool}");
-        assert_eq!(asked_summary(tool, &input), wanted, "{tool}");
+        assert_eq!(asked_summary(tool, &to_raw_value(&input).unwrap()), wanted, "{tool}");
     }
     assert_eq!(told("Bash", &json!({"command": "x".repeat(5000)})).chars().count(), MAX_SUMMARY + 1);
+}
+
+#[test]
+fn a_question_shows_what_cannot_be_taken_apart_as_it_came() {
+    for (depth, shown) in [(100, "rm -rf ~"), (200, r#"{"command":"rm -rf ~","deep":[[["#)] {
+        let deep = "[".repeat(depth) + &"]".repeat(depth);
+        let line = format!(
+            r#"{{"type":"control_request","request_id":"r1","request":{{"subtype":"can_use_tool","tool_name":"Bash","input":{{"command":"rm -rf ~","deep":{deep}}}}}}}"#
+        );
+        let Heard::Asked(_, question) = Listener::default().hear(line.as_bytes()) else { panic!("it is no question") };
+        assert!(question.summary.starts_with(shown), "{}", question.summary);
+        let whole = question.input.get();
+        assert!(whole.ends_with("]}"));
+        assert!(depth < 128 || question.summary == whole, "{}", question.summary);
+    }
+    let deep = "[".repeat(3000) + &"]".repeat(3000);
+    let cut = asked_summary("Bash", &RawValue::from_string(deep).unwrap());
+    assert_eq!(cut, format!("{}… (4000 more characters)", "[".repeat(MAX_ASKED_SUMMARY)));
 }
 
 #[test]
