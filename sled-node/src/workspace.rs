@@ -10,10 +10,12 @@ use std::time::Duration;
 use link::requests::CommandOutput;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
 
 use crate::environment::Environment;
 use crate::porcelain::{Parser, TreeState};
-use crate::supervised::{Program, StartError, Supervision};
+use crate::supervised::{Program, StartError, Supervised, Supervision};
+use crate::supervisor::Gone;
 use crate::text;
 
 /// How much of a command's output is kept: its end.
@@ -103,7 +105,7 @@ impl Workspace {
             Errors::Dropped => Stdio::null(),
         };
         let mut output = pipe::Receiver::from_owned_fd(output.into())?;
-        let mut supervised = self
+        let supervised = self
             .supervision
             .start(Program {
                 argv: GIT.into_iter().map(Into::into).chain(args).collect(),
@@ -114,7 +116,10 @@ impl Workspace {
                 stderr,
             })
             .await?;
-        let (mut open, mut in_time) = (true, true);
+        let (wanted, unwanted) = oneshot::channel();
+        let ended = tokio::spawn(ended(supervised, unwanted));
+        tokio::pin!(ended);
+        let (mut open, mut wanted) = (true, Some(wanted));
         let deadline = tokio::time::sleep(limit);
         tokio::pin!(deadline);
         let mut buffer = vec![0; 16 * 1024];
@@ -124,19 +129,27 @@ impl Workspace {
                     0 => open = false,
                     length => take(&buffer[..length]),
                 },
-                gone = supervised.gone() => break gone,
-                () = &mut deadline, if in_time => {
-                    in_time = false;
-                    supervised.stop(GRACE).await;
-                }
+                gone = &mut ended => break gone.map_err(std::io::Error::other)?,
+                () = &mut deadline, if wanted.is_some() => wanted = None,
             }
         };
         // What is still in the pipe; whoever else holds it open is not of this tree and not waited for.
         while let Ok(length @ 1..) = output.try_read(&mut buffer) {
             take(&buffer[..length]);
         }
-        Ok(Ended { code: gone.code, in_time })
+        Ok(Ended { code: gone.code, in_time: wanted.is_some() })
     }
+}
+
+/// Waits until nothing of a command lives. When it is not wanted any more, because its time is over or its asker gone, it is asked to end before
+/// it is killed: git takes its locks away then, and nobody's next command fails because of them.
+async fn ended(mut command: Supervised, unwanted: oneshot::Receiver<()>) -> Gone {
+    tokio::select! {
+        gone = command.gone() => return gone,
+        _gone = unwanted => {}
+    }
+    command.stop(GRACE).await;
+    command.gone().await
 }
 
 /// Where a command's standard error goes.

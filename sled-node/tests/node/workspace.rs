@@ -1,5 +1,6 @@
 //! `status`, `git` and `logs`, on a real repository.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use crate::harness::{Node, eventually, lives, succeeded};
@@ -68,6 +69,29 @@ async fn a_command_whose_asker_is_gone_is_ended_with_all_its_children() {
     let pids = node.wait_for_pids(2).await;
     asked.abort();
     eventually(async || pids.iter().all(|pid| !lives(*pid))).await;
+}
+
+#[tokio::test]
+async fn a_git_whose_asker_is_gone_leaves_no_lock() {
+    let node = Node::start().await;
+    succeeded(git(&node, &["init"]).await);
+    let hook = node.path("workspace/.git/hooks/pre-commit");
+    std::fs::create_dir_all(hook.parent().unwrap()).unwrap();
+    std::fs::write(&hook, "#!/bin/sh\necho $$ > hook.pid\nexec sleep 1000\n").unwrap();
+    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(node.path("workspace/a"), "").unwrap();
+    succeeded(git(&node, &["add", "a"]).await);
+    let commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-a", "-m", "one"];
+    let client = node.client().await;
+    let asked = tokio::spawn(async move { client.git(commit.map(str::to_owned).into()).await });
+    let pids = node.wait_for_pids(1).await;
+    assert!(node.path("workspace/.git/index.lock").exists());
+    asked.abort();
+    eventually(async || !lives(pids[0])).await;
+    std::fs::remove_file(&hook).unwrap();
+    // What git has to do at its end takes a moment longer.
+    eventually(async || !node.path("workspace/.git/index.lock").exists()).await;
+    succeeded(git(&node, &commit).await);
 }
 
 #[tokio::test]
