@@ -105,14 +105,16 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
         directory: settings.workspace.clone(),
         environment: environment.clone(),
         supervision: supervision.clone(),
+        commands: TaskTracker::new(),
     };
+    let snapshots = Snapshots::new(workspace.clone());
     let site = Site {
         workspace: settings.workspace,
         surroundings,
         supervision,
         warm: Warm::new(Room { cgroups: settings.cgroups, proc: "/proc".into() }),
         limit_backoff: Duration::from_secs(settings.limit_backoff_secs),
-        snapshots: Snapshots::new(workspace.clone()),
+        snapshots: snapshots.clone(),
     };
     let turns = Turns::open(journal.clone(), project, site).await.context("cannot read the turns of before")?;
 
@@ -124,7 +126,7 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
     let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
     let links = Links::new();
-    let router = api::router(Node { started: Instant::now(), turns: turns.clone(), workspace, log });
+    let router = api::router(Node { started: Instant::now(), turns: turns.clone(), workspace: workspace.clone(), log });
     {
         let (links, shutdown) = (links.clone(), shutdown.clone());
         tasks.spawn(async move { links.serve(socket, router, shutdown).await });
@@ -168,6 +170,9 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
         turns.shut_down(SHUTDOWN_GRACE).await;
         shutdown.cancel();
         tasks.wait().await;
+        // A git whose asker is cut off with that takes its locks away before it ends.
+        workspace.idle().await;
+        drop(snapshots.hold().await);
         journal.close().await;
     });
     if ended.await.is_ok() {

@@ -11,6 +11,7 @@ use link::requests::CommandOutput;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
 
 use crate::environment::Environment;
 use crate::porcelain::{Parser, TreeState};
@@ -50,9 +51,17 @@ pub struct Workspace {
     pub environment: Environment,
     /// How its commands are run.
     pub supervision: Supervision,
+    /// Those that run.
+    pub commands: TaskTracker,
 }
 
 impl Workspace {
+    /// Returns when no command runs any more. Nobody may ask for another.
+    pub async fn idle(&self) {
+        self.commands.close();
+        self.commands.wait().await;
+    }
+
     /// Runs `git <args>` for at most `limit` and gives what it wrote, both streams as they came.
     pub async fn git(&self, args: Vec<String>, limit: Duration) -> Result<CommandOutput, StartError> {
         let mut output = Ending::default();
@@ -117,7 +126,7 @@ impl Workspace {
             })
             .await?;
         let (wanted, unwanted) = oneshot::channel();
-        let ended = tokio::spawn(ended(supervised, unwanted));
+        let ended = self.commands.spawn(ended(supervised, unwanted));
         tokio::pin!(ended);
         let (mut open, mut wanted) = (true, Some(wanted));
         let deadline = tokio::time::sleep(limit);

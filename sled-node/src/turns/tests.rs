@@ -24,7 +24,8 @@ async fn turns(folder: &std::path::Path) -> Turns {
     let warm = Warm::new(Room { cgroups: folder.join("cgroup"), proc: folder.join("proc") });
     let (workspace, limit_backoff) = (folder.to_owned(), Duration::ZERO);
     let environment = surroundings.environment.clone();
-    let files = Workspace { directory: workspace.clone(), environment, supervision: supervision.clone() };
+    let commands = TaskTracker::new();
+    let files = Workspace { directory: workspace.clone(), environment, supervision: supervision.clone(), commands };
     let snapshots = Snapshots::new(files);
     let site = Site { workspace, surroundings, supervision, warm, limit_backoff, snapshots };
     Turns::open(journal, "p".to_owned(), site).await.unwrap()

@@ -71,8 +71,10 @@ async fn a_command_whose_asker_is_gone_is_ended_with_all_its_children() {
     eventually(async || pids.iter().all(|pid| !lives(*pid))).await;
 }
 
-#[tokio::test]
-async fn a_git_whose_asker_is_gone_leaves_no_lock() {
+const COMMIT: [&str; 8] = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-a", "-m", "one"];
+
+/// A sled that commits at somebody's request and does not come to an end with it: the process that it waits for, and who asked.
+async fn committing() -> (Node, i32, tokio::task::JoinHandle<()>) {
     let node = Node::start().await;
     succeeded(git(&node, &["init"]).await);
     let hook = node.path("workspace/.git/hooks/pre-commit");
@@ -81,17 +83,30 @@ async fn a_git_whose_asker_is_gone_leaves_no_lock() {
     std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::write(node.path("workspace/a"), "").unwrap();
     succeeded(git(&node, &["add", "a"]).await);
-    let commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-a", "-m", "one"];
     let client = node.client().await;
-    let asked = tokio::spawn(async move { client.git(commit.map(str::to_owned).into()).await });
-    let pids = node.wait_for_pids(1).await;
+    let asked = tokio::spawn(async move { drop(client.git(COMMIT.map(str::to_owned).into()).await) });
+    let pid = node.wait_for_pids(1).await[0];
     assert!(node.path("workspace/.git/index.lock").exists());
-    asked.abort();
-    eventually(async || !lives(pids[0])).await;
     std::fs::remove_file(&hook).unwrap();
+    (node, pid, asked)
+}
+
+#[tokio::test]
+async fn a_git_whose_asker_is_gone_leaves_no_lock() {
+    let (node, pid, asked) = committing().await;
+    asked.abort();
+    eventually(async || !lives(pid)).await;
     // What git has to do at its end takes a moment longer.
     eventually(async || !node.path("workspace/.git/index.lock").exists()).await;
-    succeeded(git(&node, &commit).await);
+    succeeded(git(&node, &COMMIT).await);
+}
+
+#[tokio::test]
+async fn a_git_whose_sled_is_asked_to_end_leaves_no_lock() {
+    let (mut node, pid, _asked) = committing().await;
+    node.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(node.ended().await.success());
+    assert!(!lives(pid) && !node.path("workspace/.git/index.lock").exists());
 }
 
 #[tokio::test]
