@@ -140,6 +140,8 @@ pub enum Index {
     Theirs,
     /// Ours: what is recorded of the tree, with what makes it quick to look again.
     Ours,
+    /// Ours while it is made, which becomes ours when all of it is.
+    Begun,
     /// What is to be put back.
     Goal,
 }
@@ -264,7 +266,8 @@ impl Repository {
         let cleaned = found.blocking(move || {
             std::fs::create_dir_all(&folder).map_err(|error| Fault::of(&folder, error))?;
             // Whoever held them was killed: there is one sled, and it does one thing at a time here.
-            ["index.lock", "goal", "goal.lock"].iter().try_for_each(|left| remove(&folder.join(left)))?;
+            let left = ["index.lock", "begun", "begun.lock", "goal", "goal.lock"];
+            left.iter().try_for_each(|left| remove(&folder.join(left)))?;
             locks::remove_left(&common_dir)
         });
         cleaned.await?;
@@ -276,6 +279,7 @@ impl Repository {
         match index {
             Index::Theirs => None,
             Index::Ours => Some(self.folder.join("index")),
+            Index::Begun => Some(self.folder.join("begun")),
             Index::Goal => Some(self.folder.join("goal")),
         }
     }

@@ -89,12 +89,13 @@ impl Repository {
 
     /// Takes these files out of what [`Repository::record_again`] recorded.
     pub async fn without(&self, files: &[Vec<u8>]) -> Result<Id, Fault> {
-        self.forget(files).await?;
+        self.forget(files, Index::Ours).await?;
         self.write().await
     }
 
     /// Makes our index of theirs, which knows already what most files are; but not of those that git stores otherwise than they are, nor of
-    /// those that it was told not to look at: those are found anew, as far as they are there.
+    /// those that it was told not to look at: those are found anew, as far as they are there. It is ours when all of that is done, because half of
+    /// it would record those as git stores them.
     async fn begin(&self, ours: &Path) -> Result<(), Fault> {
         let index = ours.to_owned();
         self.blocking(move || remove(&index)).await?;
@@ -105,23 +106,28 @@ impl Repository {
         }
         let args = ["--path-format=absolute", "--git-path", "index"];
         let theirs = self.git(Call::new("rev-parse").args(args).index(Index::Theirs)).await?;
-        let (theirs, index) = (path(theirs.strip_suffix(b"\n").unwrap_or(&theirs)).to_owned(), ours.to_owned());
+        let theirs = path(theirs.strip_suffix(b"\n").unwrap_or(&theirs)).to_owned();
+        let begun = self.index(Index::Begun).unwrap_or_default();
+        let to = begun.clone();
         let copied = self.blocking(move || {
             let there = theirs.exists();
-            if there { copy(&theirs, &index).map(|()| there) } else { Ok(there) }
+            if there { copy(&theirs, &to).map(|()| there) } else { Ok(there) }
         });
         if !copied.await? {
             return Ok(());
         }
         let specification = ":(exclude,attr:!text !eol !filter !ident !crlf !working-tree-encoding)";
-        let converted = Call::new("ls-files").args(["-z", "--cached", "--", specification]).with_conversions();
-        let listed = Call::new("ls-files").args(["-z", "-v", "--cached"]);
+        let list = || Call::new("ls-files").index(Index::Begun);
+        let converted = list().args(["-z", "--cached", "--", specification]).with_conversions();
+        let listed = list().args(["-z", "-v", "--cached"]);
         let (converted, listed) = tokio::try_join!(self.git(converted), self.git(listed))?;
         // A small letter stands for "assume unchanged", an S for "skip the work tree".
         let unwatched = entries(&listed).filter(|entry| entry[0].is_ascii_lowercase() || entry[0] == b'S');
         let unwatched = unwatched.filter_map(|entry| entry.get(2..));
         let forgotten: Vec<_> = entries(&converted).chain(unwatched).map(<[u8]>::to_vec).collect();
-        self.forget(&forgotten).await
+        self.forget(&forgotten, Index::Begun).await?;
+        let index = ours.to_owned();
+        self.blocking(move || fs::rename(&begun, &index).map_err(|error| Fault::of(&index, error))).await
     }
 
     /// What our index has is what git has or would have: without what is ignored since and not tracked.
@@ -129,7 +135,7 @@ impl Repository {
         let (ours, theirs) = tokio::try_join!(self.ignored(Index::Ours), self.ignored(Index::Theirs))?;
         let theirs: HashSet<_> = theirs.into_iter().collect();
         let ours: Vec<_> = ours.into_iter().filter(|file| !theirs.contains(file)).collect();
-        self.forget(&ours).await
+        self.forget(&ours, Index::Ours).await
     }
 
     /// What an index has though it is ignored.
@@ -161,7 +167,7 @@ impl Repository {
         if !work.nested.is_empty() {
             work.add.extend(self.pointers(&work.nested).await?);
         }
-        self.forget(&work.forget).await?;
+        self.forget(&work.forget, Index::Ours).await?;
         for some in work.add.chunks(CHUNK) {
             let call = Call::new("update-index").args(["--add", "--remove", "--replace", "-z", "--stdin"]);
             self.git(call.input(&joined(some.iter().map(Vec::as_slice)))).await?;
@@ -192,12 +198,13 @@ impl Repository {
         Ok(pointers)
     }
 
-    async fn forget(&self, files: &[Vec<u8>]) -> Result<(), Fault> {
+    async fn forget(&self, files: &[Vec<u8>], index: Index) -> Result<(), Fault> {
         if files.is_empty() {
             return Ok(());
         }
         let files = joined(files.iter().map(Vec::as_slice));
-        self.git(Call::new("update-index").args(["--force-remove", "-z", "--stdin"]).input(&files)).await.map(drop)
+        let call = Call::new("update-index").args(["--force-remove", "-z", "--stdin"]).index(index);
+        self.git(call.input(&files)).await.map(drop)
     }
 
     async fn write(&self) -> Result<Id, Fault> {
@@ -256,11 +263,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), Fault> {
         std::io::copy(&mut theirs, &mut ours)?;
         ours.set_modified(theirs.metadata()?.modified()?)
     };
-    copied().map_err(|error| {
-        // Half of it would be worse than nothing.
-        fs::remove_file(to).ok();
-        Fault::of(to, error)
-    })
+    copied().map_err(|error| Fault::of(to, error))
 }
 
 #[cfg(test)]

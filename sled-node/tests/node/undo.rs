@@ -414,6 +414,27 @@ async fn locks_that_a_killed_git_left_are_none_any_more() {
     assert_eq!(project.read("lib"), "two");
 }
 
+#[tokio::test]
+async fn a_record_that_was_cut_off_when_it_began_spoils_none_after_it() {
+    let project = Project::empty().await;
+    project.write(".gitattributes", "* text eol=crlf\n");
+    project.write("a", "one\r\n");
+    // Long enough ago for git to go by the time alone.
+    let time = std::time::SystemTime::now() - std::time::Duration::from_hours(1);
+    std::fs::File::options().write(true).open(project.path("a")).unwrap().set_modified(time).unwrap();
+    project.commit();
+    let fake = project.node.path("bin/git");
+    let cut = "#!/bin/sh\ncase \"$*\" in *--force-remove*) exit 5 ;; esac\nPATH=${PATH#*:} exec git \"$@\"\n";
+    std::fs::write(&fake, cut).unwrap();
+    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+    project.turn("true").await;
+    assert!(matches!(project.no_diff().await, NoRecord::GivenUp { .. }));
+    std::fs::remove_file(&fake).unwrap();
+    project.turn("printf 'two\\r\\n' > a").await;
+    project.undo().await;
+    assert_eq!(project.read("a"), "one\r\n");
+}
+
 /// What is left when a turn of two attempts is put back, of which the first made `b` before its sled was killed, and the second made `c`.
 async fn left_of_two_attempts(meanwhile: impl FnOnce(&Project)) -> Vec<(String, String)> {
     let mut project = Project::of(&[("a", "a\n")]).await;
