@@ -62,9 +62,8 @@ impl Repository {
     pub async fn record(&self) -> Result<Id, Fault> {
         let ours = self.index(Index::Ours).unwrap_or_default();
         if tokio::fs::try_exists(&ours).await.is_ok_and(|there| there) {
-            self.forget_ignored().await?;
-            match self.stage().await {
-                // Somebody has removed objects that it names; begin anew.
+            match self.record_what_differs().await {
+                // It cannot be read, after its machine went down, or somebody has removed objects that it names: begin anew.
                 Err(Fault::Git { .. }) => {}
                 done => return done,
             }
@@ -76,9 +75,18 @@ impl Repository {
     /// Records the tree after a turn: besides what is recorded before one, what was recorded then and is ignored now.
     pub async fn record_again(&self, before: &str) -> Result<Id, Fault> {
         let ours = self.index(Index::Ours).unwrap_or_default();
-        if !tokio::fs::try_exists(&ours).await.is_ok_and(|there| there) {
-            self.git(Call::new("read-tree").args([before])).await?;
+        if tokio::fs::try_exists(&ours).await.is_ok_and(|there| there) {
+            match self.stage().await {
+                Err(Fault::Git { .. }) => self.blocking(move || remove(&ours)).await?,
+                done => return done,
+            }
         }
+        self.git(Call::new("read-tree").args([before])).await?;
+        self.stage().await
+    }
+
+    async fn record_what_differs(&self) -> Result<Id, Fault> {
+        self.forget_ignored().await?;
         self.stage().await
     }
 

@@ -415,6 +415,27 @@ async fn locks_that_a_killed_git_left_are_none_any_more() {
 }
 
 #[tokio::test]
+async fn an_index_of_ours_that_cannot_be_read_is_made_anew() {
+    let project = Project::of(&[("a", "0\n")]).await;
+    project.turn("echo 1 > a").await;
+    let ours = project.path(".git/musher/index");
+    let whole = std::fs::read(&ours).unwrap();
+    // As a machine that goes down leaves it, before a turn and while one runs.
+    for (round, half) in [&[], &whole[..20]].into_iter().enumerate() {
+        std::fs::write(&ours, half).unwrap();
+        project.turn(&format!("echo before {round} > a")).await;
+        let diff = project.diff(&[]).await;
+        assert!(diff.contains(&format!("+before {round}\n")), "{diff}");
+        std::fs::write(project.path(".git/half"), half).unwrap();
+        project.turn(&format!("echo meanwhile {round} > a; cat .git/half > .git/musher/index")).await;
+        let diff = project.diff(&[]).await;
+        assert!(diff.contains(&format!("+meanwhile {round}\n")), "{diff}");
+        project.undo().await;
+        assert_eq!(project.read("a"), format!("before {round}\n"));
+    }
+}
+
+#[tokio::test]
 async fn a_record_that_was_cut_off_when_it_began_spoils_none_after_it() {
     let project = Project::empty().await;
     project.write(".gitattributes", "* text eol=crlf\n");
