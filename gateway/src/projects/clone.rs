@@ -16,7 +16,6 @@ use git2::{
     build::{CheckoutBuilder, CloneLocal, RepoBuilder},
 };
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use crate::{git::Remote, text};
 
@@ -35,8 +34,6 @@ pub const MEMORY: usize = 4 * 1024 * 1024 * 1024;
 /// What to clone and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Order {
-    /// The project's id: the clone is made in a folder of that name and moved to its place when it is whole.
-    pub id: Uuid,
     /// From where.
     pub remote: Remote,
     /// What libgit2 asks in place of that ([`ClonePort`](crate::git::ClonePort)); the remote itself when absent.
@@ -45,7 +42,7 @@ pub struct Order {
     pub branch: Option<String>,
     /// How many commits; all when absent.
     pub depth: Option<u32>,
-    /// The folder that is to hold it, which is empty.
+    /// The folder that is to hold it, which is not there yet.
     pub into: PathBuf,
     /// How much it may bring.
     pub limits: Limits,
@@ -202,9 +199,8 @@ pub fn clone(order: &Order, mut progress: impl FnMut(Doing)) -> Result<Cloned, F
         builder.branch(branch);
     }
     builder.remote_create(|repository, name, url| as_it_stands(repository, name, url, &rewritten));
-    let stage = order.into.join(format!(".musher-clone-{}", order.id));
     let address = order.remote.shown();
-    let made = builder.clone(order.through.as_deref().unwrap_or(&address), &stage);
+    let made = builder.clone(order.through.as_deref().unwrap_or(&address), &order.into);
     drop(builder);
     let repository = made.map_err(|error| {
         if let Some(too_much) = too_much.take() {
@@ -220,9 +216,7 @@ pub fn clone(order: &Order, mut progress: impl FnMut(Doing)) -> Result<Cloned, F
         forget(&repository, &address)?;
     }
     check_out(&repository, limits, &told)?;
-    let cloned = look(&repository)?;
-    unpack(&stage, &order.into)?;
-    Ok(cloned)
+    look(&repository)
 }
 
 /// Looks at a repository on this host before anything of it is read: it is whole, and nothing in it leads elsewhere or makes
@@ -345,15 +339,6 @@ fn names_lfs(attributes: &str) -> bool {
     lines.flat_map(|line| line.split_whitespace().skip(1)).any(|attribute| attribute == "filter=lfs")
 }
 
-/// Moves what is in a folder up into the folder around it.
-fn unpack(stage: &Path, path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(stage)? {
-        let entry = entry?;
-        fs::rename(entry.path(), path.join(entry.file_name()))?;
-    }
-    fs::remove_dir(stage)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
@@ -423,9 +408,7 @@ mod tests {
     }
 
     fn order(from: &Path, into: &Path) -> Order {
-        fs::create_dir(into).expect("it can be made");
         Order {
-            id: Uuid::now_v7(),
             remote: Remote::Local(from.to_owned()),
             through: None,
             branch: None,

@@ -35,22 +35,21 @@ const CLONE_SILENCE: Duration = Duration::from_mins(2);
 const CLONE_LONGEST: Duration = Duration::from_hours(2);
 
 impl Sagas {
-    /// Clones, with the credential that there is for it.
+    /// Clones into a folder that is not there yet, with the credential that there is for it.
     pub(super) async fn clone_repository(
         &self,
         id: Uuid,
         remote: &Remote,
         ask: &NewProject,
-        path: &Path,
+        into: &Path,
         steps: &mut Steps<'_>,
     ) -> Result<Cloned, Refusal> {
         let mut order = Order {
-            id,
             remote: remote.clone(),
             through: None,
             branch: ask.branch.clone(),
             depth: ask.depth,
-            into: path.to_owned(),
+            into: into.to_owned(),
             limits: Limits::default(),
         };
         let place = self.git.clone_place()?;

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Made, Owner, Project, Spec,
+    contents::Contents,
     place::{self, Found, Place},
     removal,
 };
@@ -22,7 +23,9 @@ pub fn make(place: &Place) -> Result<Made, Refusal> {
 }
 
 fn make_unwatched(place: &Place) -> Result<Made, Refusal> {
-    let failed = |error| refused("made", &place.path, error);
+    let failed = |error| {
+        Refusal::internal(format!("the folder {} could not be made", text::code(&place.path.to_string_lossy())), error)
+    };
     match place.found {
         Found::Repository => Ok(Made::Nothing),
         Found::Empty => Ok(Made::Content { before: place::owned(&place.path).map_err(failed)? }),
@@ -41,41 +44,47 @@ fn make_unwatched(place: &Place) -> Result<Made, Refusal> {
     }
 }
 
-/// Removes what was made of a project's folder, as long as the same folder still stands there.
-pub fn unmake(project: &Project, spec: &Spec) -> Result<(), Refusal> {
+/// Takes back what was made of a project's folder, as long as the same folder still stands there. Gives, for people, what of
+/// it stays: what is not ours, or cannot be removed.
+pub fn unmake(project: &Project, spec: &Spec, contents: &Contents) -> Option<String> {
     let known = project.directory.map(|(identity, _)| identity);
     let same = known.zip(place::identity(&spec.path).ok()).is_some_and(|(known, now)| known.is(now));
-    if !same {
-        return Ok(());
+    if !same || project.made == Made::Nothing {
+        return None;
     }
     failpoint::reach("before", "unmake_folder");
-    let unmade = unmake_same(project, spec);
+    let (taken, left) = (contents.take_out(), let_go(&project.made, &spec.path));
     failpoint::reach("after", "unmake_folder");
-    unmade
+    let shown = text::code(&spec.path.to_string_lossy());
+    match taken.and(left) {
+        Ok(Empty(true)) => None,
+        Ok(Empty(false)) => Some(format!("What somebody has put into {shown} meanwhile, or changed there, stays.")),
+        Err(error) => Some(format!("{shown} stays, because not all in it can be removed: {error}.")),
+    }
 }
 
-fn unmake_same(project: &Project, spec: &Spec) -> Result<(), Refusal> {
-    let failed = |error| refused("removed", &spec.path, error);
-    match &project.made {
-        Made::Nothing => Ok(()),
-        Made::Content { before: Owner { uid, gid } } => {
-            removal::remove_content(&spec.path).map_err(failed)?;
-            if nix::unistd::geteuid().is_root() {
-                chown(&spec.path, Some(*uid), Some(*gid)).map_err(failed)?;
-            }
-            Ok(())
+/// Whether nothing is left.
+struct Empty(bool);
+
+/// Gives a folder back to whom it belonged, or removes it with those above it that were made for it, if nothing is left in it.
+fn let_go(made: &Made, path: &Path) -> io::Result<Empty> {
+    let empty = fs::read_dir(path)?.next().is_none();
+    match made {
+        Made::Content { before: Owner { uid, gid } } if nix::unistd::geteuid().is_root() => {
+            chown(path, Some(*uid), Some(*gid))?;
         }
-        Made::Folder { parents } => {
-            removal::remove_tree(&spec.path).map_err(failed)?;
+        Made::Folder { parents } if empty => {
+            fs::remove_dir(path)?;
             for parent in parents.iter().rev() {
                 // One that somebody has put something into meanwhile is theirs by now, and stays.
                 if fs::remove_dir(parent).is_err() {
                     break;
                 }
             }
-            Ok(())
         }
+        Made::Nothing | Made::Content { .. } | Made::Folder { .. } => {}
     }
+    Ok(Empty(empty))
 }
 
 /// Removes a file or a tree, whatever a container has made of it; one that is not there is fine.
@@ -86,14 +95,12 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     removed
 }
 
-fn refused(what: &str, path: &Path, error: io::Error) -> Refusal {
-    Refusal::internal(format!("the folder {} could not be {what}", text::code(&path.to_string_lossy())), error)
-}
-
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
-    use crate::projects::Stage;
+    use crate::{home::Home, projects::Stage};
 
     struct Case {
         folder: tempfile::TempDir,
@@ -104,41 +111,63 @@ mod tests {
             Self { folder: tempfile::tempdir().expect("a temporary folder can be made") }
         }
 
-        fn place(&self, name: &str, found: Found) -> Place {
-            Place { path: self.folder.path().join(name), found }
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
         }
 
-        /// Makes a project's folder, fills it, and takes it back.
-        fn made_and_unmade(place: &Place) {
-            let made = make(place).expect("it can be made");
+        /// Makes a project's folder, fills it, lets somebody else at it, and takes it back. Gives what is said of what stays.
+        fn made_and_unmade(&self, name: &str, found: Found, meanwhile: impl FnOnce(&Path)) -> Option<String> {
+            let place = Place { path: self.path(name), found };
+            let made = make(&place).expect("it can be made");
             let own = Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
             let identity = place::identity(&place.path).expect("it is there");
-            fs::create_dir_all(place.path.join(".git/objects")).expect("it can be filled");
+            let (home, id) = (Home::open(&self.path("state")).expect("it can be made"), Uuid::now_v7());
+            let contents = Contents::new(&home.project(id), id, &place.path);
+            if found != Found::Repository {
+                fs::create_dir_all(contents.stage().join(".git/objects")).expect("it can be filled");
+                contents.move_in(own).expect("it can be filled");
+            }
+            meanwhile(&place.path);
             let spec = Spec::example(&place.path);
             let project =
                 Project { stage: Stage::Undoing, directory: Some((identity, own)), made, ..Project::default() };
-            unmake(&project, &spec).expect("it can be taken back");
-            unmake(&project, &spec).expect("it can be repeated");
+            let kept = unmake(&project, &spec, &contents);
+            assert_eq!(unmake(&project, &spec, &contents), kept, "it can be repeated");
+            kept
         }
     }
 
     #[test]
     fn what_was_there_stays_and_what_was_made_goes() {
         let case = Case::new();
-        fs::create_dir(case.folder.path().join("roots")).expect("it can be made");
-        Case::made_and_unmade(&case.place("roots/a", Found::Nothing));
-        assert!(case.folder.path().join("roots").exists(), "a root that was there stays, also empty");
-        assert!(!case.folder.path().join("roots/a").exists());
+        fs::create_dir(case.path("roots")).expect("it can be made");
+        assert_eq!(case.made_and_unmade("roots/a", Found::Nothing, |_| ()), None);
+        assert!(case.path("roots").exists(), "a root that was there stays, also empty");
+        assert!(!case.path("roots/a").exists());
 
-        Case::made_and_unmade(&case.place("new/deep/a", Found::Nothing));
-        assert!(!case.folder.path().join("new").exists(), "folders that were made on the way go");
+        assert_eq!(case.made_and_unmade("new/deep/a", Found::Nothing, |_| ()), None);
+        assert!(!case.path("new").exists(), "folders that were made on the way go");
 
-        fs::create_dir(case.folder.path().join("empty")).expect("it can be made");
-        Case::made_and_unmade(&case.place("empty", Found::Empty));
-        assert_eq!(fs::read_dir(case.folder.path().join("empty")).expect("it stays").count(), 0);
+        fs::create_dir(case.path("empty")).expect("it can be made");
+        assert_eq!(case.made_and_unmade("empty", Found::Empty, |_| ()), None);
+        assert_eq!(fs::read_dir(case.path("empty")).expect("it stays").count(), 0);
 
-        fs::create_dir(case.folder.path().join("repo")).expect("it can be made");
-        Case::made_and_unmade(&case.place("repo", Found::Repository));
-        assert!(case.folder.path().join("repo/.git").exists(), "an adopted repository is not touched");
+        fs::create_dir_all(case.path("repo/.git")).expect("it can be made");
+        assert_eq!(case.made_and_unmade("repo", Found::Repository, |_| ()), None);
+        assert!(case.path("repo/.git").exists(), "an adopted repository is not touched");
+    }
+
+    #[test]
+    fn what_somebody_put_into_the_folder_while_it_was_made_stays() {
+        let case = Case::new();
+        fs::create_dir(case.path("empty")).expect("it can be made");
+        for (name, found) in [("new/a", Found::Nothing), ("empty", Found::Empty)] {
+            let copied = |path: &Path| fs::write(path.join("thesis"), "years of work").expect("it can be written");
+            let kept = case.made_and_unmade(name, found, copied).expect("not all goes");
+            assert!(kept.contains(name) && kept.ends_with("stays."), "{kept}");
+            let left: Vec<_> = fs::read_dir(case.path(name)).expect("it stays").collect();
+            assert_eq!(left.len(), 1, "what was made goes: {left:?}");
+            assert_eq!(fs::read_to_string(case.path(name).join("thesis")).expect("it stays"), "years of work");
+        }
     }
 }

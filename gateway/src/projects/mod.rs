@@ -7,6 +7,7 @@ mod claims;
 pub mod clone;
 pub mod clone_worker;
 mod cloning;
+mod contents;
 pub mod folder;
 mod heritage;
 pub mod keys;

@@ -46,15 +46,6 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what a folder holds, as [`remove_tree`] does, and leaves the folder.
-pub fn remove_content(path: &Path) -> io::Result<()> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no project's folder"));
-    };
-    let name = CString::new(name.as_bytes())?;
-    open(&File::open(parent)?, &name)?.map_or(Ok(()), empty)
-}
-
 /// Which folder it is, wherever it is moved to.
 type Identity = (u64, u64);
 
@@ -303,20 +294,14 @@ mod tests {
                 symlink(&outside, tree.join(link)).expect("a link can be made");
             }
             symlink("nowhere", tree.join("broken")).expect("a link can be made");
-            // Where the tree itself is one,
+            // Where the tree itself is one, too.
             symlink(&outside, base.join("tree-link")).expect("a link can be made");
             remove_tree(&base.join("tree-link")).expect("it can be removed");
             remove_tree(&tree).expect("it can be removed");
             assert!(!base.join("tree-link").exists() && !tree.exists());
-            // and where a link has come into a folder's place: it is no way in.
-            symlink(&outside, base.join("tree")).expect("a link can be made");
-            let error = remove_content(&base.join("tree")).expect_err("it is no folder");
-            assert_eq!(error.raw_os_error(), Some(Errno::ENOTDIR as i32));
             assert!(outside.join("kept").exists(), "what they lead to stays");
             close(&outside, 0o700);
-            for left in ["tree", "outside"] {
-                remove_tree(&base.join(left)).expect("it can be removed");
-            }
+            remove_tree(&outside).expect("it can be removed");
         });
     }
 
@@ -325,25 +310,11 @@ mod tests {
         bound(|base| {
             let path: PathBuf = base.join("tree");
             fs::write(&path, "x").expect("it can be written");
-            assert!(remove_content(&path).is_err(), "it has no content to remove");
             remove_tree(&path).expect("it can be removed");
             assert!(!path.exists());
             remove_tree(&path).expect("what is gone is fine");
             remove_tree(&path.join("never/there")).expect("also when its folder is");
             remove_tree(Path::new("/")).expect_err("that is nobody's tree");
-        });
-    }
-
-    #[test]
-    fn a_folder_is_emptied_and_stays_also_when_it_is_closed() {
-        bound(|base| {
-            let path = base.join("tree");
-            fs::create_dir_all(path.join("a/b")).expect("it can be made");
-            fs::write(path.join("file"), "x").expect("it can be written");
-            close(&path, 0o500);
-            remove_content(&path).expect("it can be emptied");
-            assert_eq!(fs::read_dir(&path).expect("it stays").count(), 0);
-            remove_tree(&path).expect("it can be removed");
         });
     }
 }

@@ -1,15 +1,11 @@
-//! The repository of a new project, as far as it is the gateway's own matter: where it may come from, how an empty one is begun,
-//! and whose its files are. Cloning is [`super::clone`]'s.
+//! The repository of a new project, as far as it is the gateway's own matter: where it may come from, and how an empty one is
+//! begun. Cloning is [`super::clone`]'s.
 
-use std::{
-    fs,
-    os::unix::fs::{MetadataExt, lchown},
-    path::Path,
-};
+use std::{os::unix::fs::MetadataExt, path::Path};
 
 use git2::{Repository, RepositoryInitOptions};
 
-use super::{place, project::Owner};
+use super::place;
 use crate::{git::Remote, refusal::Refusal, text};
 
 /// Checks where a project is to come from. A local repository lies under an allowed root, belongs to the same user, and neither is nor
@@ -38,7 +34,7 @@ pub fn check(remote: Remote, rules: &place::Rules) -> Result<Remote, Refusal> {
     Ok(Remote::Local(real))
 }
 
-/// Begins an empty repository on branch `main`.
+/// Begins an empty repository on branch `main`, in a folder that is not there yet.
 pub fn begin(path: &Path) -> Result<(), Refusal> {
     let mut options = RepositoryInitOptions::new();
     options.initial_head("main").external_template(false).no_reinit(true);
@@ -47,23 +43,11 @@ pub fn begin(path: &Path) -> Result<(), Refusal> {
         .map_err(|error| Refusal::internal("the repository cannot be begun", text::one_line(error.message(), 200)))
 }
 
-/// Gives a tree that this run made to its owner; links are given, not followed.
-pub fn give(path: &Path, owner: Owner) -> std::io::Result<()> {
-    let meta = fs::symlink_metadata(path)?;
-    if meta.uid() != owner.uid || meta.gid() != owner.gid {
-        lchown(path, Some(owner.uid), Some(owner.gid))?;
-    }
-    if meta.is_dir() {
-        for entry in fs::read_dir(path)? {
-            give(&entry?.path(), owner)?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+
+    use super::{super::project::Owner, *};
 
     #[test]
     fn a_repository_of_this_host_is_allowed_where_projects_may_lie_and_is_nobody_elses() {

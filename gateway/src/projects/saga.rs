@@ -1,7 +1,7 @@
 //! `new project` and `delete project`: changes of several steps, each journaled before it is made, each with its undo
 //! (PROJ-7). A crash at any point is undone, or the deletion finished, at the next start.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io, path::Path, sync::Arc, time::Duration};
 
 use journal::{Actor, Cause};
 use tokio::{io::AsyncBufReadExt, time::Instant};
@@ -13,6 +13,7 @@ use super::{
     claims::Claim,
     clone::Cloned,
     cloning::fetch_submodules,
+    contents::Contents,
     folder,
     heritage::Heritage,
     keys, name,
@@ -123,7 +124,12 @@ impl Sagas {
                     steps.fail();
                 }
                 Err(match undone {
-                    Ok(()) => refusal,
+                    Ok(None) => refusal,
+                    Ok(Some(kept)) => {
+                        let hint =
+                            refusal.hint.iter().chain([&kept]).map(String::as_str).collect::<Vec<_>>().join("\n");
+                        refusal.hint(hint)
+                    }
                     Err(left) => {
                         warn!(%id, %left, "what was made could not be removed");
                         Refusal::internal(format!("{}; what was made could not all be removed", refusal.what), left)
@@ -154,13 +160,13 @@ impl Sagas {
             }
             // Nobody makes it any more: who did holds no claim.
             Some(Stage::Making) => {
-                return self.abandon(&claim, "it was left half made".to_owned(), (actor, cause)).await;
+                return self.abandon(&claim, "it was left half made".to_owned(), (actor, cause)).await.map(drop);
             }
             Some(Stage::Undoing | Stage::Deleting) => {}
             _ => return Err(busy()),
         }
         quiet.await;
-        self.remove(id).await
+        self.remove(id).await.map(drop)
     }
 
     /// Takes up what a crash left: what was half made is undone, what was half deleted is finished.
@@ -176,7 +182,7 @@ impl Sagas {
                 Stage::Undoing | Stage::Deleting => self.remove(id).await,
                 Stage::Unknown | Stage::Registered | Stage::Removed => continue,
             };
-            recovered.extend(project.spec.map(|spec| (spec, result)));
+            recovered.extend(project.spec.map(|spec| (spec, result.map(drop))));
         }
         recovered
     }
@@ -257,19 +263,16 @@ impl Sagas {
         let owner = self.directory(id, place).await?;
 
         self.begin(id, Step::Repository).await?;
+        let contents = self.contents(id, &place.path);
         if let Some(remote) = remote {
             steps.next("clone");
-            cloned = Some(self.clone_repository(id, remote, ask, &place.path, steps).await?);
+            cloned = Some(self.clone_repository(id, remote, ask, contents.stage(), steps).await?);
         } else if place.found != Found::Repository {
-            repository::begin(&place.path)?;
+            repository::begin(contents.stage())?;
         }
         if place.found != Found::Repository {
-            let path = place.path.clone();
-            on_disk(move || {
-                repository::give(&path, owner)
-                    .map_err(|error| Refusal::internal("the files could not be given to their owner", error))
-            })
-            .await?;
+            let contents = contents.clone();
+            on_disk(move || contents.move_in(owner).map_err(not_moved_in)).await?;
         }
 
         let stack = self.choose_stack(id, ask, &place.path, &mut remarks).await?;
@@ -322,7 +325,15 @@ impl Sagas {
         let mut registered = vec![ProjectEvent::Registered];
         registered.extend(heritage.iter().flat_map(|heritage| heritage.membership(by)));
         let project = self.tell(id, &registered).await?;
+        if let Err(error) = contents.forget() {
+            // It goes with the project.
+            info!(%id, %error, "the list of what was put into the folder stays");
+        }
         Ok((project, remarks))
+    }
+
+    fn contents(&self, id: Uuid, path: &Path) -> Contents {
+        Contents::new(&self.home.project(id), id, path)
     }
 
     /// Makes the folder where there is none, and remembers which one it is and what of it is ours.
@@ -336,7 +347,7 @@ impl Sagas {
         let identity = place::identity(&place.path)?;
         self.tell(id, &[ProjectEvent::DirectoryFound { identity, owner, made }]).await?;
         if root && place.found == Found::Empty {
-            // libgit2 works only in folders of its own user; the owner gets it back with the repository in it.
+            // Its owner gets it back with the repository in it: until then nobody but us changes what is made there.
             std::os::unix::fs::chown(&place.path, Some(0), Some(0))
                 .map_err(|error| Refusal::internal("the folder could not be prepared", error))?;
         }
@@ -402,12 +413,17 @@ impl Sagas {
         })
     }
 
-    /// Gives up a project that is not there yet.
+    /// Gives up a project that is not there yet. Gives, for people, what of it stays.
     ///
     /// A journal that takes no events holds nothing up: what was made may be what fills its disk. It can go before that is journaled,
     /// since each step was journaled before it was made, so that a crash in between is undone all the same; and nobody but whoever
     /// holds the claim starts anything in it.
-    async fn abandon(&self, claim: &Claim, reason: String, (actor, cause): (Actor, Cause)) -> Result<(), Refusal> {
+    async fn abandon(
+        &self,
+        claim: &Claim,
+        reason: String,
+        (actor, cause): (Actor, Cause),
+    ) -> Result<Option<String>, Refusal> {
         let id = claim.id();
         let abandoned = [ProjectEvent::Abandoned { reason }];
         let abandon = || self.registry.append(id, &abandoned, actor.clone(), cause.clone());
@@ -421,17 +437,19 @@ impl Sagas {
             };
             warn!(%id, %refusal, "what was made is removed all the same");
         }
-        self.take_back(id).await?;
+        let kept = self.take_back(id).await?;
         if late {
             abandon().await?;
         }
-        self.end(id).await
+        self.end(id).await?;
+        Ok(kept)
     }
 
-    /// Removes what is ours of a project, and it with that.
-    async fn remove(&self, id: Uuid) -> Result<(), Refusal> {
-        self.take_back(id).await?;
-        self.end(id).await
+    /// Removes what is ours of a project, and it with that. Gives, for people, what of it stays.
+    async fn remove(&self, id: Uuid) -> Result<Option<String>, Refusal> {
+        let kept = self.take_back(id).await?;
+        self.end(id).await?;
+        Ok(kept)
     }
 
     /// Lets a project go of which nothing of ours is left.
@@ -445,15 +463,25 @@ impl Sagas {
         Ok(())
     }
 
-    /// Removes what is ours of a project, in reverse, whatever is already gone. The journal says what was begun.
-    async fn take_back(&self, id: Uuid) -> Result<(), Refusal> {
-        let Some(project) = self.registry.get(id) else { return Ok(()) };
-        let Some(spec) = &project.spec else { return Ok(()) };
+    /// Removes what is ours of a project, in reverse, whatever is already gone. The journal says what was begun. Gives, for
+    /// people, what of its folder stays: that holds nothing up.
+    async fn take_back(&self, id: Uuid) -> Result<Option<String>, Refusal> {
+        let Some(project) = self.registry.get(id) else { return Ok(None) };
+        let Some(spec) = &project.spec else { return Ok(None) };
         if project.begun.contains(&Step::Container) {
             self.nodes.kill(id).await?;
         }
         self.nodes.forget(id);
-        if project.begun.contains(&Step::Keys) {
+        let mut kept = None;
+        if matches!(project.stage, Stage::Making | Stage::Undoing) {
+            let (project, spec, contents) = (project.clone(), spec.clone(), self.contents(id, &spec.path));
+            kept = on_disk(move || Ok(folder::unmake(&project, &spec, &contents))).await?;
+            if let Some(kept) = &kept {
+                warn!(%id, kept, "not all of a folder is removed");
+            }
+        }
+        // Last: it has the list of what was put into the folder.
+        if project.begun.contains(&Step::Repository) {
             let root = self.home.project(id).root().to_owned();
             on_disk(move || {
                 folder::remove_tree(&root).map_err(|error| {
@@ -462,12 +490,17 @@ impl Sagas {
             })
             .await?;
         }
-        if matches!(project.stage, Stage::Making | Stage::Undoing) {
-            let (project, spec) = (project.clone(), spec.clone());
-            on_disk(move || folder::unmake(&project, &spec)).await?;
-        }
-        Ok(())
+        Ok(kept)
     }
+}
+
+/// What people are told when what was made cannot be moved into the folder.
+fn not_moved_in(error: io::Error) -> Refusal {
+    if error.kind() == io::ErrorKind::AlreadyExists {
+        return Refusal::usage(format!("something came into the project's folder while it was made: {error}"))
+            .hint("Take it out of there; the same command tries it again.");
+    }
+    Refusal::internal("the files could not be moved into the project's folder", error)
 }
 
 /// What a project takes from somebody who asks.

@@ -420,6 +420,26 @@ async fn a_project_that_was_broken_off_is_removed_wherever_the_next_gateway_ends
 }
 
 #[tokio::test]
+async fn what_somebody_put_into_the_folder_of_a_project_that_was_broken_off_stays() -> Result<()> {
+    let scene = practice("points", 100).await?;
+    let point = "before ensure_image";
+    let doomed = scene.doomed(point)?;
+    let said = scene.say("!new project brief").await?;
+    wait_end(point, doomed).await?;
+    let folder = scene.home.project("brief");
+    ensure!(folder.join(".git").exists(), "it is half made");
+    fs::write(folder.join("thesis"), "years of work")?;
+    let gateway = scene.up().await?;
+    ensure!(scene.settled(&said).await.with_context(|| gateway.all())? == 1, "{point}");
+    let listed = scene.ask("!projects", "**points**").await?.body;
+    ensure!(!listed.contains("**brief**"), "it holds nothing up: {listed}");
+    ensure!(fs::read_to_string(folder.join("thesis"))? == "years of work");
+    ensure!(fs::read_dir(&folder)?.count() == 1, "what was made is left");
+    gateway.stop().await?;
+    scene.sound().await
+}
+
+#[tokio::test]
 async fn a_port_that_somebody_took_is_moved_from_wherever_the_gateway_ends() -> Result<()> {
     let scene = practice("points", 100).await?;
     for point in both("project.port_moved") {

@@ -121,7 +121,7 @@ async fn what_is_being_made_is_not_deleted_and_what_nobody_makes_any_more_is() {
     let claim = registry.claims().mint();
     let path = folder.path().canonicalize().expect("it is there").join("musher/app");
     fs::create_dir_all(&path).expect("there is room");
-    fs::write(path.join("large"), "what fills the disk").expect("there is room");
+    fs::write(path.join("thesis"), "what somebody copied there meanwhile").expect("there is room");
     let found = ProjectEvent::DirectoryFound {
         identity: place::identity(&path).expect("it is there"),
         owner: Owner { uid: 1000, gid: 1000 },
@@ -144,6 +144,9 @@ async fn what_is_being_made_is_not_deleted_and_what_nobody_makes_any_more_is() {
     making.await.expect_err("it broke off");
     life.ask("$delete", "!delete project app").await;
     let deleted = life.ask("$confirm", "!confirm delete app").await;
-    assert!(deleted.contains("is deleted") && !path.exists(), "{deleted}");
+    assert!(deleted.contains("is deleted"), "{deleted}");
+    assert!(path.join("thesis").exists(), "what the gateway has not made is not its to remove");
+    let stages: Vec<_> = life.projects().await.iter().map(|project| project.stage).collect();
+    assert_eq!(stages, [Stage::Removed], "and holds nothing up");
     life.end().await;
 }
