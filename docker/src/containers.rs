@@ -161,6 +161,22 @@ impl Engine {
         self.call_within(secs + CALL_SECS, "stop a container", docker.stop_container(id.as_str(), Some(options))).await
     }
 
+    /// Lets a container go on that somebody has paused. One that runs by now is fine.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`] when it is gone.
+    pub async fn unpause(&self, id: &ContainerId) -> Result<(), EngineError> {
+        match self.call("unpause a container", self.docker().unpause_container(id.as_str())).await {
+            // Whoever paused it was faster.
+            Err(EngineError::Api { .. } | EngineError::Conflict { .. })
+                if self.inspect(id).await?.state == ContainerState::Running =>
+            {
+                Ok(())
+            }
+            unpaused => unpaused,
+        }
+    }
+
     /// Kills and removes a container. One that is already gone, or is being removed, is fine; it is gone afterwards.
     pub async fn remove(&self, id: &ContainerId) -> Result<(), EngineError> {
         const WHAT: &str = "remove a container";

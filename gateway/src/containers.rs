@@ -206,6 +206,14 @@ impl Containers {
         if let Some(found) = found {
             match found.state {
                 ContainerState::Running => return Ok(started(found.id, found.name, found.port)),
+                // Somebody looks at it, or copies it: what runs in it is to go on.
+                ContainerState::Paused => {
+                    match failpoint::around("unpause_container", engine.unpause(&found.id)).await {
+                        Ok(()) => return Ok(started(found.id, found.name, found.port)),
+                        Err(EngineError::NotFound { .. }) => {}
+                        Err(error) => return Err(refused(error).into()),
+                    }
+                }
                 // Its port is fixed at creation; one that was made for another port cannot serve.
                 ContainerState::Created | ContainerState::Exited => {
                     match failpoint::around("start_container", engine.start(&found.id)).await {
@@ -229,7 +237,10 @@ impl Containers {
                         Err(error) => return Err(refused(error).into()),
                     }
                 }
-                _ => remove(&engine, &found.id).await?,
+                ContainerState::Restarting
+                | ContainerState::Stopping
+                | ContainerState::Removing
+                | ContainerState::Dead => remove(&engine, &found.id).await?,
             }
         }
         let image = project.image.clone().ok_or_else(|| incomplete("image"))?;
@@ -273,7 +284,7 @@ impl Containers {
             Ok(inspection) => Ok(match self.network_fault(&inspection) {
                 Some(NetworkFault::Reaches) => true,
                 // Nobody is in danger: what runs in it goes on.
-                Some(NetworkFault::CutOff) => found.state != ContainerState::Running,
+                Some(NetworkFault::CutOff) => !matches!(found.state, ContainerState::Running | ContainerState::Paused),
                 None => false,
             }),
             Err(EngineError::NotFound { .. }) => Ok(true),

@@ -88,6 +88,14 @@ impl Played {
                 self.containers.get_mut(*name).expect("one that is there").state = "running";
                 done
             }
+            ("POST", ["containers", name, "unpause"]) => {
+                let container = self.containers.get_mut(*name).expect("one that is there");
+                if container.state != "paused" {
+                    return refused(500, "it is not paused");
+                }
+                container.state = "running";
+                done
+            }
             ("DELETE", ["containers", name]) => {
                 self.containers.remove(*name);
                 done
@@ -240,6 +248,7 @@ async fn a_container_has_the_network_that_the_setting_says() {
         (true, "exited", "bridge-id"),
         // What runs in it goes on; `doctor` tells.
         (true, "running", "none"),
+        (true, "paused", "none"),
     ] {
         let scene = Scene::new(network).has(state, had);
         let started = scene.start().await.expect("it runs, or can be started");
@@ -273,6 +282,17 @@ async fn a_stopped_container_that_cannot_start_is_made_anew_once() {
     };
     assert!(refusal.what.contains("the second fault"), "{refusal}");
     assert_eq!(scene.left(), []);
+}
+
+/// With what runs in it: the turn, and who is there by SSH.
+#[tokio::test]
+async fn a_container_that_somebody_paused_goes_on() {
+    let scene = Scene::new(true).has("paused", "bridge-id");
+    assert_eq!(scene.start().await.expect("it goes on").name, "old");
+    assert_eq!(scene.asked(), ["POST /containers/old/unpause"]);
+    assert_eq!(scene.start().await.expect("it runs").name, "old");
+    let engine = scene.containers.engine().expect("it answers");
+    engine.unpause(&ContainerId::new("old")).await.expect("whoever paused it was faster");
 }
 
 /// Some disks have another number after a boot; the folder is the same.

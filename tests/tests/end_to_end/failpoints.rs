@@ -459,6 +459,24 @@ async fn a_port_that_somebody_took_is_moved_from_wherever_the_gateway_ends() -> 
 }
 
 #[tokio::test]
+async fn a_container_that_somebody_paused_goes_on_wherever_the_gateway_ends() -> Result<()> {
+    let scene = practice("points", 100).await?;
+    let container = scene.home.container("points").await?;
+    let id = ["inspect", "--format", "{{.Id}} {{.State.StartedAt}}", &container];
+    let before = engine::docker(&id).await?;
+    for point in both("unpause_container") {
+        engine::docker(&["pause", &container]).await?;
+        let doomed = scene.doomed(&point)?;
+        let said = scene.say(&format!("killed {point}")).await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        ensure!(scene.settled(&said).await.with_context(|| format!("{point}{}", gateway.all()))? == 1, "{point}");
+        ensure!(engine::docker(&id).await? == before, "{point}: it is another container, or was started anew");
+        gateway.stop().await?;
+    }
+    scene.sound().await
+}
+
+#[tokio::test]
 async fn what_a_room_refuses_is_given_up_or_sent_wherever_the_gateway_ends() -> Result<()> {
     let scene = practice("points", 100).await?;
     for point in both("send.given_up") {

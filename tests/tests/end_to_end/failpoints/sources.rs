@@ -31,6 +31,7 @@ const WAYS: [Way; 3] = [
             ("remove_network", "remove_network"),
             ("create", "create_container"),
             ("start", "start_container"),
+            ("unpause", "unpause_container"),
             ("stop", "stop_container"),
             ("remove", "remove_container"),
             ("remove_image", "remove_image"),
