@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use jiff::Timestamp;
 use journal::{Actor, Cause};
 use link::{CallError, Hello, Link, Side, SledClient};
-use musher_docker::{ExecSession, SLED};
+use musher_docker::{ContainerId, ExecSession, SLED};
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep},
@@ -74,6 +74,21 @@ impl Slot {
     fn open(&self) -> Option<Link> {
         let link = self.link.try_lock().ok()?;
         link.as_ref().filter(|link| link.closed().now_or_never().is_none()).cloned()
+    }
+}
+
+/// Since when the sled of the container that runs now has been waited for. What the engine takes to make it or start it is
+/// nothing that a sled could be late by.
+#[derive(Default)]
+struct Waiting(Option<(ContainerId, Instant)>);
+
+impl Waiting {
+    /// Since when it is this container, which runs.
+    fn since(&mut self, container: &ContainerId) -> Instant {
+        match &self.0 {
+            Some((known, since)) if known == container => *since,
+            _ => self.0.insert((container.clone(), Instant::now())).1,
+        }
     }
 }
 
@@ -236,10 +251,11 @@ impl Nodes {
     }
 
     async fn reach(&self, project: Uuid, slot: &Slot) -> Result<Link, Refusal> {
-        let mut began = Instant::now();
+        let mut waiting = Waiting::default();
         let mut healed = false;
         loop {
             let container = self.running(project, slot).await?;
+            let began = waiting.since(&container.id);
             let ExecSession { stream, process } = self.exec_in(&container, &[SLED, "connect"]).await?;
             // Each link has a router, and so bounds, of its own: one project cannot use up another's.
             let router = self.inner.model.router(project).merge(self.inner.git.router(project));
@@ -260,7 +276,7 @@ impl Nodes {
                     warn!(%project, %error, "the sled does not answer; its container is made anew");
                     let _held = slot.starting.lock().await;
                     self.inner.containers.remove(project).await?;
-                    (healed, began) = (true, Instant::now());
+                    healed = true;
                 }
                 Err(error) if began.elapsed() > PATIENCE => {
                     let said = text::one_line(&process.stderr_tail(), 300);
@@ -273,5 +289,25 @@ impl Nodes {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_container_that_runs_has_the_whole_time_for_its_sled() {
+        let [first, second] = ["first", "second"].map(ContainerId::new);
+        let mut waiting = Waiting::default();
+        let began = Instant::now();
+        assert_eq!(waiting.since(&first), began);
+        sleep(PATIENCE).await;
+        assert_eq!(waiting.since(&first), began);
+        // It was made anew, however long that took.
+        let anew = Instant::now();
+        assert_eq!(waiting.since(&second), anew);
+        sleep(PAUSE).await;
+        assert_eq!(waiting.since(&second), anew);
     }
 }
