@@ -162,10 +162,21 @@ impl Containers {
         failpoint::around("ensure_image", engine.ensure_image(plan, progress)).await.map_err(refused)
     }
 
-    /// The project's container, if the engine has one. It is found by the project's id: a reused name inherits nothing.
-    pub async fn find(&self, project: Uuid) -> Result<Option<ContainerFacts>, Refusal> {
+    /// The project's container, if the engine has one: one that runs rather than one that does not.
+    async fn find(&self, project: Uuid) -> Result<Option<ContainerFacts>, Refusal> {
+        Ok(self.of(project).await?.min_by_key(|facts| match facts.state {
+            ContainerState::Running => 0,
+            // What runs in it goes on.
+            ContainerState::Paused => 1,
+            _ => 2,
+        }))
+    }
+
+    /// All containers of the project, by its id: a reused name inherits nothing. There is a second where the engine has made
+    /// one and was too slow to say so.
+    async fn of(&self, project: Uuid) -> Result<impl Iterator<Item = ContainerFacts>, Refusal> {
         let (all, id) = (self.list().await?, project.to_string());
-        Ok(all.into_iter().find(|facts| facts.project_id.as_ref() == Some(&id)))
+        Ok(all.into_iter().filter(move |facts| facts.project_id.as_ref() == Some(&id)))
     }
 
     /// Whether the engine answers, within a moment.
@@ -292,12 +303,12 @@ impl Containers {
         }
     }
 
-    /// Kills and removes the project's container, if there is one.
+    /// Kills and removes all containers of the project.
     pub async fn remove(&self, project: Uuid) -> Result<(), Refusal> {
-        match self.find(project).await? {
-            Some(found) => remove(&self.engine()?, &found.id).await,
-            None => Ok(()),
+        for found in self.of(project).await? {
+            remove(&self.engine()?, &found.id).await?;
         }
+        Ok(())
     }
 
     /// Refuses what the engine's host does not have, before anything is made.

@@ -156,13 +156,17 @@ impl Scene {
 
     /// The project's container as an earlier start made it.
     fn has(self, state: &'static str, network: &str) -> Self {
+        self.has_another("old", state, network)
+    }
+
+    fn has_another(self, name: &str, state: &'static str, network: &str) -> Self {
         let labels = json!({
             LABEL_GATEWAY: self.containers.gateway.to_string(),
             LABEL_PROJECT_ID: self.id.to_string(),
             LABEL_PROJECT: "app",
         });
         let container = Container { state, network: network.to_owned(), labels };
-        self.played().containers.insert("old".to_owned(), container);
+        self.played().containers.insert(name.to_owned(), container);
         self
     }
 
@@ -293,6 +297,18 @@ async fn a_container_that_somebody_paused_goes_on() {
     assert_eq!(scene.start().await.expect("it runs").name, "old");
     let engine = scene.containers.engine().expect("it answers");
     engine.unpause(&ContainerId::new("old")).await.expect("whoever paused it was faster");
+}
+
+/// An engine may make a container and be too slow to say so.
+#[tokio::test]
+async fn of_two_containers_that_which_runs_is_the_projects_and_both_are_removed() {
+    for (first, second) in [("running", "created"), ("created", "running"), ("exited", "paused")] {
+        let scene = Scene::new(true).has_another("one", first, "bridge-id").has_another("two", second, "bridge-id");
+        let right = if first == "running" { "one" } else { "two" };
+        assert_eq!(scene.start().await.expect("it runs").name, right, "{first} {second}");
+        scene.containers.remove(scene.id).await.expect("they can be removed");
+        assert_eq!(scene.left(), []);
+    }
 }
 
 /// Some disks have another number after a boot; the folder is the same.
