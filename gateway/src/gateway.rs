@@ -12,7 +12,10 @@ use bot_config::{Config, Surface as Talk};
 use journal::{Actor, Append, Cause, Clock, DomainEvent, Expected, Fold, NewEvent, Recorded, StreamId, SystemClock};
 use serde::{Deserialize, Serialize};
 use stacks::Stacks;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::oneshot,
+};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
@@ -55,6 +58,8 @@ use crate::{
 
 /// How long everything may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+/// How long a start waits for what an earlier gateway left half made to be removed.
+const TIDYING: Duration = Duration::from_secs(5);
 /// The longest wait between two tries to reach the homeserver at start.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
@@ -321,11 +326,10 @@ impl Gateway {
         let door = health::Door { reasons, metrics: metrics.clone(), sources };
         tasks.spawn_to_end("http", health::serve(listener, door, tasks.stopping()));
 
-        for (spec, recovered) in sagas.recover().await {
-            match recovered {
-                Ok(()) => info!(project = spec.name, "what was left half made is removed"),
-                Err(refusal) => warn!(project = spec.name, %refusal, "what was left half made could not be removed"),
-            }
+        let (tried, tidied) = oneshot::channel();
+        tasks.spawn("leftovers", sagas.clone().tidy(tried));
+        if tokio::time::timeout(TIDYING, tidied).await.is_err() {
+            warn!("what was left half made is still being removed; the start waits no longer");
         }
         sagas.doors.write()?;
         sagas.refresh_git();

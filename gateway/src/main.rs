@@ -5,6 +5,7 @@ use std::{
     io::{self, IsTerminal, Read},
     os::unix::process::CommandExt,
     path::PathBuf,
+    pin::pin,
     process::{Command, ExitCode},
 };
 
@@ -114,15 +115,19 @@ fn up(environment: &Environment<'_>, home: Home, options: UpOptions) -> Result<E
         Err(error) => tracing::debug!(%error, "the priority stays as it is"),
     }
     block_on(async {
-        let gateway = Gateway::build(&config, environment, home).await?;
         let failed = |error| Refusal::internal("signals cannot be received", error);
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        let stop = async move {
+        let mut stop = pin!(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+        });
+        let gateway = tokio::select! {
+            built = Gateway::build(&config, environment, home) => built?,
+            // Nothing was taken yet, and what is half done the next start takes up.
+            () = &mut stop => return Ok(()),
         };
         gateway.run(options, stop).await
     })?;

@@ -402,11 +402,14 @@ impl Commands {
             let state = match (project.stage, &containers) {
                 (Stage::Making, _) if !at_work => "half made; `delete project` removes it",
                 (Stage::Making, _) => "being made",
+                (Stage::Undoing | Stage::Deleting, _) if !at_work => {
+                    "could not be removed to the end; `delete project` tries it again"
+                }
                 (Stage::Undoing | Stage::Deleting, _) => "being removed",
                 (_, Err(_)) => "unknown",
                 (_, Ok(containers)) => {
-                    let found = containers.iter().find(|found| found.project_id.as_ref() == Some(&id));
-                    if found.is_some_and(|found| found.state == ContainerState::Running) {
+                    let mut its = containers.iter().filter(|found| found.project_id.as_ref() == Some(&id));
+                    if its.any(|found| found.state == ContainerState::Running) {
                         "running"
                     } else {
                         "stopped; starts when it is needed"

@@ -11,6 +11,7 @@ mod contents;
 pub mod folder;
 mod heritage;
 pub mod keys;
+mod leftovers;
 pub mod name;
 pub mod place;
 pub mod project;
@@ -140,8 +141,12 @@ impl Registry {
                 Refusal::usage(format!("project `{name}` could not be made, and is still half there"))
                     .hint(format!("`delete project {name}` removes it."))
             }),
-            Some(_) => Err(Refusal::usage(format!("project `{name}` is being removed"))
-                .hint(format!("If that failed, `delete project {name}` tries it again."))),
+            Some((id, _)) if self.is_at_work_on(id) => {
+                Err(Refusal::usage(format!("project `{name}` is being removed"))
+                    .hint("`projects` shows how far it is."))
+            }
+            Some(_) => Err(Refusal::usage(format!("project `{name}` could not be removed to the end"))
+                .hint(format!("`delete project {name}` tries it again."))),
             None => {
                 let all = self.all();
                 let nearest = all

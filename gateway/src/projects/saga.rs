@@ -1,5 +1,5 @@
 //! `new project` and `delete project`: changes of several steps, each journaled before it is made, each with its undo
-//! (PROJ-7). A crash at any point is undone, or the deletion finished, at the next start.
+//! (PROJ-7). A crash at any point is undone, or the deletion finished ([`super::leftovers`]).
 
 use std::{collections::BTreeSet, io, path::Path, sync::Arc, time::Duration};
 
@@ -169,24 +169,6 @@ impl Sagas {
         self.remove(id).await.map(drop)
     }
 
-    /// Takes up what a crash left: what was half made is undone, what was half deleted is finished.
-    pub async fn recover(&self) -> Vec<(Spec, Result<(), Refusal>)> {
-        let mut recovered = Vec::new();
-        for (id, project) in self.registry.all() {
-            let result = match project.stage {
-                Stage::Making => {
-                    let Some(claim) = self.registry.claims().claim(id) else { continue };
-                    let origin = (Actor::Gateway, Cause::None);
-                    self.abandon(&claim, "the gateway ended meanwhile".to_owned(), origin).await
-                }
-                Stage::Undoing | Stage::Deleting => self.remove(id).await,
-                Stage::Unknown | Stage::Registered | Stage::Removed => continue,
-            };
-            recovered.extend(project.spec.map(|spec| (spec, result.map(drop))));
-        }
-        recovered
-    }
-
     /// Checks everything that can be checked beforehand, and takes name, folder and port.
     async fn reserve(&self, ask: &NewProject, by: &Person, role: Role, cause: Cause) -> Result<Reserved, Refusal> {
         name::check(&ask.name)?;
@@ -203,7 +185,8 @@ impl Sagas {
                 Stage::Registered => format!("Talk to it with `switch {}`, or choose another name.", ask.name),
                 Stage::Making if self.registry.is_at_work_on(taken) => "It is being made just now.".to_owned(),
                 Stage::Making => format!("It is half made; `delete project {}` removes it.", ask.name),
-                _ => format!("It is being removed; `delete project {}` tries it again if that failed.", ask.name),
+                _ if self.registry.is_at_work_on(taken) => "It is being removed just now.".to_owned(),
+                _ => format!("It could not be removed to the end; `delete project {}` tries it again.", ask.name),
             };
             return Err(Refusal::usage(format!("there is a project `{}` already", ask.name)).hint(hint));
         }
@@ -418,7 +401,7 @@ impl Sagas {
     /// A journal that takes no events holds nothing up: what was made may be what fills its disk. It can go before that is journaled,
     /// since each step was journaled before it was made, so that a crash in between is undone all the same; and nobody but whoever
     /// holds the claim starts anything in it.
-    async fn abandon(
+    pub(super) async fn abandon(
         &self,
         claim: &Claim,
         reason: String,
@@ -446,7 +429,7 @@ impl Sagas {
     }
 
     /// Removes what is ours of a project, and it with that. Gives, for people, what of it stays.
-    async fn remove(&self, id: Uuid) -> Result<Option<String>, Refusal> {
+    pub(super) async fn remove(&self, id: Uuid) -> Result<Option<String>, Refusal> {
         let kept = self.take_back(id).await?;
         self.end(id).await?;
         Ok(kept)

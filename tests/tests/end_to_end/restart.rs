@@ -1,6 +1,6 @@
 //! A gateway that is stopped and started again finds its projects, their containers and its sessions.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 use tests::{
     engine,
@@ -8,7 +8,9 @@ use tests::{
     home::Home,
     model::{Model, Step},
     ssh::{self, Door},
+    wait,
 };
+use tokio::net::UnixListener;
 
 #[tokio::test]
 async fn projects_containers_and_sessions_survive_a_restart() -> Result<()> {
@@ -70,4 +72,26 @@ async fn a_killed_gateway_is_followed_by_one_that_works() -> Result<()> {
     assert!(answer.contains("are you there?"), "{answer}");
     assert_eq!(ssh::command(&home, Door::Port, "killed", "echo yes").await?, "yes\n");
     gateway.finish().await.map(drop)
+}
+
+/// What an earlier one left half made is to be removed, and the engine does not answer.
+#[tokio::test]
+async fn a_gateway_that_is_still_starting_ends_in_order_too() -> Result<()> {
+    let home = Home::practice().await?;
+    let mut doomed = Gateway::start_with(&home, &[], &[("FAILPOINTS", "before project.registered=return")])?;
+    doomed.write("new project brief").await?;
+    let killed = wait::until("it is killed", wait::LONG, || {
+        let ended = doomed.ended();
+        async { ended }
+    });
+    killed.await?;
+    let socket = home.path().join("silent.sock");
+    let engine = UnixListener::bind(&socket)?;
+    let starting = Gateway::start_with(&home, &[], &[("DOCKER_HOST", &format!("unix://{}", socket.display()))])?;
+    let _asked = tokio::time::timeout(wait::LONG, engine.accept()).await.context("the engine is asked")??;
+    starting.stop().await?;
+    // It is removed all the same, once there is an engine.
+    Gateway::console(&home).await?.finish().await?;
+    assert!(!home.project("brief").exists());
+    Ok(())
 }

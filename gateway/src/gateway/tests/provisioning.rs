@@ -2,7 +2,10 @@
 
 use std::{fs, os::unix::fs::chown, path::Path};
 
-use axum::{Json, Router, routing::get};
+use axum::{
+    Json, Router,
+    routing::{MethodRouter, get},
+};
 use serde_json::json;
 
 use super::*;
@@ -13,13 +16,18 @@ use crate::{
 
 /// Serves the stand-in; gives the configuration of a gateway beside it.
 fn beside_an_engine(folder: &tempfile::TempDir) -> String {
+    beside(folder, get(Json(json!([]))))
+}
+
+/// The same, where the engine answers so when it is asked for containers.
+fn beside(folder: &tempfile::TempDir, containers: MethodRouter) -> String {
     let socket = folder.path().join("engine.sock");
     let answers = Router::new()
         .route("/version", get(Json(json!({ "ApiVersion": "1.47" }))))
         .route("/info", get(Json(json!({
             "ServerVersion": "27", "Architecture": "x86_64", "NCPU": 2, "MemTotal": 1_u64 << 30, "CgroupVersion": "2",
         }))))
-        .route("/containers/json", get(Json(json!([]))));
+        .route("/containers/json", containers);
     let answers = Router::new().nest("/{api}", answers.clone()).merge(answers);
     let listener = UnixListener::bind(&socket).expect("there is room");
     tokio::spawn(axum::serve(listener, answers).into_future());
@@ -36,6 +44,18 @@ impl Life {
                 return said.markdown;
             }
         }
+    }
+
+    /// A project whose deletion broke off before its container was removed.
+    async fn half_deleted(&self) {
+        let events = [
+            ProjectEvent::Reserved(Spec::example("/srv/app")),
+            ProjectEvent::StepBegun { step: Step::Container },
+            ProjectEvent::Registered,
+            ProjectEvent::DeletionBegun,
+        ];
+        let registry = &self.gateway.intake.registry;
+        registry.append(Uuid::now_v7(), &events, Actor::Gateway, Cause::None).await.expect("they follow");
     }
 
     /// All projects that there ever were, oldest first.
@@ -148,5 +168,35 @@ async fn what_is_being_made_is_not_deleted_and_what_nobody_makes_any_more_is() {
     assert!(path.join("thesis").exists(), "what the gateway has not made is not its to remove");
     let stages: Vec<_> = life.projects().await.iter().map(|project| project.stage).collect();
     assert_eq!(stages, [Stage::Removed], "and holds nothing up");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_removal_that_failed_is_told_and_taken_up_again() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    life.half_deleted().await;
+    let listed = life.ask("$list", "!projects").await;
+    assert!(listed.contains("could not be removed to the end; `delete project` tries it again"), "{listed}");
+    let switched = life.ask("$switch", "!switch app").await;
+    assert!(switched.contains("could not be removed") && switched.contains("delete project app"), "{switched}");
+    life.end().await;
+    let life = Life::configured(&folder, &beside_an_engine(&folder)).await;
+    let stages: Vec<_> = life.projects().await.iter().map(|project| project.stage).collect();
+    assert_eq!(stages, [Stage::Removed], "the start has waited for it");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_start_is_not_held_up_by_what_cannot_be_removed() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let life = Life::begin(&folder).await;
+    life.half_deleted().await;
+    life.end().await;
+    let config = beside(&folder, get(std::future::pending::<()>));
+    let life = Life::configured(&folder, &config);
+    let mut life = tokio::time::timeout(TIDYING * 6, life).await.expect("the engine may take its time");
+    let switched = life.ask("$switch", "!switch app").await;
+    assert!(switched.contains("is being removed") && !switched.contains("tries it again"), "{switched}");
     life.end().await;
 }
