@@ -207,12 +207,7 @@ impl Containers {
             remove(&engine, &container.id).await?;
             found = None;
         }
-        if !identity.is(place::identity(&spec.path)?) {
-            let path = text::code(&spec.path.to_string_lossy());
-            let refusal = Refusal::unavailable(format!("another folder stands at {path} now"))
-                .hint("Put the project's own folder back, or delete the project: its files stay where they are.");
-            return Err(refusal.into());
-        }
+        place::recognise(spec, identity)?;
         let started = |id, name, port| Started { id, name, project: spec.name.clone(), port };
         if let Some(found) = found {
             match found.state {

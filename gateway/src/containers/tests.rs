@@ -288,6 +288,23 @@ async fn a_stopped_container_that_cannot_start_is_made_anew_once() {
     assert_eq!(scene.left(), []);
 }
 
+#[tokio::test]
+async fn a_folder_that_is_gone_or_is_none_any_more_is_told_with_what_to_do() {
+    let scene = Scene::new(true);
+    let path = scene.folder.path().join("project");
+    std::fs::rename(&path, scene.folder.path().join("elsewhere")).expect("it can be moved");
+    for (stands, words) in [(false, "is gone"), (true, "another folder stands at")] {
+        if stands {
+            std::fs::write(&path, "a file").expect("it can be written");
+        }
+        let StartError::Refused(refusal) = scene.start().await.expect_err("it has no folder") else {
+            panic!("it is no matter of ports or images");
+        };
+        assert!(refusal.what.contains(words) && refusal.kind == crate::refusal::Kind::Config, "{refusal}");
+        assert!(refusal.hint.as_ref().is_some_and(|hint| hint.contains("`delete project app`")), "{refusal}");
+    }
+}
+
 /// With what runs in it: the turn, and who is there by SSH.
 #[tokio::test]
 async fn a_container_that_somebody_paused_goes_on() {
@@ -322,6 +339,7 @@ async fn a_project_starts_on_a_renumbered_disk_and_not_in_another_folder() {
         panic!("it is no matter of ports or images");
     };
     assert!(refusal.what.contains("another folder stands at"), "{refusal}");
+    assert_eq!(refusal.kind, crate::refusal::Kind::Config, "nobody tries again for two minutes");
     if identity.born_ns.is_some() {
         scene.project.directory = Some((crate::projects::Identity { born_ns: identity.born_ns, ..known }, owner));
         scene.start().await.expect("it is the same folder");

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     cloning,
-    project::{Identity, Owner, Project, Stage},
+    project::{Identity, Owner, Project, Spec, Stage},
 };
 use crate::{chat::Person, people::Role, refusal::Refusal, text};
 
@@ -181,6 +181,23 @@ pub fn identity(path: &Path) -> Result<Identity, Refusal> {
     Ok(Identity { device: meta.dev(), inode: meta.ino(), born_ns })
 }
 
+/// Refused when a project's folder is not where it was any more, or another stands there. That does not pass by itself.
+pub fn recognise(spec: &Spec, known: Identity) -> Result<(), Refusal> {
+    let shown = text::code(&spec.path.to_string_lossy());
+    let what = match fs::symlink_metadata(&spec.path) {
+        Ok(meta) if meta.is_dir() && known.is(identity(&spec.path)?) => return Ok(()),
+        Ok(_) => format!("another folder stands at {shown} now"),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            format!("the project's folder {shown} is gone")
+        }
+        Err(error) => return Err(unreadable(&spec.path, error)),
+    };
+    Err(Refusal::config(what).hint(format!(
+        "Put the project's own folder back, or `delete project {}`: its files stay where they are.",
+        spec.name
+    )))
+}
+
 /// Who owns a folder now.
 pub fn owned(path: &Path) -> std::io::Result<Owner> {
     fs::symlink_metadata(path).map(|meta| Owner { uid: meta.uid(), gid: meta.gid() })
@@ -312,7 +329,7 @@ fn unreadable(path: &Path, error: std::io::Error) -> Refusal {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::{super::project::Spec, *};
+    use super::*;
     use crate::chat::SurfaceKind;
 
     struct Host {
