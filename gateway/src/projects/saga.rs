@@ -45,8 +45,6 @@ const DOOR_PATIENCE: Duration = Duration::from_secs(20);
 const AUTHOR_LINES: &str = "Add these two lines at the top of bot.toml and restart musher, or set `user.name` and `user.email` with `git config --global` on this host:\n`git_user_name = \"Ann Other\"`\n`git_user_email = \"ann@example.org\"`";
 /// What people are told of files that Git LFS keeps.
 const LFS_REMARK: &str = "⚠ Some files are kept by Git LFS: what is there are its pointers. Git LFS is not in the container, and its transfers do not go through the gateway.";
-/// Tries at a free port.
-const PORT_TRIES: usize = 50;
 
 /// What sagas work with.
 #[derive(Clone)]
@@ -503,11 +501,10 @@ pub fn free_port(registry: &Registry, last: u16) -> Result<u16, Refusal> {
     let after = PORTS.filter(|port| *port > last).chain(first..=last.clamp(first, end));
     after
         .filter(|port| !taken.contains(port))
-        .take(PORT_TRIES)
         .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
         .ok_or_else(|| {
             Refusal::unavailable(format!("no port between {first} and {end} is free"))
-                .hint("Delete projects that nobody needs.")
+                .hint("Delete projects that nobody needs, or end what else listens there.")
         })
 }
 
@@ -538,6 +535,20 @@ mod tests {
 
     use super::*;
     use crate::{chat::SurfaceKind, store::Journal};
+
+    #[tokio::test]
+    async fn a_port_is_found_behind_as_many_as_others_have() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it opens");
+        let registry = Registry::open(journal).await.expect("it opens");
+        // Far from where other tests look for theirs.
+        let before = 23_000;
+        let others: Vec<_> =
+            (before + 1..=before + 80).map(|port| std::net::TcpListener::bind(("127.0.0.1", port))).collect();
+        let port = free_port(&registry, before).expect("there is one");
+        assert!(port > before + 80, "{port}");
+        drop(others);
+    }
 
     /// The register forgets no project's folder with the project itself.
     #[tokio::test]
