@@ -306,16 +306,20 @@ impl Containers {
         Ok(())
     }
 
-    /// Refuses what the engine's host does not have, before anything is made.
+    /// Refuses what the engine's host does not have, asked for or by the setting, before anything is made.
     pub async fn check(&self, cpus: Option<f64>) -> Result<(), Refusal> {
         let engine = self.engine()?;
         engine.ping().await.map_err(refused)?;
         let info = self.info(&engine).await?;
-        match cpus {
-            Some(cpus) if cpus > f64::from(info.cpus) => {
-                Err(Refusal::usage(format!("`--cpus {cpus}` is more than this host has ({})", info.cpus))
-                    .hint("Give a smaller number, or leave it out."))
-            }
+        let (has, default) = (info.cpus, self.settings.cpus);
+        match cpus.or(default) {
+            Some(wanted) if wanted > f64::from(has) => Err(if cpus.is_some() {
+                Refusal::usage(format!("`--cpus {wanted}` is more than this host has ({has})"))
+                    .hint("Give a smaller number, or leave it out.")
+            } else {
+                Refusal::config(format!("`[projects] default_cpus` is {wanted}, and this host has {has}"))
+                    .hint("Lower it in bot.toml and restart musher, or give `--cpus`.")
+            }),
             _ => Ok(()),
         }
     }

@@ -214,6 +214,23 @@ async fn an_engine_that_remaps_users_is_refused_before_anything_is_made() {
     }
 }
 
+#[tokio::test]
+async fn more_processors_than_the_host_has_are_refused_beforehand_by_who_wants_them() {
+    for (asked, default, words) in [
+        (None, None, None),
+        (None, Some(2.0), None),
+        (Some(2.0), Some(16.0), None),
+        (Some(3.0), None, Some("`--cpus 3`")),
+        (None, Some(16.0), Some("`[projects] default_cpus` is 16")),
+    ] {
+        let mut scene = Scene::new(true);
+        scene.containers.settings.cpus = default;
+        let refusal = scene.containers.check(asked).await.err().map(|refusal| refusal.to_string());
+        assert_eq!(refusal.is_some(), words.is_some(), "{asked:?} {default:?}: {refusal:?}");
+        assert!(refusal.unwrap_or_default().contains(words.unwrap_or_default()), "{asked:?} {default:?}");
+    }
+}
+
 #[test]
 fn a_container_that_stopped_by_itself_is_told_by_its_project_and_where_to_look() {
     let started = Started {
