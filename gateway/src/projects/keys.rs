@@ -47,7 +47,8 @@ fn make_unwatched(home: &ProjectHome, owner: Owner, remote: Option<&Remote>) -> 
 pub fn write_git_settings(home: &ProjectHome, owner: Owner, remote: Option<&Remote>) -> io::Result<()> {
     let (path, wanted) = (home.door().join("gitconfig"), git_settings(remote));
     match fs::read(&path) {
-        Ok(there) if there == wanted.as_bytes() => Ok(()),
+        // A kill may have come before it was given.
+        Ok(there) if there == wanted.as_bytes() => give(&path, owner),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => write_for(&path, wanted.as_bytes(), owner),
     }
@@ -116,6 +117,8 @@ fn give(path: &Path, owner: Owner) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use uuid::Uuid;
 
     use super::*;
@@ -136,6 +139,24 @@ mod tests {
             assert_eq!(private.metadata().expect("it is there").permissions().mode() & 0o777, 0o600, "{private:?}");
         }
         assert!(!home.door().join("id_ed25519").exists(), "the client's key is never mounted");
+    }
+
+    #[test]
+    fn settings_of_git_that_nobody_was_given_yet_are_given() {
+        // Who is not root gives nothing away.
+        if !geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let home = Home::open(&folder.path().join("state")).expect("it can be made").project(Uuid::now_v7());
+        fs::create_dir_all(home.root()).expect("it can be made");
+        let owner = Owner { uid: 1000, gid: 1000 };
+        make(&home, owner, None).expect("it can be made");
+        let path = home.door().join("gitconfig");
+        chown(&path, Some(0), Some(0)).expect("root may");
+        write_git_settings(&home, owner, None).expect("they can be written");
+        let meta = path.metadata().expect("it is there");
+        assert_eq!((meta.uid(), meta.gid()), (1000, 1000));
     }
 
     #[test]
