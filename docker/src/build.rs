@@ -114,12 +114,22 @@ impl Engine {
         log: &mut Log<'_>,
     ) -> Result<(), EngineError> {
         let Some(source) = &planned.source else { return self.build_one(planned, routes, log).await };
-        if !self.image_exists(&source.tag).await? {
-            log.at.layer = source.layer.clone();
-            self.build_one(source, routes, log).await?;
-            log.at.layer = planned.layer.clone();
+        let mut again = true;
+        loop {
+            if !self.image_exists(&source.tag).await? {
+                log.at.layer = source.layer.clone();
+                self.build_one(source, routes, log).await?;
+                log.at.layer = planned.layer.clone();
+            }
+            match self.build_one(planned, routes, log).await {
+                // Another gateway on this engine is done with it, and has removed it under us.
+                Err(EngineError::BuildFailed(_)) if again && !self.image_exists(&source.tag).await? => again = false,
+                built => break built?,
+            }
+            if self.image_exists(&planned.tag).await? {
+                break;
+            }
         }
-        self.build_one(planned, routes, log).await?;
         self.remove_image(&source.tag).await
     }
 

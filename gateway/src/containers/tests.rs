@@ -1,6 +1,6 @@
 //! Against an engine that is played: what is asked of it, for each way in which it may answer.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use axum::{
     Json, Router,
@@ -23,6 +23,9 @@ struct Played {
     containers: BTreeMap<String, Container>,
     /// How the next starts are refused; after that they succeed.
     refusals: VecDeque<(u16, &'static str)>,
+    images: BTreeSet<String>,
+    /// Whether another gateway removes the first layer that it finds built for another, as soon as that is begun.
+    meddles: bool,
     /// Method and path of everything but questions.
     asked: Vec<String>,
 }
@@ -96,6 +99,26 @@ impl Played {
                 container.state = "running";
                 done
             }
+            ("GET", ["images", name, "json"]) if self.images.contains(&tag(name)) => {
+                Json(json!({"Id": name})).into_response()
+            }
+            ("GET", ["images", ..]) => refused(404, "no such image"),
+            ("DELETE", ["images", name]) => {
+                self.images.remove(&tag(name));
+                Json(json!([])).into_response()
+            }
+            ("POST", ["build"]) => {
+                let query = uri.query().expect("it has a tag");
+                let built = tag(query.split('&').find_map(|part| part.strip_prefix("t=")).expect("it has a tag"));
+                self.asked.push(built.split(':').next().expect("a name").to_owned());
+                if self.meddles && built.starts_with("musher-agent:") {
+                    self.meddles = false;
+                    self.images.retain(|image| !image.starts_with("musher-agent-fetch:"));
+                    return refused(500, "pull access denied");
+                }
+                self.images.insert(built);
+                Json(json!({"stream": "done\n"})).into_response()
+            }
             ("DELETE", ["containers", name]) => {
                 self.containers.remove(*name);
                 done
@@ -103,6 +126,11 @@ impl Played {
             _ => refused(501, "the played engine knows no such request"),
         }
     }
+}
+
+/// A tag as it stands in an address.
+fn tag(name: &str) -> String {
+    name.replace("%3A", ":")
 }
 
 async fn answer(State(played): State<SharedPlayed>, method: Method, uri: Uri, body: Bytes) -> Response {
@@ -212,6 +240,25 @@ async fn an_engine_that_remaps_users_is_refused_before_anything_is_made() {
         let engine = report.checks.iter().find(|check| check.name == "engine").expect("it was looked at");
         assert!(!engine.ok && engine.hint.is_some(), "{engine:?}");
     }
+}
+
+/// Two gateways that build the same on one engine have the layer in common from which the agent is taken.
+#[tokio::test]
+async fn a_layer_that_another_gateway_removed_is_built_again() {
+    let mut scene = Scene::new(true);
+    scene.containers.settings.with_agent = true;
+    scene.containers.settings.sled = scene.folder.path().join("sled");
+    std::fs::write(&scene.containers.settings.sled, "a sled").expect("it can be written");
+    let plan = scene.containers.plan(None, Owner { uid: 1000, gid: 1000 }).await.expect("it can be planned");
+    let there = plan.layers().filter(|(layer, _)| ["root", "base"].contains(&layer.to_string().as_str()));
+    scene.played().images.extend(there.map(|(_, tag)| tag.to_owned()));
+    scene.played().meddles = true;
+    scene.containers.ensure_image(&plan, &mut |_| ()).await.expect("it is built");
+    let built: Vec<_> = scene.asked().into_iter().filter(|asked| asked.starts_with("musher-")).collect();
+    let [fetch, agent, node] = ["musher-agent-fetch", "musher-agent", "musher-node"];
+    assert_eq!(built, [fetch, agent, fetch, agent, node]);
+    let left: Vec<_> = scene.played().images.iter().filter(|image| image.starts_with(fetch)).cloned().collect();
+    assert_eq!(left, [""; 0], "nothing is left of it");
 }
 
 #[tokio::test]
