@@ -23,7 +23,7 @@ use crate::{
     failpoint,
     git::Git,
     model::Proxy,
-    projects::{Owner, ProjectEvent, Registry, Stage, saga, ssh_config::Doors},
+    projects::{Owner, Project, ProjectEvent, Registry, Stage, saga, ssh_config::Doors},
     refusal::Refusal,
     tasks::Tasks,
     text,
@@ -207,10 +207,9 @@ impl Nodes {
     /// where somebody else has taken it.
     async fn running(&self, id: Uuid, slot: &Slot) -> Result<Started, Refusal> {
         let Inner { containers, registry, .. } = &*self.inner;
-        let _held = slot.starting.lock().await;
         for _ in 0..PORT_TRIES {
-            let project = registry.get(id).filter(|project| matches!(project.stage, Stage::Making | Stage::Registered));
-            let project = project.ok_or_else(|| Refusal::usage("the project is deleted"))?;
+            let held = slot.starting.lock().await;
+            let project = self.live(id)?;
             let port = project.spec.as_ref().map(|spec| spec.port);
             match containers.start(id, &project).await {
                 Ok(started) => {
@@ -221,11 +220,22 @@ impl Nodes {
                     return Ok(started);
                 }
                 Err(StartError::PortTaken(port)) => self.move_port(id, saga::free_port(registry, port)?).await?,
-                Err(StartError::ImageMissing(owner)) => self.rebuild(id, project.stack.as_deref(), owner).await?,
+                Err(StartError::ImageMissing(owner)) => {
+                    // That takes minutes: who wants the project removed does not wait for it.
+                    drop(held);
+                    self.rebuild(id, project.stack.as_deref(), owner).await?;
+                }
                 Err(StartError::Refused(refusal)) => return Err(refusal),
             }
         }
         Err(Refusal::unavailable("no port for the SSH door could be had").hint("`doctor` checks the engine."))
+    }
+
+    /// The project, unless it is gone or going.
+    fn live(&self, id: Uuid) -> Result<Project, Refusal> {
+        let project = self.inner.registry.get(id);
+        let live = project.filter(|project| matches!(project.stage, Stage::Making | Stage::Registered));
+        live.ok_or_else(|| Refusal::usage("the project is deleted"))
     }
 
     async fn exec_in(&self, container: &Started, argv: &[&str]) -> Result<ExecSession, Refusal> {
@@ -246,6 +256,7 @@ impl Nodes {
         let stack = stack.map(|name| containers.stack(name)).transpose()?;
         let plan = containers.plan(stack, owner).await?;
         containers.ensure_image(&plan, &mut |progress| debug!(%id, ?progress, "image")).await?;
+        self.live(id)?;
         let chosen = [ProjectEvent::ImageChosen { image: plan.tag().to_owned() }];
         registry.append(id, &chosen, Actor::Gateway, Cause::None).await.map(drop)
     }

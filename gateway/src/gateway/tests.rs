@@ -41,14 +41,17 @@ impl Life {
     }
 
     async fn configured(folder: &tempfile::TempDir, config: &str) -> Self {
+        Self::beside(folder, config, Path::new("/nowhere/musher")).await
+    }
+
+    /// With the program at this path, beside which the sled's lies.
+    async fn beside(folder: &tempfile::TempDir, config: &str, musher: &Path) -> Self {
         let home = Home::open(&folder.path().join("state")).expect("it can be made");
         std::fs::write(home.config_file(), config).expect("there is room");
         let config = settings::load(&home).expect("it is right");
         let path = folder.path().to_str().expect("it is text").to_owned();
-        let environment = Environment {
-            variable: &move |name| (name == "HOME").then(|| path.clone()),
-            musher: PathBuf::from("/nowhere/musher"),
-        };
+        let environment =
+            Environment { variable: &move |name| (name == "HOME").then(|| path.clone()), musher: musher.to_owned() };
         let gateway = Box::pin(Gateway::build(&config, &environment, home)).await.expect("it needs no engine");
         let (hall, heard) = Hall::new(SurfaceKind::Matrix);
         gateway.outbox.add(Arc::new(hall));

@@ -4,7 +4,9 @@ use std::{fs, os::unix::fs::chown, path::Path};
 
 use axum::{
     Json, Router,
-    routing::{MethodRouter, get},
+    extract::Path as UrlPath,
+    http::StatusCode,
+    routing::{delete, get, post},
 };
 use serde_json::json;
 
@@ -16,18 +18,18 @@ use crate::{
 
 /// Serves the stand-in; gives the configuration of a gateway beside it.
 fn beside_an_engine(folder: &tempfile::TempDir) -> String {
-    beside(folder, get(Json(json!([]))))
+    beside(folder, Router::new().route("/containers/json", get(Json(json!([])))))
 }
 
-/// The same, where the engine answers so when it is asked for containers.
-fn beside(folder: &tempfile::TempDir, containers: MethodRouter) -> String {
+/// The same, where the engine answers so when it is asked for more than what it is.
+fn beside(folder: &tempfile::TempDir, answers: Router) -> String {
     let socket = folder.path().join("engine.sock");
-    let answers = Router::new()
-        .route("/version", get(Json(json!({ "ApiVersion": "1.47" }))))
-        .route("/info", get(Json(json!({
+    let answers = answers.route("/version", get(Json(json!({ "ApiVersion": "1.47" })))).route(
+        "/info",
+        get(Json(json!({
             "ServerVersion": "27", "Architecture": "x86_64", "NCPU": 2, "MemTotal": 1_u64 << 30, "CgroupVersion": "2",
-        }))))
-        .route("/containers/json", containers);
+        }))),
+    );
     let answers = Router::new().nest("/{api}", answers.clone()).merge(answers);
     let listener = UnixListener::bind(&socket).expect("there is room");
     tokio::spawn(axum::serve(listener, answers).into_future());
@@ -193,10 +195,66 @@ async fn a_start_is_not_held_up_by_what_cannot_be_removed() {
     let life = Life::begin(&folder).await;
     life.half_deleted().await;
     life.end().await;
-    let config = beside(&folder, get(std::future::pending::<()>));
+    let config = beside(&folder, Router::new().route("/containers/json", get(std::future::pending::<()>)));
     let life = Life::configured(&folder, &config);
     let mut life = tokio::time::timeout(TIDYING * 6, life).await.expect("the engine may take its time");
     let switched = life.ask("$switch", "!switch app").await;
     assert!(switched.contains("is being removed") && !switched.contains("tries it again"), "{switched}");
     life.end().await;
+}
+
+#[tokio::test]
+async fn a_deletion_does_not_wait_for_an_image_that_is_built_again() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let begun = Arc::new(tokio::sync::Notify::new());
+    let told = Arc::clone(&begun);
+    let engine = Router::new()
+        .route("/containers/json", get(Json(json!([]))))
+        .route(
+            "/networks",
+            get(Json(json!([{ "Id": "bridge", "Options": { "com.docker.network.bridge.enable_icc": "false" } }]))),
+        )
+        .route("/networks/{id}", delete(StatusCode::NO_CONTENT))
+        .route("/containers/create", post((StatusCode::NOT_FOUND, Json(json!({ "message": "no such image" })))))
+        .route(
+            "/images/{name}/json",
+            get(async |UrlPath(name): UrlPath<String>| {
+                let there = name.starts_with("musher-root:") || name.starts_with("musher-base:");
+                if there {
+                    Ok(Json(json!({ "Id": name })))
+                } else {
+                    Err((StatusCode::NOT_FOUND, Json(json!({ "message": "no" }))))
+                }
+            }),
+        )
+        .route(
+            "/build",
+            post(async move || {
+                told.notify_one();
+                std::future::pending::<()>().await;
+            }),
+        );
+    fs::write(folder.path().join("sled"), "a sled").expect("there is room");
+    let config = beside(&folder, engine);
+    let mut life = Life::beside(&folder, &config, &folder.path().join("musher")).await;
+    let path = repository(&folder, "app");
+    let events = [
+        ProjectEvent::Reserved(Spec::example(&path)),
+        ProjectEvent::DirectoryFound {
+            identity: place::identity(&path).expect("it is there"),
+            owner: Owner { uid: 1000, gid: 1000 },
+            made: Made::Nothing,
+        },
+        ProjectEvent::ImageChosen { image: "lost".to_owned() },
+        ProjectEvent::StepBegun { step: Step::Container },
+        ProjectEvent::Registered,
+    ];
+    let registry = &life.gateway.intake.registry;
+    registry.append(Uuid::now_v7(), &events, Actor::Gateway, Cause::None).await.expect("they follow");
+    life.ask("$switch", "!switch app").await;
+    life.say("$status", "!status").await;
+    begun.notified().await;
+    life.ask("$delete", "!delete project app").await;
+    let deleted = life.ask("$confirm", "!confirm delete app").await;
+    assert!(deleted.contains("is deleted"), "{deleted}");
 }
