@@ -61,7 +61,7 @@ impl Commands {
         // Nobody waits for a budget of it any more; the dispatcher is gone only when the gateway stops.
         let _told = self.inner.dispatcher.tell(Event::Unpause { project: id });
         let path = text::code(&path.to_string_lossy());
-        let stays = if came_to_be { "Its files stay in" } else { "Only what was there before stays in" };
+        let stays = if came_to_be { "Its files stay in" } else { "Only what is not musher's stays in" };
         Ok(format!("**{name}** is deleted. {stays} {path}."))
     }
 

@@ -127,7 +127,16 @@ impl Turns {
     ) -> Result<Outcome, Refusal> {
         loop {
             let began = Instant::now();
-            let reached = self.inner.parts.nodes.sled(turn.session.project).await;
+            let mut reaching = self.inner.parts.nodes.sled(turn.session.project);
+            let reached = if let Ok(reached) = tokio::time::timeout(TOLD_AFTER, &mut reaching).await {
+                reached
+            } else {
+                turn.activity.show_since(
+                    "The project's container is being started; an image that is lost is built first",
+                    began,
+                );
+                reaching.await
+            };
             let tried = began.elapsed();
             let trouble = match reached {
                 Ok(sled) => match self.advance(&sled, turn, &mut request, reading).await {

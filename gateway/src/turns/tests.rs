@@ -50,6 +50,8 @@ struct Script {
     killed: AtomicU32,
     /// How often asking for it has a fault.
     faults: AtomicU32,
+    /// How long it takes to be there, in seconds.
+    slowness: AtomicU32,
 }
 
 impl Sleds for Arc<Script> {
@@ -57,7 +59,9 @@ impl Sleds for Arc<Script> {
         let faulty = self.faults.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         assert!(!faulty, "a fault");
         let next = self.sleds.lock().expect("no test panics holding it").pop_front().flatten();
+        let slowness = Duration::from_secs(self.slowness.load(Ordering::SeqCst).into());
         async move {
+            tokio::time::sleep(slowness).await;
             let router = next.ok_or_else(|| Refusal::unavailable("it is away"))?;
             let (ours, theirs) = tokio::io::duplex(64 * 1024);
             let gateway = link::open(ours, Side::Gateway, Hello::current(), Router::new(), link::Limits::default());
@@ -296,6 +300,16 @@ async fn a_node_that_is_away_is_waited_for_and_then_told() {
     assert_eq!(stage.answer().await.markdown, "⚠ It is away.");
     assert_eq!(stage.killed(), 0, "nothing was handed over");
     assert_eq!(stage.endings(), [Ending::Failed]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_takes_its_time_is_told_of() {
+    let mut stage = Stage::new([Some(accepting().merge(events(finished("done"))))]).await;
+    stage.script.slowness.store(20, Ordering::SeqCst);
+    stage.say("hello", false).await;
+    let told = stage.heard().await.markdown;
+    assert!(told.starts_with("The project's container is being started"), "{told}");
+    assert_eq!(stage.answer().await.markdown, "done");
 }
 
 #[tokio::test]
