@@ -22,7 +22,7 @@ use musher::{
     gateway::{Gateway, UpOptions, has_prompt},
     home::{Home, make_private},
     inspect, priority,
-    projects::{Owner, clone_worker},
+    projects::{Owner, clone_worker, ssh_config},
     refusal::Refusal,
     secrets::{Secrets, VALUE_MAX},
     settings::{self, Environment},
@@ -314,12 +314,7 @@ fn check_config(environment: &Environment<'_>, home: &Home) -> Result<ExitCode, 
 }
 
 fn ssh(home: &Home, project: &str, command: &[String]) -> Result<ExitCode, Refusal> {
-    musher::projects::name::check(project)?;
-    let config = std::fs::read_to_string(home.ssh_config()).unwrap_or_default();
-    if !config.lines().any(|line| line == format!("Host {project}.musher")) {
-        return Err(Refusal::usage(format!("there is no project {}", text::code(project)))
-            .hint(format!("Make it in the chat that `musher up` opens: `new project {project}`.")));
-    }
+    ssh_config::find(home, project)?;
     let error =
         Command::new("ssh").arg("-F").arg(home.ssh_config()).arg(format!("{project}.musher")).args(command).exec();
     Err(Refusal::internal("ssh cannot be started", error).hint("Install the OpenSSH client."))

@@ -47,6 +47,18 @@ pub fn listed_or_made(name: &str) -> String {
     format!("`projects` lists them; `new project {name}` makes one.")
 }
 
+/// What is told who names a project that is not there: one of `known` that is nearly called so, otherwise what `way` says.
+pub(crate) fn no_project<'k>(name: &str, known: impl Iterator<Item = &'k str>, way: fn(&str) -> String) -> Refusal {
+    let nearest = known
+        .map(|known| (strsim::jaro_winkler(known, name), known))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|one, other| one.0.total_cmp(&other.0));
+    Refusal::usage(format!("there is no project {}", crate::text::code(name))).hint(match nearest {
+        Some((_, known)) => format!("Did you mean `{known}`?"),
+        None => way(name),
+    })
+}
+
 /// All projects, as the journal tells them. Changed by [`Registry::append`] alone, so that what is here and what a
 /// fold of the log gives cannot differ.
 pub struct Registry {
@@ -149,17 +161,9 @@ impl Registry {
                 .hint(format!("`delete project {name}` tries it again."))),
             None => {
                 let all = self.all();
-                let nearest = all
-                    .iter()
-                    .filter(|(_, project)| shown(project))
-                    .filter_map(|(_, project)| project.spec.as_ref().map(|spec| spec.name.as_str()))
-                    .map(|known| (strsim::jaro_winkler(known, name), known))
-                    .filter(|(likeness, _)| *likeness > 0.8)
-                    .max_by(|one, other| one.0.total_cmp(&other.0));
-                Err(Refusal::usage(format!("there is no project {}", crate::text::code(name))).hint(match nearest {
-                    Some((_, known)) => format!("Did you mean `{known}`?"),
-                    None => way(name),
-                }))
+                let shown = all.iter().filter(|(_, project)| shown(project));
+                let names = shown.filter_map(|(_, project)| Some(project.spec.as_ref()?.name.as_str()));
+                Err(no_project(name, names, way))
             }
         }
     }

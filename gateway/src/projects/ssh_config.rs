@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    io,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -11,7 +11,7 @@ use musher_docker::USER;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{Registry, Stage, Step, keys};
+use super::{Registry, Stage, Step, keys, name, no_project};
 use crate::{
     failpoint,
     home::{Home, write_private},
@@ -71,6 +71,18 @@ pub struct Door {
     pub port: Option<u16>,
     /// The public host key, `ssh-ed25519 …`.
     pub host_key: String,
+}
+
+/// Refused when the `ssh_config` has no door of a project of this name.
+pub fn find(home: &Home, project: &str) -> Result<(), Refusal> {
+    name::check(project)?;
+    let config = fs::read_to_string(home.ssh_config()).unwrap_or_default();
+    let names: Vec<_> = config.lines().filter_map(|line| line.strip_prefix("Host ")?.strip_suffix(".musher")).collect();
+    if names.contains(&project) {
+        return Ok(());
+    }
+    let way = |name: &str| format!("Make it in the chat that `musher up` opens: `new project {name}`.");
+    Err(no_project(project, names.into_iter(), way))
 }
 
 /// Writes both files anew, each whole or not at all.
@@ -249,7 +261,15 @@ mod tests {
         let port = asked("my-app.musher-port");
         assert!(port.contains("hostname 127.0.0.1\n") && port.contains("port 22001\n"), "{port}");
         assert!(!port.contains("proxycommand"), "{port}");
-        let known = std::fs::read_to_string(home.known_hosts()).expect("it is there");
+        let known = fs::read_to_string(home.known_hosts()).expect("it is there");
         assert_eq!(known, "musher-00000000-0000-0000-0000-000000000000 ssh-ed25519 AAAA\n");
+
+        find(&home, "my-app").expect("it has a door");
+        for (name, words) in
+            [("my-ap", "Did you mean `my-app`?"), ("zebra", "`new project zebra`"), ("My.App", "for example")]
+        {
+            let refusal = find(&home, name).expect_err("it has none");
+            assert!(refusal.hint.as_ref().is_some_and(|hint| hint.contains(words)), "{refusal}");
+        }
     }
 }
