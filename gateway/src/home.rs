@@ -40,17 +40,29 @@ impl Home {
     ///
     /// Refused when it cannot be made, belongs to somebody else, or can be entered by others.
     pub fn open(path: &Path) -> Result<Self, Refusal> {
+        // Otherwise it would lie wherever the gateway happens to stand.
+        if path.is_absolute() {
+            make_private(path).map_err(|error| {
+                Refusal::internal(format!("the state directory {} cannot be made", path.display()), error)
+                    .hint("Choose another one with --home or MUSHER_HOME.")
+            })?;
+        }
+        Self::find(path)
+    }
+
+    /// Opens the state directory at `path` for whoever only looks: where it is missing, that is said, and nothing made.
+    ///
+    /// Refused as by [`Home::open`].
+    pub fn find(path: &Path) -> Result<Self, Refusal> {
         let shown = path.display();
         if !path.is_absolute() {
             return Err(Refusal::usage(format!("the state directory {shown} is not an absolute path")));
         }
-        make_private(path).map_err(|error| {
-            Refusal::internal(format!("the state directory {shown} cannot be made"), error)
-                .hint("Choose another one with --home or MUSHER_HOME.")
+        let root = path.canonicalize().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Refusal::usage(format!("there is no state directory {shown}"))
+                .hint("`musher up` makes one; --home or MUSHER_HOME names another."),
+            _ => Refusal::internal(format!("the state directory {shown} cannot be opened"), error),
         })?;
-        let root = path
-            .canonicalize()
-            .map_err(|error| Refusal::internal(format!("the state directory {shown} cannot be opened"), error))?;
         let meta = root
             .metadata()
             .map_err(|error| Refusal::internal(format!("the state directory {shown} cannot be read"), error))?;
@@ -252,6 +264,19 @@ mod tests {
         assert!(refusal.what.contains(&format!("pid {}", std::process::id())), "{refusal}");
         drop(owned);
         home.own().expect("it was given back");
+    }
+
+    #[test]
+    fn who_only_looks_makes_nothing() {
+        let (folder, path) = temporary();
+        let refusal = Home::find(&path.join("below")).expect_err("it is not there");
+        assert!(refusal.what.starts_with("there is no state directory"), "{refusal}");
+        assert_eq!(folder.path().read_dir().expect("it is there").count(), 0);
+        let made = Home::open(&path).expect("it can be made");
+        assert_eq!(Home::find(&path).expect("it is there now").root(), made.root());
+        for relative in [Home::open(Path::new("state")), Home::find(Path::new("state"))] {
+            assert!(relative.expect_err("it lies nowhere").what.ends_with("is not an absolute path"));
+        }
     }
 
     #[test]

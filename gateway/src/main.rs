@@ -73,14 +73,16 @@ fn run(cli: Cli) -> Result<ExitCode, Refusal> {
             print!("{}", bot_config::example());
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Ssh { project, command } => ssh(&Home::open(&home_path)?, &project, &command),
+        Verb::Ssh { project, command } => ssh(&Home::find(&home_path)?, &project, &command),
         Verb::SshProxy { project } => {
-            let socket = Home::open(&home_path)?.control_socket();
+            let socket = Home::find(&home_path)?.control_socket();
             block_on(control::ssh_proxy(&socket, &project, tokio::io::stdin(), tokio::io::stdout()))?;
             Ok(ExitCode::SUCCESS)
         }
         verb => {
-            let home = Home::open(&home_path)?;
+            // What only looks makes nothing, least of all where a path was mistyped.
+            let makes = matches!(verb, Verb::Up { .. } | Verb::Images(_) | Verb::Secrets(SecretsVerb::Set { .. }));
+            let home = if makes { Home::open(&home_path)? } else { Home::find(&home_path)? };
             match verb {
                 Verb::Up { no_wait } => up(&environment, home, UpOptions { no_wait }),
                 Verb::Doctor { json } => doctor(&environment, home, json),
