@@ -63,6 +63,7 @@ fn run(cli: Cli) -> Result<ExitCode, Refusal> {
     // Programs that musher starts, and the engine, must not inherit a surprise: paths are made absolute at once.
     let musher = env::current_exe().map_err(|error| Refusal::internal("the path of this program is unknown", error))?;
     let environment = Environment { variable: &|name| env::var(name).ok(), musher };
+    let is_named = cli.home.is_some();
     let home_path = home_path(cli.home, &environment)?;
     match cli.verb {
         Verb::Version => {
@@ -80,8 +81,9 @@ fn run(cli: Cli) -> Result<ExitCode, Refusal> {
             Ok(ExitCode::SUCCESS)
         }
         verb => {
-            // What only looks makes nothing, least of all where a path was mistyped.
-            let makes = matches!(verb, Verb::Up { .. } | Verb::Images(_) | Verb::Secrets(SecretsVerb::Set { .. }));
+            // What only looks makes nothing where a path was mistyped. Its usual place may be looked at before the first start.
+            let makes =
+                matches!(verb, Verb::Up { .. } | Verb::Images(_) | Verb::Secrets(SecretsVerb::Set { .. })) || !is_named;
             let home = if makes { Home::open(&home_path)? } else { Home::find(&home_path)? };
             match verb {
                 Verb::Up { no_wait } => up(&environment, home, UpOptions { no_wait }),
