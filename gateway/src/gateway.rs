@@ -449,7 +449,7 @@ impl Gateway {
         if std::io::stdin().is_terminal() {
             let console = Arc::new(Console::prompt().map_err(broken)?);
             self.outbox.add(Arc::clone(&console) as SharedSurface);
-            println!("{greeting}");
+            println!("{greeting} Alt-Enter begins another line.");
             self.closed.open();
             let history = (self.home.console_history(), keeps as fn(&str) -> bool);
             console::run_prompt(&console, inbox, &SystemClock, history, self.tasks.stopping()).await.map_err(broken)

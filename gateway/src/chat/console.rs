@@ -341,6 +341,8 @@ pub async fn run_prompt(
     let mut editor = Reedline::create()
         .with_external_printer(printer)
         .with_history(Box::new(history))
+        // One paste is one message: a line of it that reads like a command must not be carried out.
+        .use_bracketed_paste(true)
         .with_break_signal(Arc::clone(&editing.stop));
     // Dropped before `editing` is, so that the thread does not wait for a line to be taken.
     let (sender, mut lines) = mpsc::channel(1);
