@@ -273,7 +273,7 @@ fn certificates(config: &Config, user_home: &Path) -> Result<Option<Vec<u8>>, Re
             for file in files {
                 let path = file.resolve(user_home);
                 let pem = fs::read(&path).map_err(|error| {
-                    Refusal::internal(format!("the certificates in {} cannot be read", path.display()), error)
+                    Refusal::config(format!("the certificates in {} cannot be read: {error}", path.display()))
                         .hint("Mend `[images] extra_ca_certificates` in bot.toml.")
                 })?;
                 bundle.extend(pem);
@@ -468,6 +468,41 @@ fn matrix(config: &Config, home: &Home, user_home: &Path) -> Result<Option<Matri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::refusal::Kind;
+
+    /// What is said of this bot.toml, in a state directory that has nothing else.
+    fn refused(text: &str) -> Refusal {
+        let folder = tempfile::tempdir().expect("there is room");
+        let home = Home::open(&folder.path().join("state")).expect("it can be made");
+        let broken = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
+        fs::write(folder.path().join("broken.pem"), broken).expect("there is room");
+        let config = Config::parse(text, Path::new("bot.toml")).expect("it is well formed");
+        let user_home = folder.path().to_str().expect("it is text").to_owned();
+        let variable = move |asked: &str| (asked == "HOME").then(|| user_home.clone());
+        let environment = Environment { variable: &variable, musher: "/opt/musher".into() };
+        resolve(&config, &environment, &home).map(drop).expect_err(text)
+    }
+
+    #[test]
+    fn what_a_setting_names_and_is_not_there_is_a_mistake_in_the_settings() {
+        for (text, what, hint) in [
+            (
+                "[images]\nextra_ca_certificates = [\"/nope.pem\"]",
+                "the certificates in /nope.pem cannot be read",
+                "`[images] extra_ca_certificates`",
+            ),
+            (
+                "[images]\nextra_ca_certificates = [\"~/broken.pem\"]",
+                "the certificates in `[images] extra_ca_certificates` cannot be used",
+                "PEM",
+            ),
+        ] {
+            let refusal = refused(text);
+            assert_eq!(refusal.kind, Kind::Config, "{refusal}");
+            assert!(refusal.what.contains(what), "{refusal}");
+            assert!(refusal.hint.as_ref().is_some_and(|told| told.contains(hint)), "{refusal}");
+        }
+    }
 
     #[test]
     fn a_proxy_that_cannot_be_carried_on_is_refused_with_what_is_wrong_about_it() {

@@ -145,7 +145,8 @@ impl Git {
         tasks: Tasks,
     ) -> Result<Arc<Self>, Refusal> {
         let extra = settings.extra_pem.as_deref().map(Certificate::from_pem_bundle).transpose().map_err(|error| {
-            Refusal::internal("the certificates in `[images] extra_ca_certificates` cannot be read", error)
+            Refusal::config(format!("the certificates in `[images] extra_ca_certificates` cannot be used: {error}"))
+                .hint("Each file that it names has to be certificates in PEM form.")
         })?;
         let builder = || {
             Client::builder()

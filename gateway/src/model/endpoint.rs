@@ -93,7 +93,8 @@ impl Models {
         extra_pem: Option<&[u8]>,
     ) -> Result<Self, Refusal> {
         let extra = extra_pem.map(Certificate::from_pem_bundle).transpose().map_err(|error| {
-            Refusal::internal("the certificates in `[images] extra_ca_certificates` cannot be read", error)
+            Refusal::config(format!("the certificates in `[images] extra_ca_certificates` cannot be used: {error}"))
+                .hint("Each file that it names has to be certificates in PEM form.")
         })?;
         let extra = extra.unwrap_or_default();
         // Each holds the trusted certificates: one that nobody needs is not made.
