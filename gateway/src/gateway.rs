@@ -187,6 +187,7 @@ impl Gateway {
     /// people yet.
     pub async fn build(config: &Config, environment: &Environment<'_>, home: Home) -> Result<Self, Refusal> {
         let settings = settings::resolve(config, environment, &home)?;
+        settings::check_keys(config, environment, &home)?;
         let stacks = Stacks::load(Some(&home.stacks()))
             .map_err(|error| Refusal::config(error.to_string()).hint("docs/stacks.md tells how a stack is written."))?;
         let owned = home.own()?;

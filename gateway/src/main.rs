@@ -311,6 +311,7 @@ fn check_config(environment: &Environment<'_>, home: &Home) -> Result<ExitCode, 
     let config = settings::load(home)?;
     install_crypto()?;
     settings::resolve(&config, environment, home)?;
+    settings::check_keys(&config, environment, home)?;
     let path = home.config_file();
     let found = if path.exists() { "is in order" } else { "does not exist; everything has its default" };
     println!("{} {found}", path.display());

@@ -339,6 +339,26 @@ fn endpoints(
     Ok(Endpoints { general: translated("[model]", config.model.general())?, own: own.collect::<Result<_, Refusal>>()? })
 }
 
+/// Refuses keys of models that bot.toml names and that are not to be had: every request would fail for want of them.
+pub fn check_keys(config: &Config, environment: &Environment<'_>, home: &Home) -> Result<(), Refusal> {
+    let (store, user_home) = (Secrets::new(home), environment.home()?);
+    let own = config.model.of_projects().map(|(_, setting)| setting);
+    for setting in std::iter::once(config.model.general()).chain(own) {
+        match setting.key {
+            ModelKey::Stored(KeySource::Secret(name)) => drop(store.get(name)?),
+            ModelKey::Stored(KeySource::File(path)) => {
+                let path = path.resolve(&user_home);
+                secrets::read(&path).map_err(|error| {
+                    Refusal::config(format!("the model key in {} cannot be read: {error}", path.display()))
+                        .hint("Mend `api_key_file` in bot.toml, or the file.")
+                })?;
+            }
+            ModelKey::Environment | ModelKey::None => {}
+        }
+    }
+    Ok(())
+}
+
 /// Headers to add to requests, which `section` of bot.toml names.
 fn headers(section: &str, named: &Headers) -> Result<HeaderMap, Refusal> {
     let mut headers = HeaderMap::new();
@@ -480,12 +500,24 @@ mod tests {
         let user_home = folder.path().to_str().expect("it is text").to_owned();
         let variable = move |asked: &str| (asked == "HOME").then(|| user_home.clone());
         let environment = Environment { variable: &variable, musher: "/opt/musher".into() };
-        resolve(&config, &environment, &home).map(drop).expect_err(text)
+        let checked = resolve(&config, &environment, &home).and_then(|_| check_keys(&config, &environment, &home));
+        checked.expect_err(text)
     }
 
     #[test]
     fn what_a_setting_names_and_is_not_there_is_a_mistake_in_the_settings() {
         for (text, what, hint) in [
+            (
+                "[model]\napi_key_secret = \"nope\"",
+                "bot.toml names the secret `nope`, which is not there",
+                "musher secrets set nope",
+            ),
+            (
+                "[model.projects.myapp]\napi_key_secret = \"nope\"",
+                "bot.toml names the secret `nope`, which is not there",
+                "musher secrets set nope",
+            ),
+            ("[model]\napi_key_file = \"/nope\"", "the model key in /nope cannot be read", "`api_key_file`"),
             (
                 "[images]\nextra_ca_certificates = [\"/nope.pem\"]",
                 "the certificates in /nope.pem cannot be read",

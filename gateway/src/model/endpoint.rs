@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs,
+    io::{self, ErrorKind},
     path::PathBuf,
     sync::{
         Arc,
@@ -173,7 +174,11 @@ impl Endpoint {
         }
         let key = self.key.read().map_err(|error| {
             warn!(%error, "the model key cannot be read");
-            SendError::KeyUnreadable
+            match error.kind() {
+                ErrorKind::NotFound => SendError::KeyGone,
+                ErrorKind::PermissionDenied | ErrorKind::InvalidData => SendError::KeyUnusable,
+                _ => SendError::KeyUnreadable,
+            }
         })?;
         let key = key.filter(|key| !key.is_empty()).ok_or(SendError::NoKey)?;
         let (name, text) = match self.auth {
@@ -191,9 +196,17 @@ impl Endpoint {
 pub(super) enum SendError {
     #[error("the gateway has no model key for this project")]
     NoKey,
-    #[error("the gateway cannot read the model key")]
+    #[error(
+        "the model key that bot.toml names is not there; whoever runs the gateway stores it with `musher secrets set`, \
+         or mends bot.toml"
+    )]
+    KeyGone,
+    #[error("the gateway cannot read the model key just now")]
     KeyUnreadable,
-    #[error("the model key contains characters that a header cannot")]
+    #[error(
+        "the model key cannot be used: the gateway may not read it, or it contains characters that a header cannot; \
+         whoever runs the gateway stores it anew with `musher secrets set`"
+    )]
     KeyUnusable,
     #[error("the request is larger than {} MiB", REQUEST_MAX / (1024 * 1024))]
     TooLarge,
@@ -206,11 +219,11 @@ pub(super) enum SendError {
 }
 
 impl SendError {
-    /// The status that says so.
+    /// The status that says so. Agents try again for minutes what is told as a fault of the server.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::NoKey => StatusCode::UNAUTHORIZED,
-            Self::KeyUnreadable | Self::KeyUnusable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoKey | Self::KeyGone | Self::KeyUnusable => StatusCode::UNAUTHORIZED,
+            Self::KeyUnreadable => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BrokenOff => StatusCode::BAD_REQUEST,
             Self::Silent | Self::Unreachable => StatusCode::BAD_GATEWAY,

@@ -77,10 +77,10 @@ async fn a_key_that_changes_counts_for_the_next_request() {
     let file = folder.path().join("key");
     let setting = Setting::new(provider().await, Key::File(file.clone())).await;
     for (key, wanted) in [
-        (None, (StatusCode::SERVICE_UNAVAILABLE, "cannot read the model key")),
+        (None, (StatusCode::UNAUTHORIZED, "bot.toml names is not there")),
         (Some("first\n"), (StatusCode::OK, "x-api-key: first\n")),
         (Some("second"), (StatusCode::OK, "x-api-key: second\n")),
-        (Some("a\nb"), (StatusCode::SERVICE_UNAVAILABLE, "a header cannot")),
+        (Some("a\nb"), (StatusCode::UNAUTHORIZED, "a header cannot")),
         (Some("\n"), (StatusCode::UNAUTHORIZED, "no model key")),
         (Some("third\r\n"), (StatusCode::OK, "x-api-key: third\n")),
     ] {
@@ -91,4 +91,13 @@ async fn a_key_that_changes_counts_for_the_next_request() {
         assert!(status == wanted.0 && said.contains(wanted.1), "{key:?}: {status} {said}");
         assert!(status.is_success() || !key.is_some_and(|key| key.len() > 1 && said.contains(key)), "{said}");
     }
+}
+
+#[tokio::test]
+async fn a_key_that_may_be_readable_soon_is_asked_for_again() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    // A folder is no file: neither gone nor forbidden.
+    let setting = Setting::new(provider().await, Key::File(folder.path().to_owned())).await;
+    let (status, _, said) = setting.ask(Method::POST, "/model/v1/messages", "hello").await;
+    assert!(status == StatusCode::SERVICE_UNAVAILABLE && said.contains("just now"), "{status} {said}");
 }
