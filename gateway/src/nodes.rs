@@ -59,15 +59,44 @@ struct Slot {
     link: Arc<tokio::sync::Mutex<Option<Link>>>,
     /// Held while the container is started or removed.
     starting: tokio::sync::Mutex<()>,
-    unreachable_since: Mutex<Option<Timestamp>>,
+    unreachable: Mutex<Option<Unreachable>>,
+}
+
+/// That a sled cannot be reached.
+struct Unreachable {
+    since: Timestamp,
+    /// What the log says of it: that is not said again.
+    warned: Option<String>,
+}
+
+impl Default for Unreachable {
+    fn default() -> Self {
+        Self { since: Timestamp::now(), warned: None }
+    }
 }
 
 impl Slot {
     /// Notes the first failure, and says since when.
     fn unreachable(&self) -> String {
-        let mut since = self.unreachable_since.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = since.get_or_insert_with(Timestamp::now);
+        let mut unreachable = self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = unreachable.get_or_insert_default().since;
         format!("the sled is unreachable since {}", since.strftime("%H:%M:%S UTC"))
+    }
+
+    /// Whether this is news of a sled that cannot be reached: turns try again and again (PROJ-12).
+    fn is_news(&self, why: &str) -> bool {
+        let mut unreachable = self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
+        let warned = &mut unreachable.get_or_insert_default().warned;
+        let is_news = warned.as_deref() != Some(why);
+        if is_news {
+            *warned = Some(why.to_owned());
+        }
+        is_news
+    }
+
+    /// Notes that it has been reached.
+    fn heard(&self) {
+        *self.unreachable.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The link, if it is open. One that is held is being opened.
@@ -133,8 +162,11 @@ impl Nodes {
             }
             Err(mut refusal) => {
                 if self.is_registered(project) {
-                    warn!(%project, %refusal, "the sled is unreachable");
-                    refusal.what = format!("{}: {}", self.slot(project).unreachable(), refusal.what);
+                    let slot = self.slot(project);
+                    if slot.is_news(&refusal.sentence()) {
+                        warn!(%project, %refusal, "the sled is unreachable");
+                    }
+                    refusal.what = format!("{}: {}", slot.unreachable(), refusal.what);
                 }
                 Err(refusal)
             }
@@ -150,7 +182,7 @@ impl Nodes {
 
     /// Notes that the sled has answered a call.
     pub fn heard(&self, project: Uuid) {
-        *self.slot(project).unreachable_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.slot(project).heard();
     }
 
     /// Starts a command in the project's container, which is started if need be.
@@ -306,6 +338,16 @@ impl Nodes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_keeps_a_sled_from_being_reached_is_news_once_until_it_changes() {
+        let slot = Slot::default();
+        let news = ["no engine", "no engine", "no image", "no image", "no engine"].map(|why| slot.is_news(why));
+        assert_eq!(news, [true, false, true, false, true]);
+        // It was reached.
+        slot.heard();
+        assert!(slot.is_news("no engine"));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn each_container_that_runs_has_the_whole_time_for_its_sled() {
