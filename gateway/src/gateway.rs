@@ -430,6 +430,9 @@ impl Gateway {
             () = stop => Ok(()),
         };
         self.closed.because("the gateway is stopping");
+        if self.matrix.is_none() && std::io::stdin().is_terminal() {
+            println!("{}", self.farewell());
+        }
         if let Err(missed) = self.tasks.shutdown(SHUTDOWN).await {
             error!(%missed, "the end came before everything had ended");
             eprintln!(
@@ -438,6 +441,25 @@ impl Gateway {
         }
         self.journal.close().await;
         talked
+    }
+
+    /// What is said at the prompt's end: what of its work goes on without the gateway.
+    fn farewell(&self) -> String {
+        let mut told = "musher ends.".to_owned();
+        if self.intake.turns.running() > 0 {
+            told += " Turns go on in their containers; `musher up` takes them up again.";
+        }
+        let registry = &self.intake.registry;
+        for (id, project) in registry.all() {
+            if let (Stage::Making, Some(spec)) = (project.stage, project.spec)
+                && registry.is_at_work_on(id)
+            {
+                told.push(' ');
+                told.push_str(&spec.name);
+                told += " is not made yet: the next start removes what there is of it; make it again then.";
+            }
+        }
+        told
     }
 
     async fn console(&self, options: UpOptions) -> Result<(), Refusal> {
@@ -450,7 +472,7 @@ impl Gateway {
         if std::io::stdin().is_terminal() {
             let console = Arc::new(Console::prompt().map_err(broken)?);
             self.outbox.add(Arc::clone(&console) as SharedSurface);
-            println!("{greeting} Alt-Enter begins another line.");
+            println!("{greeting} Alt-Enter begins another line, Ctrl-D ends it.");
             self.closed.open();
             let history = (self.home.console_history(), keeps as fn(&str) -> bool);
             console::run_prompt(&console, inbox, &SystemClock, history, self.tasks.stopping()).await.map_err(broken)

@@ -141,3 +141,16 @@ fn a_paste_is_one_message_and_alt_enter_begins_another_line() {
     terminal.types("\x04");
     assert_eq!(terminal.ends(), ["first words<\\n>stop<\\n>last words", "above<\\n>below"]);
 }
+
+#[test]
+fn who_leaves_is_told_that_it_ends() {
+    for key in ["\x03", "\x04"] {
+        let mut terminal = Terminal::new(&[]);
+        terminal.types("version\r");
+        terminal.sees(concat!("musher ", env!("CARGO_PKG_VERSION")));
+        terminal.types(key);
+        terminal.ends();
+        terminal.sees("musher ends.");
+        assert!(terminal.shown.contains("Ctrl-D ends it."), "{:?}", terminal.shown);
+    }
+}
