@@ -133,6 +133,7 @@ pub struct Gateway {
     home: Home,
     matrix: Option<MatrixSettings>,
     practice: bool,
+    colours: bool,
     closed: Closed,
     /// What the messages show that an earlier gateway left.
     marks: Vec<(Room, String, Mark)>,
@@ -410,6 +411,7 @@ impl Gateway {
             home,
             matrix: settings.matrix,
             practice: settings.practice,
+            colours: settings.colours,
             closed,
             marks,
             journal,
@@ -470,7 +472,7 @@ impl Gateway {
             if self.practice { PRACTICE } else { "" }
         );
         if std::io::stdin().is_terminal() {
-            let console = Arc::new(Console::prompt().map_err(broken)?);
+            let console = Arc::new(Console::prompt(self.colours).map_err(broken)?);
             self.outbox.add(Arc::clone(&console) as SharedSurface);
             println!("{greeting} Alt-Enter begins another line, Ctrl-D ends it.");
             self.closed.open();

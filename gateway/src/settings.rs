@@ -111,6 +111,8 @@ pub struct Settings {
     pub people: People,
     /// What `doctor` is told beforehand.
     pub known: Vec<Check>,
+    /// Whether the prompt may have colours (<https://no-color.org>).
+    pub colours: bool,
     /// What the practice agent's user should know; nothing when a real agent answers.
     pub practice: bool,
     /// The Matrix account, where that is the transport.
@@ -166,6 +168,7 @@ pub fn resolve(config: &Config, environment: &Environment<'_>, home: &Home) -> R
         model_projects,
         people: people(config),
         known,
+        colours: environment.get("NO_COLOR").is_none(),
         practice,
         matrix: matrix(config, home, &user_home)?,
         mode: match config.mode {

@@ -154,3 +154,17 @@ fn who_leaves_is_told_that_it_ends() {
         assert!(terminal.shown.contains("Ctrl-D ends it."), "{:?}", terminal.shown);
     }
 }
+
+#[test]
+fn who_wants_no_colours_gets_none() {
+    for (variable, is_coloured) in [("", true), ("1", false)] {
+        let mut terminal = Terminal::new(&[("NO_COLOR", variable)]);
+        terminal.types("version\r");
+        terminal.sees(concat!("musher ", env!("CARGO_PKG_VERSION")));
+        terminal.types("\x04");
+        terminal.ends();
+        let mut sequences = terminal.shown.split("\x1b[").skip(1).filter_map(|rest| rest.split_once('m'));
+        let coloured = sequences.any(|(what, _)| what.parse().is_ok_and(|what: u8| (30..=107).contains(&what)));
+        assert_eq!(coloured, is_coloured, "{:?}", terminal.shown);
+    }
+}

@@ -50,6 +50,8 @@ pub struct Console {
     printing: Printing,
     /// What is sent is printed above the prompt, where there is one; its editor takes this when it starts.
     prompt: Option<Mutex<Option<ExternalPrinter<String>>>>,
+    /// Whether the prompt has colours.
+    colours: bool,
     shown: Mutex<VecDeque<(String, String)>>,
 }
 
@@ -73,14 +75,14 @@ impl Console {
             writeln!(output, "{lines}")?;
             output.flush()
         })?;
-        Ok(Self { printing, prompt: None, shown: Mutex::default() })
+        Ok(Self { printing, prompt: None, colours: false, shown: Mutex::default() })
     }
 
-    /// A console that writes above a line-edited prompt.
+    /// A console that writes above a line-edited prompt, with or without `colours`.
     ///
     /// # Errors
     /// As [`Console::plain`].
-    pub fn prompt() -> io::Result<Self> {
+    pub fn prompt(colours: bool) -> io::Result<Self> {
         // Without a queue: what the editor has is on the terminal the next moment, and what it has not is not lost with it.
         let printer = ExternalPrinter::new(0);
         let editor = printer.sender();
@@ -89,7 +91,7 @@ impl Console {
             // The prompt has ended; the terminal is as it was before.
             Err(Unprinted(lines)) => writeln!(io::stdout(), "{lines}"),
         })?;
-        Ok(Self { printing, prompt: Some(Mutex::new(Some(printer))), shown: Mutex::default() })
+        Ok(Self { printing, prompt: Some(Mutex::new(Some(printer))), colours, shown: Mutex::default() })
     }
 
     fn layout(&self, message: &Outbound) -> String {
@@ -343,6 +345,7 @@ pub async fn run_prompt(
         .with_history(Box::new(history))
         // One paste is one message: a line of it that reads like a command must not be carried out.
         .use_bracketed_paste(true)
+        .with_ansi_colors(console.colours)
         .with_break_signal(Arc::clone(&editing.stop));
     // Dropped before `editing` is, so that the thread does not wait for a line to be taken.
     let (sender, mut lines) = mpsc::channel(1);

@@ -21,7 +21,7 @@ fn plain() -> Console {
 }
 
 fn prompt() -> Console {
-    Console::prompt().expect("a thread")
+    Console::prompt(true).expect("a thread")
 }
 
 fn message(weight: Weight, markdown: &str) -> Outbound {
