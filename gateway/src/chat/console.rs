@@ -115,7 +115,7 @@ impl Console {
 
 /// What a message looks like: asides are indented, what is strong stands between `marks`.
 fn layout(message: &Outbound, marks: (&str, &str)) -> String {
-    let text = emphasised(&text::plain(message.markdown.trim_end()), marks);
+    let text = emphasised(&legible(&message.markdown), marks);
     match message.weight {
         Weight::Answer => text,
         Weight::Notice => text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n"),
@@ -124,7 +124,33 @@ fn layout(message: &Outbound, marks: (&str, &str)) -> String {
 
 /// Chat text as a terminal without a prompt shows it.
 pub fn plain(markdown: &str) -> String {
-    emphasised(&text::plain(markdown.trim_end()), ("", ""))
+    emphasised(&legible(markdown), ("", ""))
+}
+
+/// Text that a terminal does not act on. Nothing is left of sequences for terminals, as those who wrote them meant it; what a
+/// question is about comes as [`text::code`] without the characters that begin one, and so is shown whole.
+fn legible(markdown: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(markdown.len()), markdown.trim_end());
+    while let Some(at) = rest.find('\x1b') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        rest = after_sequence(rest).unwrap_or(rest);
+    }
+    out.push_str(rest);
+    text::plain(&out)
+}
+
+/// What comes after a control sequence (CSI) or a command (OSC), whose ESC stood before `rest`. Nothing where none ends.
+fn after_sequence(rest: &str) -> Option<&str> {
+    if let Some(parameters) = rest.strip_prefix('[') {
+        let last = parameters.trim_start_matches(|c| matches!(c, ' '..='?'));
+        return last.strip_prefix(|c| matches!(c, '@'..='~'));
+    }
+    // Nothing beyond its line is hidden by one that has no end.
+    let line = rest.strip_prefix(']')?.split('\n').next()?;
+    let end = line.find(['\x07', '\x1b', '\u{9c}'])?;
+    let after = &rest[1 + end..];
+    ["\x07", "\x1b\\", "\u{9c}"].iter().find_map(|end| after.strip_prefix(end))
 }
 
 /// The Markdown with `marks` for the `**` around what is strong on one line; all else stays as it is written.

@@ -41,15 +41,29 @@ fn message(weight: Weight, markdown: &str) -> Outbound {
 fn on_the_command_line_nothing_is_marked_as_strong() {
     assert_eq!(
         super::plain("- **rust** (built in): `*.rs`\n- **two** `**`\x1b[2J\n"),
-        "- rust (built in): `*.rs`\n- two `**`[2J"
+        "- rust (built in): `*.rs`\n- two `**`"
     );
 }
 
 #[test]
 fn what_is_printed_cannot_move_the_cursor() {
     let message = message(Weight::Notice, "\x1b[2Jgone\n**here**");
-    assert_eq!(plain().layout(&message), "  [2Jgone\n  here");
-    assert_eq!(prompt().layout(&message), "  [2Jgone\n  \x1b[1mhere\x1b[22m");
+    assert_eq!(plain().layout(&message), "  gone\n  here");
+    assert_eq!(prompt().layout(&message), "  gone\n  \x1b[1mhere\x1b[22m");
+}
+
+#[test]
+fn of_what_is_for_a_terminal_no_litter_is_left() {
+    for (markdown, shown) in [
+        ("a \x1b[31mred\x1b[0m b\x1b[?25l\x1b[1;2H", "a red b"),
+        ("\x1b]0;title\x07a \x1b]8;;https://h/\x1b\\link\x1b]8;;\x1b\\ b", "a link b"),
+        ("no end \x1b[31\nof \x1b]0;it\nb \x07c", "no end [31\nof ]0;it\nb c"),
+        ("\x1b", ""),
+        ("\x1bé \x1b[é \x1b]é", "é [é ]é"),
+        ("https://ann:to\x1b[0mk@h", "https://…@h"),
+    ] {
+        assert_eq!(super::plain(markdown), shown, "{markdown:?}");
+    }
 }
 
 #[test]
