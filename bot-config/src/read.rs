@@ -142,15 +142,19 @@ impl Keys {
     }
 }
 
-/// The word that was probably meant: about one letter in three may be wrong.
+/// The word that was probably meant: about one letter in three may be wrong, or its end is missing.
 pub(crate) fn nearest(word: &str, words: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let length = word.chars().count();
     if length > 64 {
         return None;
     }
-    words
-        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+    let words: Vec<_> = words.collect();
+    let alike = words
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), *candidate))
         .filter(|(distance, _)| *distance <= (length / 3).max(1))
         .min()
-        .map(|(_, candidate)| candidate)
+        .map(|(_, candidate)| candidate);
+    let longer = |candidate: &&str| candidate.strip_prefix(word).is_some_and(|rest| rest.starts_with('_'));
+    alike.or_else(|| words.iter().copied().find(longer))
 }

@@ -19,6 +19,7 @@ fn unknown_keys() {
         "max_queue = 5\n\ncoalesce_windw_ms = 1",
         "allowed_user = []",
         "colour = \"red\"",
+        "[model]\napi_key = \"s3cret\"",
         "[agnet]\nruntime = \"echo\"",
         "[web.page]\nx = 1",
         "[agent]\ncomand = [\"x\"]",
@@ -39,6 +40,10 @@ fn unknown_keys() {
 
     colour = "red"
     => bot.toml:1: unknown key `colour`; `musher config example` shows every key
+
+    [model]
+    api_key = "s3cret"
+    => bot.toml:2: unknown key `model.api_key`; did you mean `model.api_key_secret`?
 
     [agnet]
     runtime = "echo"

@@ -81,10 +81,8 @@ pub fn load(home: &Home) -> Result<Config, Refusal> {
     match Config::load(&home.config_file()) {
         Ok(config) => Ok(config),
         Err(ConfigError::NotFound { .. }) => Ok(Config::default()),
-        Err(error @ ConfigError::Invalid(_)) => {
-            Err(Refusal::config(error.to_string())
-                .hint("`musher config example` prints every setting with its meaning."))
-        }
+        // Each problem says what to do about it.
+        Err(error @ ConfigError::Invalid(_)) => Err(Refusal::config(error.to_string())),
         Err(error) => Err(Refusal::config("the settings cannot be read").hint(error.to_string())),
     }
 }
