@@ -15,6 +15,10 @@ use super::{
 };
 use crate::{commands::rights::Concern, projects, refusal::Refusal, text};
 
+/// Verbs whose effect cannot be taken back, or that decide something. One that merely looks alike is not suggested, because
+/// whoever follows it loses what they did not mean to give away; only one that is a clear slip is.
+pub(super) const IRREVOCABLE: [&str; 8] = ["approve", "cancel", "confirm", "delete", "deny", "reset", "stop", "undo"];
+
 /// Where in the grammar the words went wrong.
 struct Place<'w> {
     words: &'w [String],
@@ -98,8 +102,9 @@ impl Place<'_> {
         Refusal::usage(what).hint(self.try_help())
     }
 
-    fn no_command(&self, word: &str, near: Vec<String>) -> Refusal {
+    fn no_command(&self, word: &str, mut near: Vec<String>) -> Refusal {
         if self.verb().is_none() {
+            near.retain(|verb| !IRREVOCABLE.contains(&verb.as_str()) || strsim::damerau_levenshtein(word, verb) <= 1);
             return self.refuse(format!("there is no command {}{}", text::code(word), did_you_mean(near)));
         }
         let whole = text::code(&format!("{} {word}", self.name()));

@@ -221,6 +221,24 @@ fn misuse_is_answered_with_the_way_on() {
 }
 
 #[test]
+fn what_cannot_be_taken_back_is_suggested_for_a_clear_slip_alone() {
+    for (word, verb, suggested) in [
+        ("restart", "reset", false),
+        ("stopping", "stop", false),
+        ("confirmed", "confirm", false),
+        ("cancelled", "cancel", false),
+        ("rset", "reset", true),
+        ("Stopp", "stop", true),
+        ("udno", "undo", true),
+    ] {
+        let Said::Misused(answer) = read(&format!("!{word} myapp")) else { panic!("{word} is no command") };
+        assert_eq!(answer.contains(&format!("`{verb}`")), suggested, "{answer}");
+    }
+    let verbs: Vec<_> = Command::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    assert!(misuse::IRREVOCABLE.iter().all(|verb| verbs.iter().any(|known| known == verb)), "each is a verb");
+}
+
+#[test]
 fn help_names_every_command_and_explains_each() {
     let all = help(None).expect("there is help");
     for verb in Command::command().get_subcommands() {
