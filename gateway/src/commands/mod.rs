@@ -263,6 +263,7 @@ impl Commands {
         let busy = self.inner.sessions.busy(|key| key.project == id).await;
         let mut lines = Vec::new();
         let (mut busy_here, mut elsewhere) = (0, 0);
+        let mut first = None;
         for (key, session) in busy {
             if key.room != asked.to.room {
                 elsewhere += session.waiting.len() + session.running.map_or(0, |running| running.messages.len());
@@ -272,6 +273,7 @@ impl Commands {
             let said = self.inner.sessions.words(&running).await?;
             lines.extend(said.iter().map(|words| format!("- running: {}", quoted(&words.sender, &words.text))));
             busy_here += session.waiting.len();
+            first = first.or(session.waiting.first().map(|message| message.number));
             let said = self.inner.sessions.words(&session.waiting).await?;
             lines.extend(session.waiting.iter().zip(&said).map(|(message, words)| {
                 format!("- **{}** waiting: {}", message.number, quoted(&words.sender, &words.text))
@@ -291,10 +293,10 @@ impl Commands {
         if lines.is_empty() {
             return Ok(format!("**{name}**: nothing runs and nothing waits."));
         }
-        let cancel = Command::Cancel { number: 1 };
-        let numbered = lines.iter().any(|line| line.starts_with("- **"));
+        // Shown with a number that is there.
         let hint =
-            if numbered { format!("\n`{cancel}` takes the message with that number out.") } else { String::new() };
+            first.map(|number| format!("\n`{}` takes the message with that number out.", Command::Cancel { number }));
+        let hint = hint.unwrap_or_default();
         Ok(format!("**{name}**\n{}{hint}", lines.join("\n")))
     }
 

@@ -416,6 +416,20 @@ async fn a_message_that_is_cancelled_and_the_answer_to_that_are_one_transaction(
 }
 
 #[tokio::test]
+async fn how_a_message_is_taken_out_is_shown_with_a_number_that_is_there() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    life.project("app", &[]).await;
+    life.work("$one", "app").await;
+    life.say("$two", "and this").await;
+    life.say("$queue", "queue").await;
+    let listed = life.answer_to("$queue").await;
+    assert!(listed.contains("**2** waiting"), "{listed}");
+    assert!(listed.ends_with("\n`cancel 2` takes the message with that number out."), "{listed}");
+    life.end().await;
+}
+
+#[tokio::test]
 async fn a_stop_by_who_has_chosen_nothing_ends_what_works_in_the_room_as_far_as_they_may() {
     let folder = tempfile::tempdir().expect("there is room");
     let mut life = Life::begin(&folder).await;
