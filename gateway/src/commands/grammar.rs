@@ -21,8 +21,8 @@ use crate::{projects, refusal::Refusal, rooms::Mode, text};
 pub enum Command {
     /// List the commands, or explain one
     Help {
-        /// The command to explain
-        topic: Option<String>,
+        /// The command to explain; words after it count for nothing
+        topic: Vec<String>,
     },
     /// Make something new
     #[command(subcommand)]
@@ -340,7 +340,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
     lower_case_verbs(&mut words);
     if words.is_empty() {
         let nothing = Refusal::usage("there is no command after `!`");
-        return Err(nothing.hint(format!("Try `{}`.", Command::Help { topic: None })).to_markdown());
+        return Err(nothing.hint(format!("Try `{}`.", Command::Help { topic: Vec::new() })).to_markdown());
     }
     Command::try_parse_from(&words).map_err(|error| misuse::refusal(&words, &error).to_markdown())
 }
@@ -433,7 +433,13 @@ impl Command {
             // It is none of git's own, and no prose.
             Self::Git { args } => git_audit::is_meant(args),
             Self::Diff { paths } => paths.is_empty(),
-            Self::Help { topic: Some(topic) } => Self::command().find_subcommand(topic).is_some(),
+            // One word after it is what somebody wants explained, known or not; more than that is prose unless it begins as
+            // a command does. "help me" is said to the agent.
+            Self::Help { topic } => match &topic[..] {
+                [] => !message.contains(['?', '!']),
+                [topic] => !matches!(topic.as_str(), "me" | "us"),
+                [verb, ..] => Self::command().find_subcommand(help::named(verb)).is_some(),
+            },
             // The project's name is one word that could be a name; "switch to tabs" does not parse at all.
             Self::Switch { project: name }
             | Self::Ssh { project: Some(name) }
@@ -454,8 +460,11 @@ impl fmt::Display for Command {
             format!("{dashes}{}", shell_words::quote(word))
         };
         match self {
-            Self::Help { topic: None } => f.write_str("help"),
-            Self::Help { topic: Some(topic) } => write!(f, "help {}", word(topic)),
+            Self::Help { topic } if topic.is_empty() => f.write_str("help"),
+            Self::Help { topic } => {
+                let dashes = if topic.iter().any(|word| word.starts_with('-')) { "-- " } else { "" };
+                write!(f, "help {dashes}{}", shell_words::join(topic))
+            }
             Self::New(New::Project(new)) => write!(f, "new project {new}"),
             Self::Projects => f.write_str("projects"),
             Self::Status => f.write_str("status"),

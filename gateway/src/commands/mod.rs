@@ -166,7 +166,7 @@ impl Commands {
 
     async fn run(&self, command: Command, asked: &Asked) -> Result<String, Refusal> {
         match command {
-            Command::Help { topic } => Ok(grammar::help(topic.as_deref()).unwrap_or_else(|answer| answer)),
+            Command::Help { topic } => Ok(grammar::help(&topic).unwrap_or_else(|answer| answer)),
             Command::New(New::Project(new)) => self.new_project(&new, asked).await,
             Command::Projects => self.projects(asked).await,
             Command::Status => self.status(asked).await,

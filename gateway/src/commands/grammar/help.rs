@@ -5,20 +5,25 @@ use clap::CommandFactory;
 use super::Command;
 use crate::{refusal::Refusal, text};
 
-/// The help text: all commands, or one with its options. `Err` is what to answer where there is no such command.
-pub fn help(topic: Option<&str>) -> Result<String, String> {
+/// The help text: all commands, or the one that `topic` begins with. `Err` is what to answer where there is no such command.
+pub fn help(topic: &[String]) -> Result<String, String> {
     let mut grammar = Command::command();
     grammar.build();
-    let Some(topic) = topic else { return Ok(all(&grammar)) };
-    let Some(verb) = grammar.find_subcommand(topic) else {
+    let Some(topic) = topic.first() else { return Ok(all(&grammar)) };
+    let Some(verb) = grammar.find_subcommand(named(topic)) else {
         return Err(Refusal::usage(format!("there is no command {}", text::code(topic)))
-            .hint(format!("Try `{}`.", Command::Help { topic: None }))
+            .hint(format!("Try `{}`.", Command::Help { topic: Vec::new() }))
             .to_markdown());
     };
     let own = stands_alone(verb).then(|| explained(verb, ""));
     let nested = verb.get_subcommands().map(|nested| explained(nested, verb.get_name()));
     let shown: Vec<_> = own.into_iter().chain(nested).collect();
     Ok(text::code_block(&shown.join("\n\n")))
+}
+
+/// The verb that a topic names, also as it stands in a sentence or with the sign that it is written with.
+pub(super) fn named(topic: &str) -> String {
+    topic.trim_start_matches('!').trim_end_matches(['.', '?', '!']).to_ascii_lowercase()
 }
 
 /// A line for each command.

@@ -94,7 +94,7 @@ impl Place<'_> {
     }
 
     fn try_help(&self) -> String {
-        let topic = self.verb().map(|verb| verb.get_name().to_owned());
+        let topic = self.verb().map(|verb| verb.get_name().to_owned()).into_iter().collect();
         format!("Try `{}`.", Command::Help { topic })
     }
 
