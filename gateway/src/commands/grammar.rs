@@ -334,6 +334,10 @@ pub fn read(message: &str) -> Said {
 
 /// Parses the words of a command; an error is what to answer.
 pub fn parse(line: &str) -> Result<Command, String> {
+    // Whoever is in a hurry to end something writes more than the bare word.
+    if line.trim_end_matches(['.', '!', '…', ' ']).trim_start().eq_ignore_ascii_case("stop") {
+        return Ok(Command::Stop);
+    }
     let mut words = shell_words::split(&typed_dashes(line)).map_err(|_| {
         Refusal::usage("a quotation mark is not closed").hint("Close it, or leave it out.").to_markdown()
     })?;
@@ -446,6 +450,7 @@ impl Command {
             | Self::Stacks(StacksVerb::Check { name: Some(name) }) => {
                 name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
             }
+            Self::Stop => true,
             _ => !message.contains(['?', '!']),
         }
     }

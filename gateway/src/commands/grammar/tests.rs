@@ -39,6 +39,13 @@ fn what_is_wholly_a_command_is_one() {
 }
 
 #[test]
+fn stop_may_have_marks_behind_it() {
+    for line in ["stop.", "Stop!", "STOP", "STOP!!!", "stop …", "stop...", "!stop.", " Stop ! "] {
+        assert_eq!(command(line), Command::Stop, "{line}");
+    }
+}
+
+#[test]
 fn dashes_are_options_where_a_phone_made_them_and_words_where_a_person_did() {
     for (said, meant) in [
         ("!git log —oneline –stat", &["log", "--oneline", "--stat"][..]),
@@ -90,7 +97,12 @@ fn prose_that_begins_like_a_command_reaches_the_agent() {
         "Undo.",
         "stop using unwrap",
         "stop, that is wrong",
-        "Stop.",
+        "stop?",
+        "stop now",
+        "stop the server",
+        "Stop! That is wrong.",
+        "reset.",
+        "Reset!",
         "Stop using unwrap",
         "Git push fails",
         "reset the counter to 0",
