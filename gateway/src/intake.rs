@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     chat::{Edited, Inbound, Inbox, InboxError, Mark, Missed, Person, Reacted, Redacted, Room, SurfaceKind},
     commands::{
-        Asked, Commands,
+        Asked, Commands, broken_off,
         exposed::{self, Exposed},
         grammar::{self, Command, Said},
         rights,
@@ -252,8 +252,7 @@ impl Intake {
                 self.commands.take(command, asked).await.map_err(|_| Refusal::unavailable("the gateway is stopping"))
             }
             _ => {
-                let told = Refusal::unavailable("the gateway ended while this was carried out")
-                    .hint("`projects` and `status` tell how things stand; write it again if it is still wanted.");
+                let told = broken_off::answer(text);
                 let post = Post::answer(to, &event_id, told.to_markdown());
                 self.rooms.answer(&room, &event_id, vec![post]).await
             }

@@ -2,6 +2,7 @@
 //!
 //! A command is answered at once, on its own; what takes long goes on beside everything else.
 
+pub mod broken_off;
 mod deletion;
 pub mod exposed;
 pub mod git_audit;
