@@ -8,12 +8,13 @@ use stacks::Stack;
 use uuid::Uuid;
 
 use crate::{
+    author::Author,
     chat::Person,
     commands::stacks::lacks,
     containers::{NetworkFault, SharedContainers},
     home::Home,
     people::Role,
-    projects::{self, Owner, Project, Registry},
+    projects::{self, Owner, Project, Registry, Stage, place},
     refusal::Refusal,
     text,
 };
@@ -36,7 +37,7 @@ pub struct Doctor {
     pub model_projects: Arc<[String]>,
 }
 
-/// The projects, as somebody may see them (SEC-4): of those that they may not use nothing is said.
+/// The projects of the gateway that runs, as somebody may see them (SEC-4): of those that they may not use nothing is said.
 #[derive(Clone, Copy)]
 pub struct Seen<'p> {
     /// All of them.
@@ -45,6 +46,8 @@ pub struct Seen<'p> {
     pub by: &'p Person,
     /// With which rights.
     pub role: Role,
+    /// Whose name commits carry.
+    pub author: &'p Author,
 }
 
 impl Seen<'_> {
@@ -127,12 +130,16 @@ impl Report {
 }
 
 impl Doctor {
-    /// Looks at everything; with `seen`, at the projects' containers too.
+    /// Looks at everything; with `seen`, at the projects' folders and containers too.
     pub async fn run(&self, seen: Option<Seen<'_>>) -> Report {
         let mut checks = vec![Check::good("version", format!("musher {}", env!("CARGO_PKG_VERSION")))];
         checks.push(self.state_directory());
         checks.extend(known(&self.known, &self.model_projects, seen));
-        checks.extend(seen.into_iter().flat_map(|seen| strangers(&self.model_projects, seen)));
+        if let Some(seen) = seen {
+            checks.extend(strangers(&self.model_projects, seen));
+            checks.push(identity(seen.author));
+            checks.extend(folders(seen));
+        }
         let engine = self.engine().await;
         let reachable = engine.ok;
         checks.push(engine);
@@ -253,6 +260,38 @@ fn strangers(own: &[String], seen: Seen<'_>) -> Vec<Check> {
     absent.map(|(name, refusal)| Check::bad(format!("[model.projects.{name}]"), refusal.what, refusal.hint)).collect()
 }
 
+/// Whether an agent can commit at all.
+fn identity(author: &Author) -> Check {
+    match author.now() {
+        Some(identity) => Check::good("git identity", format!("{} <{}>", identity.name, identity.email)),
+        None => Check::bad(
+            "git identity",
+            "nobody has said whose name commits are to carry, so agents cannot commit",
+            Some(
+                "set `git_user_name` and `git_user_email` in bot.toml and restart musher, or `user.name` and `user.email` \
+                 with `git config --global` on this host"
+                    .to_owned(),
+            ),
+        ),
+    }
+}
+
+/// Whether the folder of each project is there, and still the one that it was made with (PROJ-2).
+fn folders(seen: Seen<'_>) -> Vec<Check> {
+    let mut folders = Vec::new();
+    for (_, project) in seen.registry.used_by(seen.by, seen.role) {
+        let Project { stage: Stage::Registered, spec: Some(spec), directory: Some((identity, _)), .. } = project else {
+            continue;
+        };
+        let name = format!("folder of {}", spec.name);
+        folders.push(match place::recognise(&spec, identity) {
+            Ok(()) => Check::good(name, spec.path.to_string_lossy()),
+            Err(refusal) => Check::bad(name, refusal.sentence(), refusal.hint),
+        });
+    }
+    folders
+}
+
 /// An image that is not there yet is nothing to mend.
 fn image(name: String, stack: Option<&Stack>, tag: &str, exists: bool) -> Check {
     if exists {
@@ -347,6 +386,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use journal::{Actor, Cause, SystemClock};
+    use link::requests::GitIdentity;
     use musher_docker::{ContainerId, InspectedLimits};
     use stacks::{StackName, Stacks};
 
@@ -378,13 +418,14 @@ mod tests {
             events.extend_from_slice(ends);
             registry.append(id, &events, Actor::Gateway, Cause::None).await.expect("they follow");
         }
+        let author = Author::default();
         let own = ["open", "secret", "going", "secrets"].map(str::to_owned);
         let checks: Vec<_> = own.iter().map(|name| Check::good(own_model(name), "local")).collect();
         let checks = [vec![Check::good("agent", "echo")], checks].concat();
         let names = |checks: Vec<Check>| checks.into_iter().map(|check| check.name).collect::<Vec<_>>();
 
         for (by, role, all) in [(&ann, Role::Member, true), (&bob, Role::Admin, true), (&bob, Role::Member, false)] {
-            let seen = Seen { registry: &registry, by, role };
+            let seen = Seen { registry: &registry, by, role, author: &author };
             let told = names(known(&checks, &own, Some(seen)).collect());
             let lines = strangers(&own, seen);
             if all {
@@ -409,6 +450,59 @@ mod tests {
             }
         }
         assert_eq!(known(&checks, &own, None).count(), checks.len(), "on the command line it is the host's account");
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_gone_or_another_is_a_fault_to_those_who_may_know_of_it() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it opens");
+        let registry = Registry::open(journal).await.expect("it opens");
+        let person = |name: &str| Person { surface: SurfaceKind::Matrix, id: format!("@{name}:example.org") };
+        let (ann, bob) = (person("ann"), person("bob"));
+        for name in ["there", "gone", "other", "secret"] {
+            let path = folder.path().join(name);
+            std::fs::create_dir(&path).expect("it can be made");
+            let identity = place::identity(&path).expect("it is there");
+            let made = projects::Made::Nothing;
+            let spec = Spec { name: name.into(), ..Spec::example(&path) };
+            let events = [
+                ProjectEvent::Reserved(spec),
+                ProjectEvent::DirectoryFound { identity, owner: Owner { uid: 1000, gid: 1000 }, made },
+                ProjectEvent::Registered,
+            ];
+            let closed = (name == "secret").then(|| ProjectEvent::MemberAdded { person: ann.clone() });
+            let events: Vec<_> = events.into_iter().chain(closed).collect();
+            registry.append(Uuid::now_v7(), &events, Actor::Gateway, Cause::None).await.expect("they follow");
+        }
+        // Another is made before the first is removed, so that it cannot get the first one's number.
+        let (other, kept) = (folder.path().join("other"), folder.path().join("kept"));
+        std::fs::rename(&other, &kept).expect("it can be moved");
+        std::fs::create_dir(&other).expect("it can be made");
+        for name in ["gone", "secret"] {
+            std::fs::remove_dir(folder.path().join(name)).expect("it is empty");
+        }
+        let author = Author::default();
+        let wrong = |by| {
+            let mut wrong = folders(Seen { registry: &registry, by, role: Role::Member, author: &author });
+            wrong.retain(|check| !check.ok);
+            wrong.sort_by(|one, other| one.name.cmp(&other.name));
+            wrong
+        };
+        let told = wrong(&bob);
+        let names: Vec<_> = told.iter().map(|check| check.name.as_str()).collect();
+        assert_eq!(names, ["folder of gone", "folder of other"]);
+        assert!(told[0].found.ends_with("is gone.") && told[1].found.starts_with("another folder"), "{told:?}");
+        assert!(told[0].hint.as_ref().is_some_and(|hint| hint.contains("`delete project gone`")), "{told:?}");
+        assert_eq!(wrong(&ann).len(), 3, "she may know of hers");
+    }
+
+    #[test]
+    fn that_agents_cannot_commit_is_a_fault() {
+        let home = tempfile::tempdir().expect("a temporary folder can be made");
+        let given = GitIdentity { name: "Ann".into(), email: "ann@example.org".into() };
+        let known = identity(&Author::new(Some(given), home.path(), None));
+        assert_eq!(known, Check::good("git identity", "Ann <ann@example.org>"));
+        assert!(!identity(&Author::new(None, home.path(), None)).ok);
     }
 
     #[tokio::test]

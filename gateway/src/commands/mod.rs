@@ -192,7 +192,8 @@ impl Commands {
             Command::Cost => Ok(self.cost(asked)),
             Command::Stacks(verb) => self.stacks(&verb),
             Command::Doctor => {
-                let seen = Seen { registry: &self.inner.registry, by: &asked.by, role: asked.role };
+                let Inner { registry, sagas, .. } = &*self.inner;
+                let seen = Seen { registry, by: &asked.by, role: asked.role, author: &sagas.author };
                 Ok(self.inner.doctor.run(Some(seen)).await.to_markdown())
             }
             Command::Version => Ok(format!("musher {}", env!("CARGO_PKG_VERSION"))),
