@@ -9,8 +9,9 @@ use std::{
 };
 
 use musher_docker::{
-    BaseImage, BuildProgress, ContainerFacts, ContainerId, ContainerSpec, ContainerState, Engine, EngineError,
-    EngineInfo, ImageInputs, ImagePlan, Inspection, Limits, Mount, Network, Proxies, SSH_FOLDER, SledBinary, WORKSPACE,
+    BaseImage, BuildFailure, BuildProgress, ContainerFacts, ContainerId, ContainerSpec, ContainerState, Engine,
+    EngineError, EngineInfo, ImageInputs, ImagePlan, Inspection, Layer, Limits, Mount, Network, Proxies, SSH_FOLDER,
+    SledBinary, WORKSPACE,
 };
 use stacks::{Stack, StackName, Stacks, Toolchains};
 use tokio::sync::OnceCell;
@@ -159,7 +160,11 @@ impl Containers {
     ) -> Result<(), Refusal> {
         let engine = self.engine()?;
         self.info(&engine).await?;
-        failpoint::around("ensure_image", engine.ensure_image(plan, progress)).await.map_err(refused)
+        let ensured = failpoint::around("ensure_image", engine.ensure_image(plan, progress)).await;
+        ensured.map_err(|error| match error {
+            EngineError::BuildFailed(failure) => not_built(*failure, self.settings.toolchains),
+            other => refused(other),
+        })
     }
 
     /// The project's container, if the engine has one: one that runs rather than one that does not.
@@ -456,6 +461,26 @@ pub enum StartError {
     Refused(#[from] Refusal),
 }
 
+/// What people are told of a build that failed: first the last word of what ran, which mostly tells why, then what to do, and
+/// then the end of the log.
+fn not_built(failure: BuildFailure, toolchains: Toolchains) -> Refusal {
+    let BuildFailure { layer, step, steps, message, log } = failure;
+    let of_builder = |line: &String| ["Step ", "--->"].iter().any(|mark| line.trim_start().starts_with(mark));
+    let reason = log.last().filter(|line| !of_builder(line)).unwrap_or(&message);
+    let what = format!("layer {layer} of the image failed at step {step} of {steps}: {}", text::code(reason));
+    // What failed is not read out of the log: who sees it knows whether it was a download.
+    let next = match (&layer, toolchains) {
+        (Layer::Stack(_), Toolchains::Upstream) => {
+            "If a download failed, try again, or put `toolchains = \"distro\"` under `[images]` in bot.toml and restart musher: \
+             then toolchains come from the Debian mirror (docs/stacks.md)."
+        }
+        _ => "Mend what it tells of, and try again: what was built before is kept.",
+    };
+    let lines = log.iter().map(|line| text::one_line(line, 200)).chain([text::one_line(&message, 300)]);
+    let block = text::code_block(&lines.collect::<Vec<_>>().join("\n"));
+    Refusal::internal(what, "its last lines follow").hint(format!("{next}\n{block}"))
+}
+
 /// What people are told of the engine's error.
 pub fn refused(error: EngineError) -> Refusal {
     let hint = error.hint().map(|hint| {
@@ -466,10 +491,6 @@ pub fn refused(error: EngineError) -> Refusal {
         hint + "."
     });
     let refusal = match error {
-        EngineError::BuildFailed(failure) => {
-            let log = failure.log.iter().map(|line| text::one_line(line, 200)).collect::<Vec<_>>().join("\n");
-            return Refusal::internal(format!("{failure}"), "its last lines follow").hint(text::code_block(&log));
-        }
         EngineError::NotRunning { .. } | EngineError::PermissionDenied { .. } | EngineError::Remapped { .. } => {
             Refusal::unavailable(error.to_string())
         }

@@ -242,6 +242,42 @@ async fn an_engine_that_remaps_users_is_refused_before_anything_is_made() {
     }
 }
 
+#[test]
+fn a_build_that_failed_says_why_first_and_what_to_do_before_its_log() {
+    let stack = Layer::Stack(StackName::try_from("rust".to_owned()).expect("it is a name"));
+    let told = |layer: &Layer, log: &[&str], toolchains| {
+        let failure = BuildFailure {
+            layer: layer.clone(),
+            step: 2,
+            steps: 4,
+            message: "the command returned a non-zero code: 6".into(),
+            log: log.iter().map(|line| (*line).to_owned()).collect(),
+        };
+        not_built(failure, toolchains).to_markdown()
+    };
+    let log = ["Step 2/4 : RUN curl", " ---> Running in 1f", "curl: (6) Could not resolve host: x.example"];
+    insta::assert_snapshot!(told(&stack, &log, Toolchains::Upstream), @r#"
+    ⚠ Layer stack-rust of the image failed at step 2 of 4: `curl: (6) Could not resolve host: x.example`: its last lines follow.
+    If a download failed, try again, or put `toolchains = "distro"` under `[images]` in bot.toml and restart musher: then toolchains come from the Debian mirror (docs/stacks.md).
+    ```
+    Step 2/4 : RUN curl
+    ---> Running in 1f
+    curl: (6) Could not resolve host: x.example
+    the command returned a non-zero code: 6
+    ```
+    "#);
+    let failed = told(&stack, &log, Toolchains::Distro);
+    assert!(!failed.contains("distro") && failed.contains("try again"), "{failed}");
+    assert!(!told(&Layer::Base, &log, Toolchains::Upstream).contains("distro"), "its packages come from Debian anyway");
+    for log in [&[][..], &log[..1], &log[..2]] {
+        let failed = told(&stack, log, Toolchains::Upstream);
+        assert!(
+            failed.starts_with("⚠ Layer stack-rust of the image failed at step 2 of 4: `the command returned"),
+            "{failed}"
+        );
+    }
+}
+
 /// Two gateways that build the same on one engine have the layer in common from which the agent is taken.
 #[tokio::test]
 async fn a_layer_that_another_gateway_removed_is_built_again() {
