@@ -126,7 +126,9 @@ impl Supervision {
             }
             Report::NotStarted { error } => {
                 child.wait().await?;
-                Err(StartError::Program(error))
+                // The system does not say what it did not find.
+                let name = program.argv.first().map(|name| name.to_string_lossy()).unwrap_or_default();
+                Err(StartError::Program(format!("{name}: {error}")))
             }
             Report::Gone(_) | Report::Settled { .. } => {
                 Err(std::io::Error::other("the supervisor reports an end without a beginning").into())

@@ -135,7 +135,8 @@ async fn failures_say_why() {
 
     let missing = request(Agent::Command { argv: vec!["no-such-agent".to_owned()] }, "hi");
     let (ended, events) = turn(&client, &missing).await;
-    assert!(matches!(ended, Outcome::Failed { reason: FailureReason::NotStarted { .. }, .. }), "{ended:?}");
+    let Outcome::Failed { reason: FailureReason::NotStarted { error }, .. } = &ended else { panic!("{ended:?}") };
+    assert!(error.starts_with("no-such-agent: "), "{error}");
     assert_eq!(kinds(&events), ["accepted", "finished"]);
 
     let (reason, lines) = failure(&client, "echo not json; echo '{\"type\":7}'; echo on stderr >&2; exit 3").await;
