@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{
+    CommandFactory, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
 
 use crate::{commands::grammar::StacksVerb, refusal::Kind};
 
@@ -141,8 +144,27 @@ pub enum JournalVerb {
 /// Prints what the parser has to say: help and version, or what was wrong with the words. Gives the exit code that goes with it.
 pub fn tell(told: &clap::Error) -> ExitCode {
     // Where it cannot be printed, the code tells it all the same.
-    drop(told.print());
+    drop(without_hidden(told).as_ref().unwrap_or(told).print());
     exit_code(told)
+}
+
+/// The same without verbs that are not for people, where the parser suggests such.
+fn without_hidden(told: &clap::Error) -> Option<clap::Error> {
+    let ContextValue::Strings(suggested) = told.get(ContextKind::SuggestedSubcommand)? else { return None };
+    let cli = Cli::command();
+    let hidden = |name: &String| cli.find_subcommand(name).is_some_and(clap::Command::is_hide_set);
+    if !suggested.iter().any(hidden) {
+        return None;
+    }
+    let rest: Vec<_> = suggested.iter().filter(|name| !hidden(name)).cloned().collect();
+    let mut shown = clap::Error::new(told.kind()).with_cmd(&cli);
+    for (kind, value) in told.context().filter(|(kind, _)| *kind != ContextKind::SuggestedSubcommand) {
+        shown.insert(kind, value.clone());
+    }
+    if !rest.is_empty() {
+        shown.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(rest));
+    }
+    Some(shown)
 }
 
 fn exit_code(told: &clap::Error) -> ExitCode {
@@ -151,8 +173,6 @@ fn exit_code(told: &clap::Error) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -168,6 +188,20 @@ mod tests {
         ] {
             let told = Cli::try_parse_from(["musher"].iter().chain(args)).expect_err("it is not carried out");
             assert_eq!(exit_code(&told), code, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_hidden_is_not_suggested() {
+        let told =
+            |words: &[&str]| Cli::try_parse_from(["musher"].iter().chain(words)).expect_err("it is not carried out");
+        let before = told(&["new"]);
+        assert!(before.to_string().contains("clone-worker"), "the parser would: {before}");
+        let shown = without_hidden(&before).expect("something was hidden").to_string();
+        assert!(!shown.contains("clone-worker") && shown.contains("unrecognized subcommand 'new'"), "{shown}");
+        assert!(shown.contains("Usage: musher"), "{shown}");
+        for words in [&["docter"][..], &["up", "--no-wiat"], &["ssh"], &["secrets", "lst"], &["--help"]] {
+            assert!(without_hidden(&told(words)).is_none(), "{words:?} is told as ever");
         }
     }
 
