@@ -159,7 +159,10 @@ fn without_hidden(told: &clap::Error) -> Option<clap::Error> {
     let rest: Vec<_> = suggested.iter().filter(|name| !hidden(name)).cloned().collect();
     let mut shown = clap::Error::new(told.kind()).with_cmd(&cli);
     for (kind, value) in told.context().filter(|(kind, _)| *kind != ContextKind::SuggestedSubcommand) {
-        shown.insert(kind, value.clone());
+        // Tips that are none would be an empty line.
+        if !matches!(value, ContextValue::StyledStrs(tips) if tips.is_empty()) {
+            shown.insert(kind, value.clone());
+        }
     }
     if !rest.is_empty() {
         shown.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(rest));
@@ -199,7 +202,7 @@ mod tests {
         assert!(before.to_string().contains("clone-worker"), "the parser would: {before}");
         let shown = without_hidden(&before).expect("something was hidden").to_string();
         assert!(!shown.contains("clone-worker") && shown.contains("unrecognized subcommand 'new'"), "{shown}");
-        assert!(shown.contains("Usage: musher"), "{shown}");
+        assert!(shown.contains("'new'\n\nUsage: musher"), "{shown}");
         for words in [&["docter"][..], &["up", "--no-wiat"], &["ssh"], &["secrets", "lst"], &["--help"]] {
             assert!(without_hidden(&told(words)).is_none(), "{words:?} is told as ever");
         }
