@@ -194,7 +194,11 @@ impl Gateway {
         let owned = home.own()?;
         let listener = health::bind(config.http.listen).await?;
         let control_socket = control::bind(&home)?;
-        let journal = Journal::open(&home.journal(), Arc::new(SystemClock))
+        let path = home.journal();
+        // An older one is lifted first: a signal does not wait for that.
+        let journal = tokio::task::spawn_blocking(move || Journal::open(&path, Arc::new(SystemClock)))
+            .await
+            .map_err(|error| Refusal::internal("the journal cannot be opened", error))?
             .map_err(|error| Refusal::internal("the journal cannot be opened", error))?;
         Self::assemble(
             config,
@@ -433,7 +437,7 @@ impl Gateway {
         };
         self.closed.because("the gateway is stopping");
         if self.matrix.is_none() && std::io::stdin().is_terminal() {
-            println!("{}", self.farewell());
+            console::last_words(self.farewell());
         }
         if let Err(missed) = self.tasks.shutdown(SHUTDOWN).await {
             error!(%missed, "the end came before everything had ended");

@@ -377,7 +377,8 @@ impl Intake {
             return Ok(None);
         }
         // It may be there before the homeserver's answer to us is, or have been told by a gateway that ended before it could
-        // journal that: then it is known any moment. Only until then the room waits, because nothing names the question that could be journaled.
+        // journal that: then it is known any moment. All that comes waits until then, and not for long, because nothing names the
+        // question that could be journaled.
         Ok(self.turns.expect_question_at(room, event_id).await)
     }
 

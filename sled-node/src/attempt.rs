@@ -220,7 +220,8 @@ impl<'a> Attempt<'a> {
                     Sound::Error(Line::Whole(line) | Line::Cut(line)) => self.tail.push(&line),
                 },
                 Some(stop) = wishes.stops.recv() => {
-                    settling = false;
+                    // Also where it was ending already.
+                    (settling, ending) = (false, None);
                     talk.stopped(stop.reason);
                     talk.agent.stop(stop.grace).await;
                 }

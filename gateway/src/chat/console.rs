@@ -410,6 +410,19 @@ pub async fn run_prompt(
     stopping.run_until_cancelled(taking).await.unwrap_or(Ok(()))
 }
 
+/// Says something where the prompt has ended. A terminal that takes no output does not hold the end up.
+pub fn last_words(text: String) {
+    let (said, ended) = channel::<()>();
+    std::thread::spawn(move || {
+        // Where the terminal is gone nobody hears it.
+        drop(writeln!(io::stdout(), "{text}"));
+        drop(said);
+    });
+    if ended.recv_timeout(PROMPT_END) == Err(RecvTimeoutError::Timeout) {
+        warn!("the terminal takes no output");
+    }
+}
+
 /// The editor's thread. When this is dropped, the thread ends and the terminal is as it was before.
 struct Editing {
     stop: Arc<AtomicBool>,

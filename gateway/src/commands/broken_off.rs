@@ -11,7 +11,7 @@ pub fn answer(written: &str) -> Refusal {
     };
     let hint = match grammar::read(written) {
         Said::Command(Command::New(_)) => {
-            "What was half made of it is removed. `projects` tells whether it was finished; write it again if it is not."
+            "What was half made of it is being removed, unless it was finished: `projects` tells. Write it again if it is not there."
         }
         _ => "`projects` and `status` tell how things stand; write it again if it is still wanted.",
     };
@@ -33,7 +33,7 @@ mod tests {
             (
                 "new project app --git https://ann:s3cret@h.example/app",
                 "⚠ The gateway ended while `new project app --git https://…@h.example/app` was carried out.\n\
-                 What was half made of it is removed. `projects` tells whether it was finished; write it again if it is not.",
+                 What was half made of it is being removed, unless it was finished: `projects` tells. Write it again if it is not there.",
             ),
             (
                 "",

@@ -57,12 +57,16 @@ impl Commands {
         }
         let came_to_be = project.came_to_be;
         let path = project.spec.map(|spec| spec.path).unwrap_or_default();
-        self.inner.sagas.delete(id, &asked.by, asked.cause(), self.quiet(id, asked)).await?;
+        let kept = self.inner.sagas.delete(id, &asked.by, asked.cause(), self.quiet(id, asked)).await?;
         // Nobody waits for a budget of it any more; the dispatcher is gone only when the gateway stops.
         let _told = self.inner.dispatcher.tell(Event::Unpause { project: id });
         let path = text::code(&path.to_string_lossy());
-        let stays = if came_to_be { "Its files stay in" } else { "Only what is not musher's stays in" };
-        Ok(format!("**{name}** is deleted. {stays} {path}."))
+        let stays = match kept {
+            Some(kept) => kept,
+            None if came_to_be => format!("Its files stay in {path}."),
+            None => format!("Only what was there before stays in {path}."),
+        };
+        Ok(format!("**{name}** is deleted. {stays}"))
     }
 
     /// Ends what runs in a project and drops what waits for it, in all rooms.

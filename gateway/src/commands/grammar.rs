@@ -437,12 +437,14 @@ impl Command {
             // It is none of git's own, and no prose.
             Self::Git { args } => git_audit::is_meant(args),
             Self::Diff { paths } => paths.is_empty(),
-            // One word after it is what somebody wants explained, known or not; more than that is prose unless it begins as
-            // a command does. "help me" is said to the agent.
+            // One word after it is what somebody wants explained, known or not; more than that is prose unless it begins with the
+            // two words of a command. "help me" is said to the agent, and so is "help undo the last change".
             Self::Help { topic } => match &topic[..] {
                 [] => !message.contains(['?', '!']),
                 [topic] => !matches!(topic.as_str(), "me" | "us"),
-                [verb, ..] => Self::command().find_subcommand(help::named(verb)).is_some(),
+                [verb, what, ..] => Self::command()
+                    .find_subcommand(help::named(verb))
+                    .is_some_and(|verb| verb.find_subcommand(help::named(what)).is_some()),
             },
             // The project's name is one word that could be a name; "switch to tabs" does not parse at all.
             Self::Switch { project: name }

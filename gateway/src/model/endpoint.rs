@@ -197,15 +197,15 @@ pub(super) enum SendError {
     #[error("the gateway has no model key for this project")]
     NoKey,
     #[error(
-        "the model key that bot.toml names is not there; whoever runs the gateway stores it with `musher secrets set`, \
-         or mends bot.toml"
+        "the model key that bot.toml names is not there; whoever runs the gateway puts the file back, or stores the secret \
+         with `musher secrets set`"
     )]
     KeyGone,
     #[error("the gateway cannot read the model key just now")]
     KeyUnreadable,
     #[error(
         "the model key cannot be used: the gateway may not read it, or it contains characters that a header cannot; \
-         whoever runs the gateway stores it anew with `musher secrets set`"
+         whoever runs the gateway mends the file, or stores the secret anew with `musher secrets set`"
     )]
     KeyUnusable,
     #[error("the request is larger than {} MiB", REQUEST_MAX / (1024 * 1024))]

@@ -35,6 +35,9 @@ const REPOSITORY: &str = ".git";
 /// Where the sled keeps what it knows of the files, in the repository.
 const SLEDS: &str = ".git/musher";
 
+/// What git writes anew when somebody merely looks at the repository: nobody's work is in it alone.
+const INDEX: &str = ".git/index";
+
 /// What is put into one project's folder.
 #[derive(Debug, Clone)]
 pub struct Contents {
@@ -110,7 +113,8 @@ impl Contents {
         let mut list = BufWriter::new(File::create(&unfinished)?);
         give_and_list(&self.stage, owner, &mut list)?;
         list.into_inner()?.sync_all()?;
-        fs::rename(unfinished, &self.list)
+        fs::rename(unfinished, &self.list)?;
+        self.list.parent().map_or(Ok(()), |parts| File::open(parts)?.sync_all())
     }
 
     fn listed(&self) -> io::Result<impl Iterator<Item = io::Result<Entry>>> {
@@ -180,7 +184,8 @@ impl Entry {
         let is_folder = SFlag::from_bits_truncate(now.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
         let unchanged =
             u64::try_from(now.st_size) == Ok(self.size) && (now.st_mtime, now.st_mtime_nsec) == self.modified;
-        self.inode == now.st_ino && self.is_folder == is_folder && (is_folder || unchanged)
+        let same = self.inode == now.st_ino && (is_folder || unchanged);
+        self.is_folder == is_folder && (same || self.path == Path::new(INDEX))
     }
 
     /// The folder that it is in, and its name there.
@@ -444,6 +449,17 @@ mod tests {
         let case = Case::moved_in();
         case.contents.forget().expect("it can be forgotten");
         assert_eq!(case.take_out().len(), 13);
+    }
+
+    #[test]
+    fn a_repository_that_somebody_looked_at_goes() {
+        let case = Case::staged();
+        write(&case.contents.stage().join(INDEX), "as it was cloned");
+        case.contents.move_in(own()).expect("it can be moved in");
+        // As `git status` does it.
+        write(&case.at(".git/index.lock"), "the same, with new times");
+        fs::rename(case.at(".git/index.lock"), case.at(INDEX)).expect("it can be renamed");
+        assert_eq!(case.take_out(), [""; 0]);
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl Sagas {
         let Some(tried) = self.take_up(id, &project).await else { return true };
         let name = project.spec.map(|Spec { name, .. }| name);
         match &tried {
-            Ok(_) => info!(%id, name, "what was left of a project is removed"),
+            Ok(kept) => info!(%id, name, kept, "what was left of a project is removed"),
             Err(refusal) => warn!(%id, name, %refusal, "what is left of a project could not be removed"),
         }
         tried.is_ok()

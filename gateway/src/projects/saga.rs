@@ -139,14 +139,14 @@ impl Sagas {
     }
 
     /// Deletes a registered project, or what is left of one that could not be made or deleted. The host's files stay. `quiet` waits until nothing of the
-    /// project runs or waits any more.
+    /// project runs or waits any more. Gives, for people, what stays of one that never was.
     pub async fn delete(
         &self,
         id: Uuid,
         by: &Person,
         cause: Cause,
         quiet: impl Future<Output = ()>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<String>, Refusal> {
         let busy =
             || Refusal::usage("the project is being made or removed just now").hint("`projects` shows how far it is.");
         let claim = self.registry.claims().claim(id).ok_or_else(busy)?;
@@ -158,13 +158,13 @@ impl Sagas {
             }
             // Nobody makes it any more: who did holds no claim.
             Some(Stage::Making) => {
-                return self.abandon(&claim, "it was left half made".to_owned(), (actor, cause)).await.map(drop);
+                return self.abandon(&claim, "it was left half made".to_owned(), (actor, cause)).await;
             }
             Some(Stage::Undoing | Stage::Deleting) => {}
             _ => return Err(busy()),
         }
         quiet.await;
-        self.remove(id).await.map(drop)
+        self.remove(id).await
     }
 
     /// Checks everything that can be checked beforehand, and takes name, folder and port.
@@ -284,15 +284,6 @@ impl Sagas {
         )
         .await?;
         let sled = self.nodes.sled(id).await?;
-        if let Some(Cloned { submodules, lfs }) = cloned {
-            if submodules {
-                steps.next("submodules");
-                remarks.extend(fetch_submodules(&sled).await);
-            }
-            if lfs {
-                remarks.push(LFS_REMARK.to_owned());
-            }
-        }
         if self.author.now().is_none() {
             remarks.push(format!(
                 "⚠ Nobody has said whose name commits are to carry, so the agent cannot commit. {AUTHOR_LINES}"
@@ -309,6 +300,16 @@ impl Sagas {
         if let Err(error) = contents.forget() {
             // It goes with the project.
             info!(%id, %error, "the list of what was put into the folder stays");
+        }
+        if let Some(Cloned { submodules, lfs }) = cloned {
+            if submodules {
+                // Last: from here on git changes what was put there, and without them it is a project all the same.
+                steps.next("submodules");
+                remarks.extend(fetch_submodules(&sled).await);
+            }
+            if lfs {
+                remarks.push(LFS_REMARK.to_owned());
+            }
         }
         Ok((project, remarks))
     }

@@ -82,7 +82,12 @@ impl Reading {
         self.lines.push(line.to_owned());
         let from = self.lines.len().saturating_sub(TOOL_LINES);
         self.lines.drain(..from);
-        activity.show(self.lines.join("\n"));
+        self.show_again(activity);
+    }
+
+    /// Shows what the agent did last, in the place of something else.
+    fn show_again(&self, activity: &Progress) {
+        activity.show(if self.lines.is_empty() { "The agent works.".to_owned() } else { self.lines.join("\n") });
     }
 }
 
@@ -135,7 +140,11 @@ impl Turns {
                     "The project's container is being started; an image that is lost is built first",
                     began,
                 );
-                reaching.await
+                let reached = reaching.await;
+                if reached.is_ok() {
+                    reading.show_again(&turn.activity);
+                }
+                reached
             };
             let tried = began.elapsed();
             let trouble = match reached {

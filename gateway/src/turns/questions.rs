@@ -42,6 +42,9 @@ const LINE_CHARS: usize = 120;
 const ABOUT_CHARS: usize = 2_100;
 /// How many questions of one turn may be open; a sled has the same bound.
 pub(super) const OPEN_MAX: usize = 16;
+/// How long a reaction may wait for the homeserver's answer to our question, which it may have overtaken. All that comes waits
+/// with it.
+const TELLING_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a word on a question may wait for turns that are being taken up, and may have asked it.
 const TAKE_UP_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -263,6 +266,8 @@ impl Turns {
     pub(super) async fn settled(&self, turn: &Turn, request: &str, decision: Decision) {
         let key = (turn.id, request.to_owned());
         let Some(question) = self.inner.questions.known().open.remove(&key) else { return };
+        // Whoever waits for it waits for nothing.
+        self.inner.questions.asked.notify_waiters();
         info!(turn = %turn.id, question.name, ?decision, "a question is settled");
         if decision == Decision::TimedOut {
             let told = format!("Nobody answered in time, so this was denied: {}", question.about);
@@ -276,14 +281,17 @@ impl Turns {
 
     /// Waits until a question is known, as long as a turn that was taken up may still have asked it.
     pub async fn expect_question(&self, name: &str) {
-        drop(self.expect(|turns| turns.open_question(name), |turns| turns.takes_up(|_| true)).await);
+        let taking_up = |turns: &Self| turns.takes_up(|_| true);
+        drop(self.expect(TAKE_UP_PATIENCE, |turns| turns.open_question(name), taking_up).await);
     }
 
     /// The question that was told by this event, as [`Turns::expect_question`] waits for one; also as long as one of the room is on
     /// its way there: people see it before we hear that they do.
     pub async fn expect_question_at(&self, room: &Room, event_id: &str) -> Option<String> {
-        let may_come = |turns: &Self| turns.is_telling(room) || turns.takes_up(|of| of == room);
-        self.expect(|turns| turns.question_at(room, event_id), may_come).await
+        let taking_up = |turns: &Self| turns.takes_up(|of| of == room);
+        let patience = if taking_up(self) { TAKE_UP_PATIENCE } else { TELLING_PATIENCE };
+        let may_come = |turns: &Self| turns.is_telling(room) || taking_up(turns);
+        self.expect(patience, |turns| turns.question_at(room, event_id), may_come).await
     }
 
     /// Whether a question is open in this room of which we do not know under which event it was told.
@@ -293,7 +301,12 @@ impl Turns {
     }
 
     /// What `look` finds, as long as it may come.
-    async fn expect<T>(&self, look: impl Fn(&Self) -> Option<T>, may_come: impl Fn(&Self) -> bool) -> Option<T> {
+    async fn expect<T>(
+        &self,
+        patience: Duration,
+        look: impl Fn(&Self) -> Option<T>,
+        may_come: impl Fn(&Self) -> bool,
+    ) -> Option<T> {
         let waiting = async {
             loop {
                 let asked = self.inner.questions.asked.notified();
@@ -304,7 +317,7 @@ impl Turns {
                 asked.await;
             }
         };
-        tokio::time::timeout(TAKE_UP_PATIENCE, waiting).await.ok().flatten()
+        tokio::time::timeout(patience, waiting).await.ok().flatten()
     }
 
     /// The project of the turn that asks the open question of this name.

@@ -15,7 +15,7 @@ use super::{
     lock,
 };
 
-/// How often joining a configured room is tried, and how often the log is told of the same invite.
+/// How often joining a configured room is tried, and declining an invite, and how often the log is told of the same invite.
 const ATTEMPTS: usize = 6;
 
 impl MatrixSurface {
@@ -51,22 +51,28 @@ impl MatrixSurface {
             // It is another one when the bot has logged in anew meanwhile.
             let client = self.client();
             let Some(room) = client.get_room(room_id).filter(|room| room.state() == RoomState::Invited) else { return };
-            let outcome = match room.invite_details().await {
-                Ok(invite) => self.answer(&client, room_id, &invite.inviter_id).await,
-                Err(error) => Err(error),
+            let (welcome, outcome) = match room.invite_details().await {
+                Ok(invite) => {
+                    let welcome = self.welcomes(room_id, invite.inviter_id.as_str());
+                    (welcome, self.answer(&client, room_id, &invite.inviter_id, welcome).await)
+                }
+                Err(error) => (true, Err(error)),
             };
             let Err(error) = outcome else { return };
             // Also after a refusal: an invite over federation may be known here before it is valid everywhere.
             let failure = Failure::from(error);
             if attempt <= ATTEMPTS {
                 warn!(room = %room_id, attempt, "the invite could not be answered: {}", failure.reason());
+            } else if !welcome {
+                // Whoever may not invite does not keep the bot busy: it stands, and the next start sees to it.
+                return;
             }
             backoff.wait(failure.retry_after()).await;
         }
     }
 
-    async fn answer(&self, client: &Client, room: &RoomId, inviter: &UserId) -> matrix_sdk::Result<()> {
-        if self.welcomes(room, inviter.as_str()) {
+    async fn answer(&self, client: &Client, room: &RoomId, inviter: &UserId, welcome: bool) -> matrix_sdk::Result<()> {
+        if welcome {
             client.join_room_by_id(room).await?;
             info!(%room, %inviter, "joined");
         } else {
