@@ -57,6 +57,22 @@ async fn a_grace_is_as_long_as_whoever_stops_says() {
     assert!(matches!(ended, Outcome::Stopped { killed: false, .. }), "{ended:?}");
 }
 
+/// One that has answered, and is asked to end while it winds up.
+#[tokio::test]
+async fn a_grace_is_as_long_as_whoever_stops_says_also_for_a_turn_that_is_ending() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let id = Uuid::now_v7();
+    let answered = r#"printf '{"type":"result","is_error":false,"result":"done"}\n'"#;
+    let agent = format!(
+        "trap 'sleep 7; touch ended; exit' TERM; {answered}; echo $$ > agent.pid; while :; do sleep 0.01; done"
+    );
+    client.put_turn(id, &script(&agent)).await.unwrap();
+    node.wait_for_pids(1).await;
+    client.stop_turn(id, &stop(50_000)).await.unwrap();
+    assert!(node.path("workspace/ended").exists(), "it was killed before it had ended");
+}
+
 #[tokio::test]
 async fn who_ends_when_asked_is_not_killed() {
     let node = Node::start().await;

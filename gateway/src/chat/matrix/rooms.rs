@@ -63,8 +63,9 @@ impl MatrixSurface {
             let failure = Failure::from(error);
             if attempt <= ATTEMPTS {
                 warn!(room = %room_id, attempt, "the invite could not be answered: {}", failure.reason());
-            } else if !welcome {
-                // Whoever may not invite does not keep the bot busy: it stands, and the next start sees to it.
+            }
+            // Whoever may not invite does not keep the bot busy: it stands, and the next start sees to it.
+            if !welcome && attempt >= ATTEMPTS {
                 return;
             }
             backoff.wait(failure.retry_after()).await;
