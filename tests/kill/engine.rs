@@ -144,6 +144,10 @@ impl Engine {
     pub async fn sweep(&self) -> Result<()> {
         for (id, line) in self.processes()? {
             eprintln!("left by the run, and ended now: {id} {line}");
+            // A shim's is the first process of a container, and all of that ends with it. It would outlive the shim.
+            for child in children(id)? {
+                kill(child, "KILL").await?;
+            }
             kill(id, "KILL").await?;
         }
         let mounts = fs::read_to_string("/proc/self/mounts").context("the list of mounts")?;
@@ -235,4 +239,22 @@ fn as_root(program: &str) -> Command {
     let mut command = Command::new("sudo");
     command.args(["--non-interactive", "--", program]);
     command
+}
+
+/// What a process has started and not waited for.
+fn children(of: Pid) -> Result<Vec<Pid>> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc").context("the processes")? {
+        let path = entry?.path();
+        // One that ends meanwhile is none any more.
+        let status = fs::read_to_string(path.join("status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).map(str::trim);
+        let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        if let Some(id) = id
+            && parent == Some(of.to_string().as_str())
+        {
+            children.push(Pid::from_raw(id));
+        }
+    }
+    Ok(children)
 }
