@@ -4,7 +4,7 @@
 //! the folder itself, the names at its root, and whether a repository that is adopted stands alone.
 
 use std::{
-    fs,
+    fs::{self, Metadata},
     io::ErrorKind,
     os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
@@ -175,17 +175,21 @@ pub fn identity(path: &Path) -> Result<Identity, Refusal> {
     if !meta.is_dir() {
         return Err(Refusal::usage(format!("{} is not a folder", text::code(&path.to_string_lossy()))));
     }
+    Ok(identity_of(&meta))
+}
+
+fn identity_of(meta: &Metadata) -> Identity {
     let born = meta.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
     // Some file systems that do not keep it say 1970.
     let born_ns = born.and_then(|born| u64::try_from(born.as_nanos()).ok()).filter(|&born| born > 0);
-    Ok(Identity { device: meta.dev(), inode: meta.ino(), born_ns })
+    Identity { device: meta.dev(), inode: meta.ino(), born_ns }
 }
 
 /// Refused when a project's folder is not where it was any more, or another stands there. That does not pass by itself.
 pub fn recognise(spec: &Spec, known: Identity) -> Result<(), Refusal> {
     let shown = text::code(&spec.path.to_string_lossy());
     let what = match fs::symlink_metadata(&spec.path) {
-        Ok(meta) if meta.is_dir() && known.is(identity(&spec.path)?) => return Ok(()),
+        Ok(meta) if meta.is_dir() && known.is(identity_of(&meta)) => return Ok(()),
         Ok(_) => format!("another folder stands at {shown} now"),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             format!("the project's folder {shown} is gone")

@@ -120,11 +120,10 @@ impl Turns {
                         |answered| sessions.remove(&session, &ids, why, origin.clone(), told, vec![answered]);
                     self.inner.parts.rooms.answer_with(&to.room, event_id, removing).await
                 }
-                StopRequest::Told { .. } => {
-                    sessions.remove(&session, &ids, why, origin.clone(), |_| Vec::new(), Vec::new()).await
-                }
-                StopRequest::Silent { .. } => {
-                    let told = |removed: &[Message]| told::dropped(&session, removed);
+                _ => {
+                    let told = |removed: &[Message]| {
+                        if why == Removal::Deleted { told::dropped(&session, removed) } else { Vec::new() }
+                    };
                     sessions.remove(&session, &ids, why, origin.clone(), told, Vec::new()).await
                 }
             });
