@@ -14,6 +14,7 @@ pub mod headers;
 mod hello;
 mod mux;
 pub mod requests;
+pub mod takeover;
 
 pub use client::{CallError, SledClient};
 pub use hello::{Hello, OpenError, PROTOCOL};

@@ -30,6 +30,7 @@ mod sshd;
 mod stored;
 mod supervised;
 mod supervisor;
+mod takeover;
 mod text;
 mod turns;
 mod warm;

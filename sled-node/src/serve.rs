@@ -25,6 +25,7 @@ use crate::room::Room;
 use crate::snapshots::Snapshots;
 use crate::sshd::Sshd;
 use crate::supervised::Supervision;
+use crate::takeover::Hold;
 use crate::turns::{Site, Turns};
 use crate::warm::Warm;
 use crate::workspace::Workspace;
@@ -33,7 +34,7 @@ use crate::workspace::Workspace;
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
 /// How long the whole end may take; engines kill after ten seconds.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(8);
+pub const SHUTDOWN_LIMIT: Duration = Duration::from_secs(8);
 
 /// Where everything is. The defaults are those of a project's container.
 #[derive(Debug, clap::Args)]
@@ -98,6 +99,7 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
     let project =
         settings.project.or_else(|| environment.get("MUSHER_PROJECT_ID").map(str::to_owned)).unwrap_or_default();
 
+    let hold = Hold::take(&settings.data).await.with_context(|| format!("cannot have {}", settings.data.display()))?;
     let journal_path = settings.data.join("journal.db");
     let journal = Journal::open(&journal_path, Arc::new(SystemClock))?;
     let surroundings = Surroundings { sled, home, environment: environment.clone(), model_port: settings.model_port };
@@ -161,10 +163,12 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
     tasks.close();
     tracing::info!("ready on {}", settings.socket.display());
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    // Kept until this process is gone: whoever asked waits for that.
+    let _asking = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        asking = hold.asked() => Some(asking),
+    };
     tracing::info!("asked to end");
     let ended = tokio::time::timeout(SHUTDOWN_LIMIT, async {
         turns.shut_down(SHUTDOWN_GRACE).await;

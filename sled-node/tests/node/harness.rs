@@ -12,7 +12,7 @@ use link::requests::{
 };
 use link::{Hello, Limits, Link, Side, SledClient};
 use tempfile::TempDir;
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use uuid::Uuid;
 
 /// How long anything may take that should happen at once.
@@ -53,6 +53,22 @@ impl Node {
         self.listening().await;
     }
 
+    /// Another sled on the same folder, which listens; given is the one before, which nobody has told to end.
+    pub async fn start_beside(&mut self) -> Child {
+        let before = self.spawn_beside();
+        // The socket may be that of the one before for a moment.
+        eventually(async || TcpStream::connect(("127.0.0.1", self.model_port)).await.is_ok()).await;
+        self.listening().await;
+        before
+    }
+
+    /// Another sled on the same folder. Given is the one before.
+    pub fn spawn_beside(&mut self) -> Child {
+        (self.model_port, self.git_port) = (free_port(), free_port());
+        let child = spawn(self.folder.path(), self.model_port, self.git_port, &self.args);
+        std::mem::replace(&mut self.child, child)
+    }
+
     async fn listening(&self) {
         eventually(async || UnixStream::connect(self.socket()).await.is_ok()).await;
     }
@@ -83,13 +99,7 @@ impl Node {
 
     /// Waits for the sled's end.
     pub async fn ended(&mut self) -> ExitStatus {
-        let mut status = None;
-        eventually(async || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        })
-        .await;
-        status.unwrap()
+        ended(&mut self.child).await
     }
 
     /// Process ids that agents wrote into files of the workspace named `*.pid`.
@@ -149,6 +159,17 @@ fn spawn(folder: &Path, model_port: u16, git_port: u16, args: &[String]) -> Chil
         .stderr(log)
         .spawn()
         .unwrap()
+}
+
+/// Waits for a sled's end.
+pub async fn ended(child: &mut Child) -> ExitStatus {
+    let mut status = None;
+    eventually(async || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    })
+    .await;
+    status.unwrap()
 }
 
 /// Waits until `condition` holds; fails when it does not come true.

@@ -12,6 +12,7 @@ mod git;
 mod git_server;
 mod model;
 mod sshd;
+mod takeover;
 mod trees;
 mod turns;
 mod undo;

@@ -1,0 +1,104 @@
+//! How a project's sled is told to make room for another one, by whoever sees the sled's folder.
+//!
+//! An engine that is killed while it starts a container takes that for one that does not run, and forgets it when it is
+//! removed: no question to the engine reaches what runs in it. The folder is mounted from the host, and a socket in it does.
+
+use std::{
+    fs::File,
+    io::{self, ErrorKind},
+    os::{fd::AsRawFd, unix::fs::FileTypeExt},
+    path::Path,
+    time::Duration,
+};
+
+use tokio::net::UnixStream;
+
+/// The name of the socket, in the folder where a sled keeps its journal. Whoever opens it asks the sled to end, as SIGTERM
+/// does; nothing is said on it, and it is closed when the sled is gone.
+pub const SOCKET: &str = "takeover.sock";
+
+/// Asks the sled that runs on this folder to end, and waits until it has: whether there was one.
+///
+/// # Errors
+///
+/// With [`ErrorKind::TimedOut`] when it has not ended within `patience`; otherwise when the folder cannot be looked at.
+pub async fn ask(folder: &Path, patience: Duration) -> io::Result<bool> {
+    let mut sled = match connect(folder).await {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(false),
+        connected => connected?,
+    };
+    let mut nothing = tokio::io::sink();
+    match tokio::time::timeout(patience, tokio::io::copy(&mut sled, &mut nothing)).await {
+        Ok(Err(error)) if error.kind() != ErrorKind::ConnectionReset => Err(error),
+        Ok(_) => Ok(true),
+        Err(_) => Err(io::Error::new(ErrorKind::TimedOut, format!("it has not ended within {patience:?}"))),
+    }
+}
+
+async fn connect(folder: &Path) -> io::Result<UnixStream> {
+    // The folder's own path may be longer than a socket's may.
+    let folder = File::open(folder)?;
+    let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(SOCKET);
+    // Programs of the project may put anything there.
+    if !path.symlink_metadata()?.file_type().is_socket() {
+        return Err(ErrorKind::NotFound.into());
+    }
+    UnixStream::connect(path).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Longer than a socket's path may be.
+    fn folder() -> tempfile::TempDir {
+        tempfile::Builder::new().prefix(&"long-".repeat(30)).tempdir().expect("a folder")
+    }
+
+    fn listener(folder: &Path) -> UnixListener {
+        let folder = File::open(folder).expect("the folder");
+        UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd())).expect("a listener")
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_waits_until_the_sled_is_gone() {
+        let folder = folder();
+        let sled = listener(folder.path());
+        let asked = tokio::spawn({
+            let path = folder.path().to_owned();
+            async move { ask(&path, Duration::from_mins(1)).await }
+        });
+        let (connection, _) = sled.accept().await.expect("it is asked");
+        tokio::task::yield_now().await;
+        assert!(!asked.is_finished());
+        drop((connection, sled));
+        assert!(asked.await.expect("it ends").expect("it was asked"));
+        // What the sled leaves behind is nobody.
+        assert!(!ask(folder.path(), Duration::from_mins(1)).await.expect("it is looked at"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_does_not_end_is_not_waited_for_for_ever() {
+        let folder = folder();
+        let _sled = listener(folder.path());
+        let error = ask(folder.path(), Duration::from_secs(10)).await.expect_err("it stays");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_nobody_and_a_link_is_not_followed() {
+        let (folder, elsewhere) = (folder(), folder());
+        assert!(!ask(folder.path(), Duration::from_mins(1)).await.expect("nothing is there"));
+        let path = folder.path().join(SOCKET);
+        std::fs::write(&path, "a file").expect("it can be written");
+        assert!(!ask(folder.path(), Duration::from_mins(1)).await.expect("a file is there"));
+        std::fs::remove_file(&path).expect("it can be removed");
+        let other = listener(elsewhere.path());
+        std::os::unix::fs::symlink(elsewhere.path().join(SOCKET), &path).expect("a link");
+        assert!(!ask(folder.path(), Duration::from_mins(1)).await.expect("a link is there"));
+        assert!(futures_util::FutureExt::now_or_never(other.accept()).is_none(), "nobody has come");
+        assert!(!ask(&folder.path().join("gone"), Duration::from_mins(1)).await.expect("no folder is nobody's"));
+    }
+}

@@ -1,0 +1,55 @@
+//! Two sleds of one project, as where an engine has lost sight of a container.
+
+use std::time::Duration;
+
+use link::requests::{Agent, Outcome};
+use link::takeover;
+use nix::sys::signal::Signal;
+use uuid::Uuid;
+
+use crate::harness::{Node, SOON, ended, events, lives, outcome, request, script, turn};
+
+#[tokio::test]
+async fn a_sled_that_starts_ends_the_one_that_has_the_project_with_its_turn() {
+    let mut node = Node::start().await;
+    let client = node.client().await;
+    let id = Uuid::now_v7();
+    client.put_turn(id, &script("echo $$ > a.pid; sleep 1000")).await.unwrap();
+    let pids = node.wait_for_pids(1).await;
+
+    let mut before = node.start_beside().await;
+    assert_eq!(ended(&mut before).await.code(), Some(0));
+    assert!(pids.iter().all(|pid| !lives(*pid)));
+
+    let client = node.client().await;
+    assert_eq!(outcome(&events(&client, id, 0).await), Outcome::Interrupted);
+    let (outcome, _) = turn(&client, &request(Agent::Echo { notice: None }, "hi")).await;
+    assert_eq!(outcome, Outcome::Answered { text: "You said: hi".to_owned() });
+}
+
+#[tokio::test]
+async fn a_sled_is_gone_when_whoever_sees_its_folder_has_asked_it_to_end() {
+    let mut node = Node::start().await;
+    assert!(takeover::ask(&node.path("data"), SOON).await.unwrap());
+    assert_eq!(node.ended().await.code(), Some(0));
+    assert!(!takeover::ask(&node.path("data"), SOON).await.unwrap());
+    // What was killed holds nothing.
+    node.start_again().await;
+    node.signal(Signal::SIGKILL);
+    node.ended().await;
+    assert!(!takeover::ask(&node.path("data"), SOON).await.unwrap());
+    node.start_again().await;
+}
+
+#[tokio::test]
+async fn a_sled_does_not_run_beside_one_that_does_not_end() {
+    let mut node = Node::start().await;
+    node.signal(Signal::SIGSTOP);
+    let mut before = node.spawn_beside();
+    assert_eq!(node.ended().await.code(), Some(1));
+    let log = std::fs::read_to_string(node.path("log")).unwrap();
+    assert!(log.contains("another sled of this project has it, and has not ended within 12s"), "{log}");
+    before.kill().unwrap();
+    tokio::time::timeout(Duration::from_secs(5), ended(&mut before)).await.unwrap();
+    node.start_again().await;
+}
