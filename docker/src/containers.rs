@@ -17,6 +17,9 @@ use crate::engine::CALL_SECS;
 use crate::spec::LABEL_ATTEMPT;
 use crate::{ContainerSpec, Engine, EngineError, LABEL_GATEWAY, LABEL_PROJECT, LABEL_PROJECT_ID, SSH_PORT};
 
+/// What the engine says of a port that it keeps for a container.
+const PORT_ALLOCATED: &str = "port is already allocated";
+
 /// The engine's id of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ContainerId(String);
@@ -104,8 +107,8 @@ impl Engine {
     /// Starts a container; one that runs is fine.
     ///
     /// # Errors
-    /// [`EngineError::PortTaken`] when its port belongs to somebody else. A container that had never run is removed
-    /// then, because its port cannot be changed; one that has run before is left as it was.
+    /// [`EngineError::PortTaken`] when its port belongs to somebody else. The container's port cannot be changed: it is to
+    /// be removed. Whoever does that knows whether it may run all the same.
     pub async fn start(&self, id: &ContainerId) -> Result<(), EngineError> {
         let mut again = true;
         loop {
@@ -124,14 +127,16 @@ impl Engine {
                 return Err(error);
             };
             if self.port_is_taken(port).await? {
-                if inspection.state == ContainerState::Created {
-                    self.remove(id).await?;
-                }
                 return Err(EngineError::PortTaken(port));
             }
             // Whoever had the port may have let go of it before we looked: then it is ours now.
             if !again {
-                return Err(error);
+                // An engine that was killed, and started again, may keep a port for nobody until it ends in order.
+                return Err(if error.to_string().contains(PORT_ALLOCATED) {
+                    EngineError::PortTaken(port)
+                } else {
+                    error
+                });
             }
             again = false;
         }

@@ -71,7 +71,7 @@ pub enum EngineError {
         /// The container.
         container: String,
     },
-    /// The host's loopback port belongs to somebody else. A container that never ran has been removed.
+    /// The host's loopback port belongs to somebody else.
     #[error("port {0} on the host's loopback is taken")]
     PortTaken(u16),
     /// The engine did not answer in time.

@@ -6,15 +6,17 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
+use link::takeover;
 use musher_docker::{
     BaseImage, BuildFailure, BuildProgress, ContainerFacts, ContainerId, ContainerSpec, ContainerState, Engine,
     EngineError, EngineInfo, ImageInputs, ImagePlan, Inspection, Layer, Limits, Mount, Network, Proxies, SSH_FOLDER,
     SledBinary, WORKSPACE,
 };
 use stacks::{Stack, StackName, Stacks, Toolchains};
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, time::sleep};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -33,7 +35,11 @@ const PROJECT_ID: &str = "MUSHER_PROJECT_ID";
 /// Names that are tried for a container before giving up.
 const NAMES: u32 = 20;
 /// How long the engine may take to answer whoever only wants to know whether it is there.
-const ENGINE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a sled that the engine does not see may take to end.
+const UNSEEN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the engine has for learning of that.
+const UNSEEN_PAUSE: Duration = Duration::from_millis(500);
 
 /// What settings and host say of images and containers.
 #[derive(Debug, Clone)]
@@ -209,7 +215,7 @@ impl Containers {
             && self.network_is_outdated(&engine, container).await?
         {
             warn!(project = spec.name, container = container.name, "its network is another now: it is made anew");
-            remove(&engine, &container.id).await?;
+            self.remove(id).await?;
             found = None;
         }
         place::recognise(spec, identity)?;
@@ -227,13 +233,20 @@ impl Containers {
                 }
                 // Its port is fixed at creation; one that was made for another port cannot serve.
                 ContainerState::Created | ContainerState::Exited => {
-                    match failpoint::around("start_container", engine.start(&found.id)).await {
+                    let mut begun = failpoint::around("start_container", engine.start(&found.id)).await;
+                    // The engine may only not know that it runs, and starts it when it has ended.
+                    if matches!(begun, Err(EngineError::Api { .. } | EngineError::Conflict { .. }))
+                        && self.end_unseen(id).await
+                    {
+                        begun = failpoint::around("start_container", engine.start(&found.id)).await;
+                    }
+                    match begun {
                         Ok(()) => {
                             let port = self.find(id).await?.and_then(|found| found.port);
                             return Ok(started(found.id, found.name, port));
                         }
                         Err(EngineError::PortTaken(port)) => {
-                            remove(&engine, &found.id).await?;
+                            self.remove(id).await?;
                             return Err(StartError::PortTaken(port));
                         }
                         // All that should last is mounted, so that a new one is as good.
@@ -243,7 +256,7 @@ impl Containers {
                             | EngineError::Conflict { .. }),
                         ) => {
                             warn!(project = spec.name, container = found.name, %error, "it is made anew");
-                            remove(&engine, &found.id).await?;
+                            self.remove(id).await?;
                         }
                         Err(error) => return Err(refused(error).into()),
                     }
@@ -251,7 +264,7 @@ impl Containers {
                 ContainerState::Restarting
                 | ContainerState::Stopping
                 | ContainerState::Removing
-                | ContainerState::Dead => remove(&engine, &found.id).await?,
+                | ContainerState::Dead => self.remove(id).await?,
             }
         }
         let image = project.image.clone().ok_or_else(|| incomplete("image"))?;
@@ -270,7 +283,7 @@ impl Containers {
             };
             let begun = failpoint::around("start_container", engine.start(&made)).await;
             let Err(error) = begun else { return Ok(started(made, wanted.name, wanted.port)) };
-            remove(&engine, &made).await?;
+            self.remove(id).await?;
             return Err(match error {
                 EngineError::PortTaken(port) => StartError::PortTaken(port),
                 other => refused(other).into(),
@@ -303,12 +316,44 @@ impl Containers {
         }
     }
 
-    /// Kills and removes all containers of the project.
+    /// Kills and removes all containers of the project, and what runs in one that the engine does not know to run.
     pub async fn remove(&self, project: Uuid) -> Result<(), Refusal> {
-        for found in self.of(project).await? {
-            remove(&self.engine()?, &found.id).await?;
+        let runs = |facts: &ContainerFacts| matches!(facts.state, ContainerState::Running | ContainerState::Paused);
+        let (running, others): (Vec<_>, Vec<_>) = self.of(project).await?.partition(runs);
+        for found in running {
+            self.remove_one(&found.id).await?;
+        }
+        // Before the engine forgets those: then nothing reaches them any more.
+        self.end_unseen(project).await;
+        for found in others {
+            self.remove_one(&found.id).await?;
         }
         Ok(())
+    }
+
+    async fn remove_one(&self, container: &ContainerId) -> Result<(), Refusal> {
+        let engine = self.engine()?;
+        failpoint::around("remove_container", engine.remove(container)).await.map_err(refused)
+    }
+
+    /// Ends a sled of the project that runs in no container which the engine knows to run: whether there was one. An engine
+    /// that is killed while it starts a container takes it afterwards for one that does not run.
+    async fn end_unseen(&self, project: Uuid) -> bool {
+        let folder = self.home.project(project).sled();
+        match failpoint::around("end_unseen", takeover::ask(&folder, UNSEEN_PATIENCE)).await {
+            Ok(false) => false,
+            Ok(true) => {
+                warn!(%project, "a sled ran where the engine sees no container running, and was ended");
+                // The engine learns of its end, and tidies up after it.
+                sleep(UNSEEN_PAUSE).await;
+                true
+            }
+            // It is in nobody's way but its own: the next sled does not run beside it.
+            Err(error) => {
+                warn!(%project, %error, "a sled runs where the engine sees no container running, and cannot be ended");
+                false
+            }
+        }
     }
 
     /// Refuses what the engine's host does not have, asked for or by the setting, before anything is made.
@@ -394,10 +439,6 @@ impl Containers {
             env: environment,
         })
     }
-}
-
-async fn remove(engine: &Engine, container: &ContainerId) -> Result<(), Refusal> {
-    failpoint::around("remove_container", engine.remove(container)).await.map_err(refused)
 }
 
 /// A number of processors as thousandths. Settings and grammar have bounded it.

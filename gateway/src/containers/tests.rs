@@ -23,6 +23,8 @@ struct Played {
     containers: BTreeMap<String, Container>,
     /// How the next starts are refused; after that they succeed.
     refusals: VecDeque<(u16, &'static str)>,
+    /// The port of the host that all containers' doors have.
+    port: Option<u16>,
     images: BTreeSet<String>,
     /// Whether another gateway removes the first layer that it finds built for another, as soon as that is begun.
     meddles: bool,
@@ -68,7 +70,10 @@ impl Played {
             ("GET", ["containers", name, "json"]) => match self.containers.get(*name) {
                 Some(Container { state, network, labels }) => Json(json!({
                     "Id": name, "Name": format!("/{name}"), "State": {"Status": state},
-                    "Config": {"Image": "i", "Labels": labels}, "HostConfig": {"NetworkMode": network},
+                    "Config": {"Image": "i", "Labels": labels}, "HostConfig": {
+                        "NetworkMode": network,
+                        "PortBindings": self.port.map(|port| json!({"2222/tcp": [{"HostPort": port.to_string()}]})),
+                    },
                 }))
                 .into_response(),
                 None => refused(404, "no such container"),
@@ -426,6 +431,55 @@ async fn of_two_containers_that_which_runs_is_the_projects_and_both_are_removed(
         scene.containers.remove(scene.id).await.expect("they can be removed");
         assert_eq!(scene.left(), []);
     }
+}
+
+impl Scene {
+    /// A sled of the project that the engine does not see; gives, once somebody has asked it to end, what the engine had been
+    /// asked for by then.
+    fn runs_unseen(&self) -> tokio::task::JoinHandle<Vec<String>> {
+        let folder = self.containers.home.project(self.id).sled();
+        std::fs::create_dir_all(&folder).expect("it can be made");
+        let sled = UnixListener::bind(folder.join(takeover::SOCKET)).expect("it can be bound");
+        let played = Arc::clone(&self.played);
+        tokio::spawn(async move {
+            let (_asking, _) = sled.accept().await.expect("it is asked");
+            played.lock().expect("no poison").asked.clone()
+        })
+    }
+}
+
+/// An engine that was killed while it started a container, and started again, says so of one that runs.
+#[tokio::test]
+async fn a_container_that_runs_unseen_is_ended_and_started() {
+    let scene = Scene::new(true).has("exited", "bridge-id");
+    scene.played().refusals.push_back((500, "id already in use"));
+    let unseen = scene.runs_unseen();
+    assert_eq!(scene.start().await.expect("it starts").name, "old");
+    assert_eq!(unseen.await.expect("it was asked"), ["POST /containers/old/start"]);
+    assert_eq!(scene.asked(), ["POST /containers/old/start", "POST /containers/old/start"]);
+}
+
+/// An engine forgets what it removes, whatever runs in it.
+#[tokio::test]
+async fn what_runs_unseen_is_ended_before_its_container_is_removed() {
+    let scene = Scene::new(true).has_another("one", "exited", "bridge-id").has_another("two", "running", "bridge-id");
+    let unseen = scene.runs_unseen();
+    scene.containers.remove(scene.id).await.expect("they can be removed");
+    assert_eq!(unseen.await.expect("it was asked"), ["DELETE /containers/two"]);
+    assert_eq!(scene.left(), []);
+}
+
+/// Such an engine may also keep the port of a container for nobody, until it ends in order.
+#[tokio::test]
+async fn a_port_that_the_engine_keeps_for_nobody_is_moved_from() {
+    let scene = Scene::new(true).has("created", "bridge-id");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it has one").port();
+    scene.played().port = Some(port);
+    scene.played().refusals.extend([(500, "Bind for 127.0.0.1:1 failed: port is already allocated"); 2]);
+    let unseen = scene.runs_unseen();
+    assert!(matches!(scene.start().await, Err(StartError::PortTaken(taken)) if taken == port));
+    assert_eq!(unseen.await.expect("it was asked"), ["POST /containers/old/start"; 2]);
+    assert_eq!(scene.left(), []);
 }
 
 /// Some disks have another number after a boot; the folder is the same.

@@ -68,7 +68,8 @@ const MAKING: [&str; 14] = [
     "project.registered",
 ];
 /// and `delete project`.
-const DELETING: [&str; 4] = ["project.deletion_begun", "remove_container", "remove_tree", "project.removed"];
+const DELETING: [&str; 5] =
+    ["project.deletion_begun", "remove_container", "end_unseen", "remove_tree", "project.removed"];
 /// What every use of a git credential passes.
 const GIT: [&str; 2] = ["git.use_begun", "git.use_ended"];
 /// What a new state directory passes.

@@ -1,6 +1,6 @@
 //! A gateway that is stopped and started again finds its projects, their containers and its sessions.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
     engine,
@@ -71,6 +71,67 @@ async fn a_killed_gateway_is_followed_by_one_that_works() -> Result<()> {
     let answer = gateway.ask("are you there?").await?;
     assert!(answer.contains("are you there?"), "{answer}");
     assert_eq!(ssh::command(&home, Door::Port, "killed", "echo yes").await?, "yes\n");
+    gateway.finish().await.map(drop)
+}
+
+/// A container of the project that the gateway does not know, as one that a killed engine has forgotten.
+struct Unseen(String);
+
+impl Unseen {
+    /// Runs, with the same folders as the project's own.
+    async fn beside(own: &Value) -> Result<Self> {
+        let text = |value: &Value| value.as_str().map(str::to_owned).context("the engine tells it");
+        let (name, image, user) = (text(&own["Name"])?, text(&own["Config"]["Image"])?, text(&own["Config"]["User"])?);
+        let (uid, gid) = user.split_once(':').context("a user and a group")?;
+        let run = format!("/run/musher:mode=0700,uid={uid},gid={gid}");
+        let same = ["--volumes-from", name.trim_start_matches('/'), "--user", &user, "--tmpfs", &run];
+        let id = engine::docker(&[&["run", "--detach"][..], &same, &[&image]].concat()).await?;
+        Ok(Self(id.trim().to_owned()))
+    }
+
+    async fn start(&self) -> Result<()> {
+        engine::docker(&["start", &self.0]).await.map(drop)
+    }
+}
+
+impl Drop for Unseen {
+    fn drop(&mut self) {
+        let removed = std::process::Command::new("docker").args(["rm", "--force", "--volumes", &self.0]).output();
+        if !removed.is_ok_and(|removed| removed.status.success()) {
+            eprintln!("container {} may be left", self.0);
+        }
+    }
+}
+
+/// Waits until a container has ended, and in good order.
+async fn wait_exited(container: &str) -> Result<()> {
+    let exited = || async {
+        let state = &engine::inspect(container).await?["State"];
+        Ok((state["Status"] == "exited").then(|| state["ExitCode"].clone()))
+    };
+    let code = wait::until("the container has ended", wait::LONG, exited).await?;
+    ensure!(code == 0, "it ended with {code}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sled_that_runs_unseen_ends_for_its_projects_own_and_with_its_project() -> Result<()> {
+    let home = Home::practice().await?;
+    let mut gateway = Gateway::console(&home).await?;
+    gateway.make("beside", "").await?;
+    let own = home.container("beside").await?;
+    let unseen = Unseen::beside(&engine::inspect(&own).await?).await?;
+    // The newest has the project.
+    wait_exited(&own).await?;
+    let answer = gateway.ask("are you there?").await?;
+    assert!(answer.contains("are you there?"), "{answer}");
+    wait_exited(&unseen.0).await?;
+
+    unseen.start().await?;
+    wait_exited(&own).await?;
+    gateway.ask("delete project beside").await?;
+    gateway.ask("confirm delete beside").await?;
+    wait_exited(&unseen.0).await?;
     gateway.finish().await.map(drop)
 }
 
