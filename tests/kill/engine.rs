@@ -4,11 +4,12 @@
 //! Everything of it lies in one folder; removing it leaves nothing, however the run ended.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ::tests::{process, wait};
@@ -19,8 +20,14 @@ use tokio::process::Command;
 /// For what the engine may take long for: starting on old data, loading images.
 const SLOW: Duration = Duration::from_mins(3);
 
+/// Where its ids are, and its containerd's.
+const PID_FILES: [&str; 2] = ["pid", "exec/containerd/containerd.pid"];
+
 /// What runs for the engine or on it, outside of containers.
 const PROGRAMS: [&str; 6] = ["containerd", "containerd-shim", "containerd-shim-runc-v2", "dockerd", "musher", "runc"];
+
+/// What waits in a container until that is started.
+const RUNC_INIT: &str = "runc init";
 
 /// The private engine in its folder.
 #[derive(Debug)]
@@ -64,7 +71,7 @@ impl Engine {
 
     /// Starts it, and waits until it answers.
     pub async fn start(&self) -> Result<()> {
-        let log = self.directory.join("dockerd.log");
+        let log = self.log();
         let output = fs::OpenOptions::new().create(true).append(true).open(&log).context("the engine's log")?;
         let path = |name: &str| self.directory.join(name).display().to_string();
         let mut command = self.within("dockerd");
@@ -106,7 +113,7 @@ impl Engine {
 
     /// Kills it (SIGKILL) with its containerd, which it takes along; its containers go on.
     pub async fn kill(&self) -> Result<()> {
-        for file in ["pid", "exec/containerd/containerd.pid"] {
+        for file in PID_FILES {
             if let Some(id) = self.process(file)? {
                 kill(id, "KILL").await?;
                 let gone = || async { Ok(process::is_gone(id).then_some(())) };
@@ -116,6 +123,34 @@ impl Engine {
             root("rm", ["-f".into(), self.directory.join(file)]).await?;
         }
         Ok(())
+    }
+
+    /// Kills it as soon as the first process of this container runs, which it then does not know yet: whether that came
+    /// within `patience`.
+    pub async fn kill_at_start(&self, container: &str, patience: Duration) -> Result<bool> {
+        let mut ids = Vec::new();
+        for file in PID_FILES {
+            ids.extend(self.process(file)?);
+        }
+        let mut seen: BTreeSet<Pid> = process_ids()?.collect();
+        let until = Instant::now() + patience;
+        while Instant::now() < until {
+            let new: Vec<Pid> = process_ids()?.filter(|id| !seen.contains(id)).collect();
+            for id in new {
+                let of = |file: &str| fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
+                if !of("cgroup").contains(container) {
+                    seen.insert(id);
+                } else if of("cmdline").contains("sled\0serve") {
+                    for id in &ids {
+                        kill(*id, "KILL").await?;
+                    }
+                    self.kill().await?;
+                    return Ok(true);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(false)
     }
 
     /// Removes all that it holds, ends it, and removes it; says what it could not.
@@ -172,6 +207,28 @@ impl Engine {
         Ok(command_lines()?.into_iter().filter(ours).collect())
     }
 
+    /// Containers in which something runs though the engine does not know them: ids, and command lines of what runs.
+    pub async fn forgotten(&self) -> Result<Vec<(String, String)>> {
+        let known = self.docker(&["ps", "--all", "--quiet", "--no-trunc"]).await?;
+        let lines: BTreeMap<Pid, String> = command_lines()?.into_iter().collect();
+        let mut forgotten = Vec::new();
+        for (shim, line) in self.processes()? {
+            let Some(id) = line.split(' ').skip_while(|word| *word != "-id").nth(1) else { continue };
+            if known.lines().any(|known| known == id) {
+                continue;
+            }
+            let within = children(shim)?.into_iter().filter_map(|id| lines.get(&id));
+            // Nothing of the project has begun in a container that the engine was killed in the middle of making.
+            forgotten.extend(within.filter(|line| *line != RUNC_INIT).map(|line| (id.to_owned(), line.clone())));
+        }
+        Ok(forgotten)
+    }
+
+    /// The engine's own log.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("dockerd.log")
+    }
+
     async fn answers(&self) -> bool {
         self.docker(&["version"]).await.is_ok()
     }
@@ -199,15 +256,19 @@ pub fn last_lines(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
+/// The host's processes.
+fn process_ids() -> Result<impl Iterator<Item = Pid>> {
+    let entries = fs::read_dir("/proc").context("the list of processes")?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw)))
+}
+
 /// Ids and command lines of all processes of the host.
 pub fn command_lines() -> Result<Vec<(Pid, String)>> {
     let mut all = Vec::new();
-    for entry in fs::read_dir("/proc").context("the list of processes")? {
-        let name = entry?.file_name();
-        let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+    for id in process_ids()? {
         // One that has ended meanwhile has none.
         let Ok(line) = fs::read(format!("/proc/{id}/cmdline")) else { continue };
-        all.push((Pid::from_raw(id), String::from_utf8_lossy(&line).replace('\0', " ").trim_end().to_owned()));
+        all.push((id, String::from_utf8_lossy(&line).replace('\0', " ").trim_end().to_owned()));
     }
     Ok(all)
 }
@@ -243,18 +304,11 @@ fn as_root(program: &str) -> Command {
 
 /// What a process has started and not waited for.
 fn children(of: Pid) -> Result<Vec<Pid>> {
-    let mut children = Vec::new();
-    for entry in fs::read_dir("/proc").context("the processes")? {
-        let path = entry?.path();
+    let is_child = |id: &Pid| {
         // One that ends meanwhile is none any more.
-        let status = fs::read_to_string(path.join("status")).unwrap_or_default();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).map(str::trim);
-        let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-        if let Some(id) = id
-            && parent == Some(of.to_string().as_str())
-        {
-            children.push(Pid::from_raw(id));
-        }
-    }
-    Ok(children)
+        parent == Some(of.to_string().as_str())
+    };
+    Ok(process_ids()?.filter(is_child).collect())
 }

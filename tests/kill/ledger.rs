@@ -286,7 +286,7 @@ impl Ledger {
         let project = project_of(said.room);
         let touches = |what: Target| match what {
             Target::Sled(of) | Target::Agent(of) | Target::Container(of) => of == project,
-            Target::Engine => true,
+            Target::Engine | Target::Start(_) => true,
             Target::Gateway | Target::Homeserver => false,
         };
         let within = |outage: &Outage| outage.from <= settled && said.at <= outage.to.saturating_add(RECOVERY);

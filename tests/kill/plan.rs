@@ -29,6 +29,8 @@ pub enum Target {
     Container(usize),
     /// The private engine.
     Engine,
+    /// The private engine while it starts a project's container, which is killed for that.
+    Start(usize),
     /// The homeserver.
     Homeserver,
 }
@@ -41,6 +43,7 @@ impl std::fmt::Display for Target {
             Self::Agent(project) => write!(f, "agent of {}", project_name(*project)),
             Self::Container(project) => write!(f, "container of {}", project_name(*project)),
             Self::Engine => f.write_str("engine"),
+            Self::Start(project) => write!(f, "engine at the start of {}", project_name(*project)),
             Self::Homeserver => f.write_str("homeserver"),
         }
     }
@@ -96,12 +99,13 @@ pub struct Plan {
 }
 
 /// How often each kind is killed, in parts of the sum.
-const WEIGHTS: [(Kind, u64); 6] = [
+const WEIGHTS: [(Kind, u64); 7] = [
     (Kind::Gateway, 7),
     (Kind::Sled, 3),
     (Kind::Agent, 3),
     (Kind::Container, 3),
     (Kind::Engine, 2),
+    (Kind::Start, 2),
     (Kind::Homeserver, 2),
 ];
 
@@ -112,6 +116,7 @@ enum Kind {
     Agent,
     Container,
     Engine,
+    Start,
     Homeserver,
 }
 
@@ -166,6 +171,7 @@ impl Kill {
             Kind::Agent => Target::Agent(project),
             Kind::Container => Target::Container(project),
             Kind::Engine => Target::Engine,
+            Kind::Start => Target::Start(project),
             Kind::Homeserver => Target::Homeserver,
         };
         Self { pause: dice.millis(300, 4000), target, down: dice.millis(50, 2500) }
@@ -235,7 +241,7 @@ mod tests {
             let plan = Plan::new(seed, 200);
             assert_eq!(plan.kills.len(), 200);
             let killed: BTreeSet<Target> = plan.kills.iter().map(|kill| kill.target).collect();
-            assert_eq!(killed.len(), 3 + 3 * PROJECTS, "seed {seed}: {killed:?}");
+            assert_eq!(killed.len(), 3 + 4 * PROJECTS, "seed {seed}: {killed:?}");
             let rooms: BTreeSet<usize> = plan.messages.iter().map(|say| say.room).collect();
             assert_eq!(rooms.len(), ROOMS, "seed {seed}");
             for kill in &plan.kills {

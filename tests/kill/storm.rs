@@ -71,8 +71,8 @@ pub async fn run(engine: Engine, options: &Options, seed: u64) -> Result<bool> {
     println!("{verdict}seed {seed}; {:.1} s in all", record.now().as_secs_f64());
     if ended.is_err() || !verdict.is_clean() {
         let folder = product::kept()?.join(format!("kill-{seed}"));
-        world.keep(&folder).with_context(|| format!("nothing could be kept in {}", folder.display()))?;
-        println!("journal and logs of the gateway: {}", folder.display());
+        world.keep(&folder).await.with_context(|| format!("nothing could be kept in {}", folder.display()))?;
+        println!("journal and logs of the gateway, and the engine's log: {}", folder.display());
     }
     ended?;
     Ok(verdict.is_clean())

@@ -172,6 +172,25 @@ impl World {
                 self.record.back(outage);
                 Ok(())
             }
+            Target::Start(project) => {
+                let engine = self.engine.lock().await;
+                let Some(container) = self.running(project).await? else {
+                    drop(engine);
+                    return self.instead(target).await;
+                };
+                let id = docker(&["container", "inspect", "--format", "{{.Id}}", &container]).await?;
+                let outage = self.record.away(target);
+                docker(&["kill", &container]).await?;
+                // The gateway starts it again for what is said about the project.
+                let caught = engine.kill_at_start(id.trim(), AIM).await?;
+                if caught {
+                    tokio::time::sleep(down).await;
+                    engine.start().await?;
+                }
+                drop(engine);
+                self.record.back(outage);
+                if caught { Ok(()) } else { self.instead(target).await }
+            }
             Target::Sled(project) => self.kill_process(target, project, "sled serve").await,
             Target::Agent(project) => self.kill_process(target, project, self.agent.mark()).await,
             Target::Container(project) => {
@@ -237,8 +256,9 @@ impl World {
     async fn running(&self, project: usize) -> Result<Option<String>> {
         // One that is gone for good shows in what is not answered.
         let Some(container) = self.home.find_container(&project_name(project)).await? else { return Ok(None) };
-        let running = docker(&["container", "inspect", "--format", "{{.State.Running}}", &container]).await?;
-        Ok((running.trim() == "true").then_some(container))
+        // It may be removed meanwhile.
+        let running = docker(&["container", "inspect", "--format", "{{.State.Running}}", &container]).await;
+        Ok(running.is_ok_and(|running| running.trim() == "true").then_some(container))
     }
 
     /// Looks after the gateway for ever: one that ends by itself is started again, and why it ended is written down.
@@ -289,6 +309,10 @@ impl World {
         }
         for name in names.lines().filter(|name| !expected.iter().any(|known| known == name)) {
             self.record.found(Fault::Container, format!("container {name}"));
+        }
+        // An engine that was killed may have lost sight of one.
+        for (id, line) in self.engine.lock().await.forgotten().await? {
+            self.record.found(Fault::Container, format!("container {id}, which its engine has forgotten: {line}"));
         }
         for (project, container) in expected.iter().enumerate() {
             for line in self.strays(project, container).await {
@@ -344,8 +368,9 @@ impl World {
     }
 
     /// Keeps what helps to find out why, in a folder that stays.
-    pub fn keep(&self, folder: &std::path::Path) -> Result<()> {
+    pub async fn keep(&self, folder: &std::path::Path) -> Result<()> {
         std::fs::create_dir_all(folder)?;
+        std::fs::copy(self.engine.lock().await.log(), folder.join("dockerd.log"))?;
         for entry in std::fs::read_dir(self.home.state())? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with("journal.db") {
