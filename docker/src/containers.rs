@@ -17,9 +17,6 @@ use crate::engine::CALL_SECS;
 use crate::spec::LABEL_ATTEMPT;
 use crate::{ContainerSpec, Engine, EngineError, LABEL_GATEWAY, LABEL_PROJECT, LABEL_PROJECT_ID, SSH_PORT};
 
-/// What the engine says of a port that it keeps for a container.
-const PORT_ALLOCATED: &str = "port is already allocated";
-
 /// The engine's id of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ContainerId(String);
@@ -107,8 +104,9 @@ impl Engine {
     /// Starts a container; one that runs is fine.
     ///
     /// # Errors
-    /// [`EngineError::PortTaken`] when its port belongs to somebody else. The container's port cannot be changed: it is to
-    /// be removed. Whoever does that knows whether it may run all the same.
+    /// [`EngineError::PortTaken`] when its port belongs to somebody else. The container is left as it was, though its port
+    /// cannot be changed: an engine that was killed may take one that runs for one that does not, and forgets it when it is
+    /// removed. Whoever does that sees to it first.
     pub async fn start(&self, id: &ContainerId) -> Result<(), EngineError> {
         let mut again = true;
         loop {
@@ -131,12 +129,7 @@ impl Engine {
             }
             // Whoever had the port may have let go of it before we looked: then it is ours now.
             if !again {
-                // An engine that was killed, and started again, may keep a port for nobody until it ends in order.
-                return Err(if error.to_string().contains(PORT_ALLOCATED) {
-                    EngineError::PortTaken(port)
-                } else {
-                    error
-                });
+                return Err(error);
             }
             again = false;
         }

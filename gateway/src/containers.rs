@@ -4,6 +4,7 @@
 //! asked for anew whenever it is needed.
 
 use std::{
+    io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -37,7 +38,7 @@ const NAMES: u32 = 20;
 /// How long the engine may take to answer whoever only wants to know whether it is there.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a sled that the engine does not see may take to end.
-const UNSEEN_PATIENCE: Duration = Duration::from_secs(10);
+const UNSEEN_PATIENCE: Duration = takeover::LIMIT.saturating_add(Duration::from_secs(2));
 /// How long the engine has for learning of that.
 const UNSEEN_PAUSE: Duration = Duration::from_millis(500);
 
@@ -202,7 +203,14 @@ impl Containers {
 
     /// Makes and starts the project's container, or starts the one that is there. One whose network is not what the
     /// setting says is made anew: at once where it reaches what it must not, otherwise when it does not run.
-    pub async fn start(&self, id: Uuid, project: &Project) -> Result<Started, StartError> {
+    ///
+    /// `another` gives a port that is free, other than the one that it is given.
+    pub async fn start(
+        &self,
+        id: Uuid,
+        project: &Project,
+        another: impl Fn(u16) -> Result<u16, Refusal>,
+    ) -> Result<Started, StartError> {
         let incomplete =
             |what: &str| Refusal::internal(format!("the project has no {what}"), "its journal is incomplete");
         let spec = project.spec.as_ref().ok_or_else(|| incomplete("settings"))?;
@@ -236,7 +244,7 @@ impl Containers {
                     let mut begun = failpoint::around("start_container", engine.start(&found.id)).await;
                     // The engine may only not know that it runs, and starts it when it has ended.
                     if matches!(begun, Err(EngineError::Api { .. } | EngineError::Conflict { .. }))
-                        && self.end_unseen(id).await
+                        && self.end_unseen(id).await?
                     {
                         begun = failpoint::around("start_container", engine.start(&found.id)).await;
                     }
@@ -271,6 +279,7 @@ impl Containers {
         let _bridge = self.bridge.read().await;
         let mut wanted = self.spec(&engine, id, spec, image, owner).await?;
         let name = wanted.name.clone();
+        let mut failed = None;
         for attempt in 2..NAMES {
             let made = match failpoint::around("create_container", engine.create(&wanted)).await {
                 Ok(made) => made,
@@ -284,10 +293,16 @@ impl Containers {
             let begun = failpoint::around("start_container", engine.start(&made)).await;
             let Err(error) = begun else { return Ok(started(made, wanted.name, wanted.port)) };
             self.remove(id).await?;
-            return Err(match error {
-                EngineError::PortTaken(port) => StartError::PortTaken(port),
-                other => refused(other).into(),
-            });
+            match (error, wanted.port) {
+                (EngineError::PortTaken(port), _) => return Err(StartError::PortTaken(port)),
+                // An engine that was killed may keep a port for nobody until it ends in order. Another port tells.
+                (error @ EngineError::Api { .. }, Some(port)) if failed.is_none() => {
+                    warn!(project = spec.name, %error, "it does not start; another port is tried");
+                    wanted.port = Some(another(port)?);
+                    failed = Some(error);
+                }
+                (error, _) => return Err(refused(failed.unwrap_or(error)).into()),
+            }
         }
         Err(Refusal::unavailable(format!("all names like `{name}` are taken on this engine"))
             .hint("Remove containers that nobody needs.")
@@ -324,7 +339,7 @@ impl Containers {
             self.remove_one(&found.id).await?;
         }
         // Before the engine forgets those: then nothing reaches them any more.
-        self.end_unseen(project).await;
+        self.end_unseen(project).await?;
         for found in others {
             self.remove_one(&found.id).await?;
         }
@@ -336,22 +351,28 @@ impl Containers {
         failpoint::around("remove_container", engine.remove(container)).await.map_err(refused)
     }
 
-    /// Ends a sled of the project that runs in no container which the engine knows to run: whether there was one. An engine
+    /// Ends what sleds of the project run in no container that the engine knows to run: whether there were any. An engine
     /// that is killed while it starts a container takes it afterwards for one that does not run.
-    async fn end_unseen(&self, project: Uuid) -> bool {
+    async fn end_unseen(&self, project: Uuid) -> Result<bool, Refusal> {
         let folder = self.home.project(project).sled();
-        match failpoint::around("end_unseen", takeover::ask(&folder, UNSEEN_PATIENCE)).await {
-            Ok(false) => false,
-            Ok(true) => {
-                warn!(%project, "a sled ran where the engine sees no container running, and was ended");
-                // The engine learns of its end, and tidies up after it.
-                sleep(UNSEEN_PAUSE).await;
-                true
-            }
-            // It is in nobody's way but its own: the next sled does not run beside it.
-            Err(error) => {
-                warn!(%project, %error, "a sled runs where the engine sees no container running, and cannot be ended");
-                false
+        let mut ended = false;
+        loop {
+            match failpoint::around("end_unseen", takeover::ask(&folder, UNSEEN_PATIENCE)).await {
+                Ok(false) => return Ok(ended),
+                Ok(true) => {
+                    warn!(%project, "a sled ran in a container that the engine takes for stopped, and was ended");
+                    ended = true;
+                    // The engine learns of its end, and tidies up after it.
+                    sleep(UNSEEN_PAUSE).await;
+                }
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    let what =
+                        "a sled of the project runs in a container that the engine takes for stopped, and does not end";
+                    return Err(Refusal::unavailable(what).hint(
+                        "On the host `pgrep --full --list-full 'sled serve'` shows it, and `kill -9` ends it; then try again.",
+                    ));
+                }
+                Err(error) => return Err(Refusal::internal("it cannot be seen whether a sled runs unseen", error)),
             }
         }
     }

@@ -243,7 +243,8 @@ impl Nodes {
             let held = slot.starting.lock().await;
             let project = self.live(id)?;
             let port = project.spec.as_ref().map(|spec| spec.port);
-            match containers.start(id, &project).await {
+            let another = |port| saga::free_port(registry, port);
+            match containers.start(id, &project, another).await {
                 Ok(started) => {
                     // What the container really has is the truth.
                     if let Some(real) = started.port.filter(|_| started.port != port) {
@@ -251,7 +252,7 @@ impl Nodes {
                     }
                     return Ok(started);
                 }
-                Err(StartError::PortTaken(port)) => self.move_port(id, saga::free_port(registry, port)?).await?,
+                Err(StartError::PortTaken(port)) => self.move_port(id, another(port)?).await?,
                 Err(StartError::ImageMissing(owner)) => {
                     // That takes minutes: who wants the project removed does not wait for it.
                     drop(held);

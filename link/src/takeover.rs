@@ -6,22 +6,30 @@
 use std::{
     fs::File,
     io::{self, ErrorKind},
-    os::{fd::AsRawFd, unix::fs::FileTypeExt},
+    os::fd::{AsRawFd, OwnedFd},
     path::Path,
     time::Duration,
 };
 
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::stat::{Mode, SFlag, fstat},
+};
 use tokio::net::UnixStream;
 
 /// The name of the socket, in the folder where a sled keeps its journal. Whoever opens it asks the sled to end, as SIGTERM
 /// does; nothing is said on it, and it is closed when the sled is gone.
 pub const SOCKET: &str = "takeover.sock";
 
+/// How long a sled that is asked to end may take. Who asks is patient for longer.
+pub const LIMIT: Duration = Duration::from_secs(8);
+
 /// Asks the sled that runs on this folder to end, and waits until it has: whether there was one.
 ///
 /// # Errors
 ///
-/// With [`ErrorKind::TimedOut`] when it has not ended within `patience`; otherwise when the folder cannot be looked at.
+/// With [`ErrorKind::TimedOut`] when it has not ended within `patience`, with [`ErrorKind::WouldBlock`] when too many ask at once;
+/// otherwise when the folder cannot be looked at.
 pub async fn ask(folder: &Path, patience: Duration) -> io::Result<bool> {
     let mut sled = match connect(folder).await {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(false),
@@ -36,14 +44,18 @@ pub async fn ask(folder: &Path, patience: Duration) -> io::Result<bool> {
 }
 
 async fn connect(folder: &Path) -> io::Result<UnixStream> {
-    // The folder's own path may be longer than a socket's may.
     let folder = File::open(folder)?;
-    let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(SOCKET);
-    // Programs of the project may put anything there.
-    if !path.symlink_metadata()?.file_type().is_socket() {
+    // Programs of the project may put anything there, at any time: what was looked at is what is opened.
+    let socket = openat(&folder, SOCKET, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    if SFlag::from_bits_truncate(fstat(&socket)?.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
         return Err(ErrorKind::NotFound.into());
     }
-    UnixStream::connect(path).await
+    UnixStream::connect(by_descriptor(&socket)).await
+}
+
+/// A path that is short however long the socket's own is.
+fn by_descriptor(socket: &OwnedFd) -> std::path::PathBuf {
+    Path::new("/proc/self/fd").join(socket.as_raw_fd().to_string())
 }
 
 #[cfg(test)]
@@ -58,8 +70,8 @@ mod tests {
     }
 
     fn listener(folder: &Path) -> UnixListener {
-        let folder = File::open(folder).expect("the folder");
-        UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd())).expect("a listener")
+        let folder = OwnedFd::from(File::open(folder).expect("the folder"));
+        UnixListener::bind(by_descriptor(&folder).join(SOCKET)).expect("a listener")
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ use crate::room::Room;
 use crate::snapshots::Snapshots;
 use crate::sshd::Sshd;
 use crate::supervised::Supervision;
-use crate::takeover::Hold;
+use crate::takeover::{self, Successors};
 use crate::turns::{Site, Turns};
 use crate::warm::Warm;
 use crate::workspace::Workspace;
@@ -34,7 +34,7 @@ use crate::workspace::Workspace;
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
 /// How long the whole end may take; engines kill after ten seconds.
-pub const SHUTDOWN_LIMIT: Duration = Duration::from_secs(8);
+const SHUTDOWN_LIMIT: Duration = link::takeover::LIMIT;
 
 /// Where everything is. The defaults are those of a project's container.
 #[derive(Debug, clap::Args)]
@@ -60,6 +60,9 @@ pub struct Settings {
     /// Seconds that a turn waits when the model's service limits the rate and does not say until when
     #[arg(long, default_value_t = 300)]
     limit_backoff_secs: u64,
+    /// Seconds that a sled which has the project already may take to end
+    #[arg(long, default_value_t = takeover::PATIENCE.as_secs(), hide = true)]
+    takeover_secs: u64,
     /// Where the kernel shows cgroups, for the room that there is
     #[arg(long, default_value = "/sys/fs/cgroup", hide = true)]
     cgroups: PathBuf,
@@ -99,7 +102,15 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
     let project =
         settings.project.or_else(|| environment.get("MUSHER_PROJECT_ID").map(str::to_owned)).unwrap_or_default();
 
-    let hold = Hold::take(&settings.data).await.with_context(|| format!("cannot have {}", settings.data.display()))?;
+    // First: in a container that has a sled, another one fails here, and takes nothing from it.
+    let model = endpoint(settings.model_port, "model").await?;
+    let git = endpoint(settings.git_port, "git").await?;
+    let taking = Successors::take(&settings.data, Duration::from_secs(settings.takeover_secs));
+    let successors = tokio::select! {
+        taken = taking => taken.with_context(|| format!("cannot have {}", settings.data.display()))?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let journal_path = settings.data.join("journal.db");
     let journal = Journal::open(&journal_path, Arc::new(SystemClock))?;
     let surroundings = Surroundings { sled, home, environment: environment.clone(), model_port: settings.model_port };
@@ -120,8 +131,6 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
     };
     let turns = Turns::open(journal.clone(), project, site).await.context("cannot read the turns of before")?;
 
-    let model = endpoint(settings.model_port, "model").await?;
-    let git = endpoint(settings.git_port, "git").await?;
     let socket =
         links::listen(&settings.socket).with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
 
@@ -163,12 +172,11 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
     tasks.close();
     tracing::info!("ready on {}", settings.socket.display());
 
-    // Kept until this process is gone: whoever asked waits for that.
-    let _asking = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        asking = hold.asked() => Some(asking),
-    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = successors.ask() => {}
+    }
     tracing::info!("asked to end");
     let ended = tokio::time::timeout(SHUTDOWN_LIMIT, async {
         turns.shut_down(SHUTDOWN_GRACE).await;
@@ -179,12 +187,13 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
         drop(snapshots.hold().await);
         journal.close().await;
     });
-    if ended.await.is_ok() {
-        tracing::info!("ended");
-    } else {
+    if ended.await.is_err() {
         let limit = SHUTDOWN_LIMIT.as_secs();
         tracing::error!("not everything ended within {limit} s; a turn that runs is interrupted at the next start");
+        // Whatever goes on in a thread must not outlive the folder's lock.
+        std::process::exit(1);
     }
+    tracing::info!("ended");
     Ok(())
 }
 

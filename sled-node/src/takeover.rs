@@ -1,7 +1,10 @@
-//! Of a project's sleds one holds its folder, and with that its journal and workspace: the newest. Mostly there is one.
-//! But an engine that was killed may have lost sight of a container, and another is made beside it.
+//! Of a project's sleds one at a time holds its folder, and with that its journal and workspace. Mostly there is one. But
+//! an engine that was killed may have lost sight of a container, and another is made beside it.
+//!
+//! Any process of the container may ask its sled to end; it could kill it as well.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -10,56 +13,60 @@ use anyhow::Context;
 use link::takeover;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::time::Instant;
 
 use crate::links;
 
-/// How long the one before may take to end; it ends within [`crate::serve::SHUTDOWN_LIMIT`].
-const PATIENCE: Duration = Duration::from_secs(12);
+/// How long the sled before may take to end.
+pub const PATIENCE: Duration = takeover::LIMIT.saturating_add(Duration::from_secs(4));
 
 /// Time between two looks at a folder that is held.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// The folder is this sled's as long as it lives.
-pub struct Hold {
-    _lock: Flock<File>,
-    listener: UnixListener,
-}
+/// Where sleds that come after this one ask it to end. The folder is this one's until its process is gone.
+pub struct Successors(UnixListener);
 
-impl Hold {
-    /// Takes the folder. A sled that holds it is asked to end, and waited for.
-    pub async fn take(folder: &Path) -> anyhow::Result<Self> {
-        let mut open = OpenOptions::new();
-        let mut file = open.write(true).create(true).mode(0o600).open(folder.join("lock")).context("no lock")?;
-        let deadline = Instant::now() + PATIENCE;
-        let lock = loop {
+impl Successors {
+    /// Takes the folder. A sled that has it is asked to end, and waited for.
+    pub async fn take(folder: &Path, patience: Duration) -> anyhow::Result<Self> {
+        let path = folder.join("lock");
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let deadline = Instant::now() + patience;
+        let mut asked = false;
+        loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => break lock,
+                Ok(lock) => {
+                    hold(lock);
+                    return Ok(Self(links::listen(&folder.join(takeover::SOCKET))?));
+                }
                 Err((_, Errno::EWOULDBLOCK)) if Instant::now() >= deadline => {
-                    anyhow::bail!("another sled of this project has it, and has not ended within {PATIENCE:?}");
+                    let what = if asked { "does not end" } else { "does not listen" };
+                    anyhow::bail!("another sled of this project has it, and {what}");
                 }
-                Err((held, Errno::EWOULDBLOCK)) => {
-                    tracing::warn!("another sled of this project runs, and is asked to end");
-                    file = held;
-                    match takeover::ask(folder, deadline - Instant::now()).await {
-                        Err(error) if error.kind() != std::io::ErrorKind::TimedOut => {
-                            return Err(error).context("the sled that has it cannot be asked to end");
-                        }
-                        _ => tokio::time::sleep(LOOK_AGAIN).await,
-                    }
-                }
-                Err((_, errno)) => return Err(errno).context("it cannot be locked"),
+                Err((held, Errno::EWOULDBLOCK)) => file = held,
+                Err((_, errno)) => return Err(errno).with_context(|| format!("cannot lock {}", path.display())),
             }
-        };
-        Ok(Self { _lock: lock, listener: links::listen(&folder.join(takeover::SOCKET))? })
+            match takeover::ask(folder, deadline - Instant::now()).await {
+                Ok(true) => {
+                    tracing::warn!("another sled of this project ran, and was asked to end");
+                    asked = true;
+                }
+                Ok(false) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => asked = true,
+                Err(error) => return Err(error).context("the sled that has it cannot be asked to end"),
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
-    /// Waits until somebody asks this sled to end. What is given tells them by its closing that it has.
-    pub async fn asked(&self) -> UnixStream {
+    /// Waits until somebody asks this sled to end.
+    pub async fn ask(&self) {
         loop {
-            match self.listener.accept().await {
-                Ok((asking, _)) => return asking,
+            match self.0.accept().await {
+                Ok((asking, _)) => return hold(asking),
                 Err(error) => {
                     tracing::warn!(%error, "cannot hear who wants to take over");
                     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -67,4 +74,9 @@ impl Hold {
             }
         }
     }
+}
+
+/// Leaves it to the end of this process to give it back: its threads may be at work on the project until then.
+fn hold<T>(held: T) {
+    std::mem::forget(held);
 }

@@ -161,6 +161,7 @@ async fn a_taken_port_is_told() -> Result<()> {
     let id = world.engine.create(&with_port("one", port)).await?;
     let error = world.engine.start(&id).await;
     ensure!(matches!(error, Err(EngineError::PortTaken(taken)) if taken == port), "{error:?}");
+    assert_eq!(world.engine.list(&world.gateway).await?.len(), 1, "whoever removes it sees to what runs in it");
     world.engine.remove(&id).await?;
     drop(holder);
 
@@ -169,11 +170,13 @@ async fn a_taken_port_is_told() -> Result<()> {
     let second = world.engine.create(&with_port("two", port)).await?;
     let error = world.engine.start(&second).await;
     ensure!(matches!(error, Err(EngineError::PortTaken(taken)) if taken == port), "{error:?}");
+    assert_eq!(world.engine.list(&world.gateway).await?.len(), 2);
     world.engine.remove(&second).await?;
     world.engine.stop(&first, Duration::from_secs(5)).await?;
     let holder = TcpListener::bind(("127.0.0.1", port))?;
     let error = world.engine.start(&first).await;
     ensure!(matches!(error, Err(EngineError::PortTaken(taken)) if taken == port), "{error:?}");
+    assert_eq!(world.engine.list(&world.gateway).await?.len(), 1);
     drop(holder);
     world.end(&[&first]).await
 }

@@ -208,7 +208,7 @@ impl Scene {
     }
 
     async fn start(&self) -> Result<Started, StartError> {
-        self.containers.start(self.id, &self.project).await
+        self.containers.start(self.id, &self.project, |port| Ok(port + 1)).await
     }
 
     /// What is there, by name, and the network that it is on.
@@ -385,7 +385,7 @@ async fn a_stopped_container_that_cannot_start_is_made_anew_once() {
         assert_eq!(scene.asked(), [made.as_slice(), &["POST /containers/musher-app/start"]].concat());
     }
     let scene = Scene::new(true).has("exited", "bridge-id");
-    scene.played().refusals.extend([(500, "the first fault"), (500, "the second fault"), (500, "never asked for")]);
+    scene.played().refusals.extend([(500, "the first fault"), (500, "the second fault"), (500, "of another port")]);
     let StartError::Refused(refusal) = scene.start().await.expect_err("neither starts") else {
         panic!("it is no matter of ports or images");
     };
@@ -471,15 +471,38 @@ async fn what_runs_unseen_is_ended_before_its_container_is_removed() {
 
 /// Such an engine may also keep the port of a container for nobody, until it ends in order.
 #[tokio::test]
-async fn a_port_that_the_engine_keeps_for_nobody_is_moved_from() {
+async fn another_port_is_tried_once_where_a_container_does_not_start() {
     let scene = Scene::new(true).has("created", "bridge-id");
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it has one").port();
+    let port = scene.project.spec.as_ref().expect("it has one").port;
+    scene.played().refusals.extend([(500, "the port is kept"); 2]);
+    let started = scene.start().await.expect("another port is free");
+    assert_eq!(started.port, Some(port + 1));
+    assert_eq!(scene.left(), [("musher-app".to_owned(), "bridge-id".to_owned())]);
+}
+
+#[tokio::test]
+async fn what_runs_unseen_is_ended_before_a_container_goes_whose_port_is_taken() {
+    let scene = Scene::new(true).has("created", "bridge-id");
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = holder.local_addr().expect("it has one").port();
     scene.played().port = Some(port);
-    scene.played().refusals.extend([(500, "Bind for 127.0.0.1:1 failed: port is already allocated"); 2]);
+    scene.played().refusals.push_back((500, "the port is taken"));
     let unseen = scene.runs_unseen();
     assert!(matches!(scene.start().await, Err(StartError::PortTaken(taken)) if taken == port));
-    assert_eq!(unseen.await.expect("it was asked"), ["POST /containers/old/start"; 2]);
+    assert_eq!(unseen.await.expect("it was asked"), ["POST /containers/old/start"]);
     assert_eq!(scene.left(), []);
+}
+
+/// Without its container nobody would find what does not end.
+#[tokio::test(start_paused = true)]
+async fn a_container_stays_while_what_runs_in_it_unseen_does_not_end() {
+    let scene = Scene::new(true).has("exited", "bridge-id");
+    let folder = scene.containers.home.project(scene.id).sled();
+    std::fs::create_dir_all(&folder).expect("it can be made");
+    let _stuck = UnixListener::bind(folder.join(takeover::SOCKET)).expect("it can be bound");
+    let refusal = scene.containers.remove(scene.id).await.expect_err("it runs on");
+    assert!(refusal.hint.is_some_and(|hint| hint.contains("sled serve")), "a person can end it");
+    assert_eq!(scene.left(), [("old".to_owned(), "bridge-id".to_owned())]);
 }
 
 /// Some disks have another number after a boot; the folder is the same.

@@ -12,7 +12,7 @@ use link::requests::{
 };
 use link::{Hello, Limits, Link, Side, SledClient};
 use tempfile::TempDir;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use uuid::Uuid;
 
 /// How long anything may take that should happen at once.
@@ -53,18 +53,22 @@ impl Node {
         self.listening().await;
     }
 
-    /// Another sled on the same folder, which listens; given is the one before, which nobody has told to end.
-    pub async fn start_beside(&mut self) -> Child {
-        let before = self.spawn_beside();
-        // The socket may be that of the one before for a moment.
-        eventually(async || TcpStream::connect(("127.0.0.1", self.model_port)).await.is_ok()).await;
+    /// Another sled on the same folder, which listens when the one before has ended, though nobody has told that: how it did.
+    pub async fn start_beside(&mut self) -> ExitStatus {
+        let mut before = self.spawn_beside();
+        let status = ended(&mut before).await;
         self.listening().await;
-        before
+        status
     }
 
     /// Another sled on the same folder. Given is the one before.
     pub fn spawn_beside(&mut self) -> Child {
         (self.model_port, self.git_port) = (free_port(), free_port());
+        self.spawn_on_the_same_ports()
+    }
+
+    /// Another sled on the same folder, as where it is started in the same container. Given is the one before.
+    pub fn spawn_on_the_same_ports(&mut self) -> Child {
         let child = spawn(self.folder.path(), self.model_port, self.git_port, &self.args);
         std::mem::replace(&mut self.child, child)
     }
