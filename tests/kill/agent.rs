@@ -39,7 +39,13 @@ fn steps(plan: &Plan, request: &Request, prompts: &[String]) -> Vec<Step> {
     let wait = efforts().filter_map(|effort| if let Effort::Say(ms) = effort { Some(ms) } else { None }).max();
     match (tool, wait) {
         (Some(ms), _) if request.tool_result.is_none() => {
-            let command = format!("sleep {}.{:03}{TOOL_MARK}; echo slept", ms / 1000, ms % 1000);
+            // What it leaves behind does not end by itself, nor for being asked to.
+            let left = format!("trap \"\" HUP TERM; while :; do sleep 9{TOOL_MARK}; done");
+            let command = format!(
+                "setsid sh -c '{left}' </dev/null >/dev/null 2>&1 & sleep {}.{:03}{TOOL_MARK}; echo slept",
+                ms / 1000,
+                ms % 1000
+            );
             vec![Step::call("Bash", json!({ "command": command }))]
         }
         (None, Some(ms)) => vec![Step::Wait(opens_after(Duration::from_millis(ms))), answer],

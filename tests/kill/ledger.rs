@@ -10,11 +10,8 @@ use crate::plan::{Target, project_of};
 /// What every message that wants an answer ends with; its number stands before it.
 pub const PLEASE: &str = " please answer";
 
-/// DESIGN's bound on the attempts of a batch.
-pub const MAX_ATTEMPTS: u64 = 2;
-
-/// How long after a part of a project was killed that may still fail what is said: the gateway's own patience with a
-/// sled that it has started.
+/// How long after a part of a project was killed that may still fail what is said, if nothing of the project was answered
+/// since: the gateway's own patience with a sled that it has started.
 const RECOVERY: Duration = Duration::from_secs(20);
 
 /// How much of what happened around a fault is shown.
@@ -74,6 +71,17 @@ pub struct Outage {
     pub to: Duration,
 }
 
+/// A message that was answered.
+#[derive(Debug, Clone, Copy)]
+struct Answered {
+    /// What it was about.
+    project: usize,
+    /// When an agent was first asked for it.
+    asked: Duration,
+    /// When the answer came.
+    at: Duration,
+}
+
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -85,13 +93,13 @@ pub enum Fault {
     Twice,
     /// Settled before an earlier message of its room.
     Disordered,
-    /// Handed to an agent more often than allowed.
+    /// Handed to an agent more often than once, and once more for an interruption of its turn (DESIGN, "Attempts").
     Attempts,
     /// An undisturbed turn asked the model again.
     Requests,
     /// The answer is about other messages than it names, or does not name what it answers.
     Misattributed,
-    /// The gateway ended by itself in a way that no supervisor should see.
+    /// The gateway ended by itself, for no reason that lies in what was away.
     Crash,
     /// The gateway's journal is not sound.
     Journal,
@@ -123,10 +131,10 @@ impl Fault {
             Self::Needless => "failed though nothing of their project was killed",
             Self::Twice => "answered twice",
             Self::Disordered => "answered out of order",
-            Self::Attempts => "batches with more than two attempts",
+            Self::Attempts => "batches with more attempts than one and one for an interruption",
             Self::Requests => "undisturbed turns with more than one model request",
             Self::Misattributed => "answers that name other messages than theirs",
-            Self::Crash => "gateway ended by itself with a crash",
+            Self::Crash => "gateway ended by itself",
             Self::Journal => "journals that `musher journal verify` finds unsound",
             Self::Process => "orphaned processes",
             Self::Container => "orphaned containers",
@@ -195,6 +203,7 @@ impl Ledger {
         let mut faults: Vec<(Fault, String)> = self.found.clone();
         let (mut answered, mut failed, mut undisturbed) = (0, 0, 0);
         let mut last: BTreeMap<usize, (usize, u32)> = BTreeMap::new();
+        let all_answered = self.answered();
         for said in &self.said {
             let settlements = self.settlements(said);
             let Some(at) = self.settled_at(said) else {
@@ -204,7 +213,7 @@ impl Ledger {
             let end = &self.heard[at];
             let count = if end.failed() { &mut failed } else { &mut answered };
             *count += 1;
-            if end.failed() && !self.may_fail(said, end.at) {
+            if end.failed() && !self.touched(said, end.at, &all_answered, |_| true) {
                 faults.push((Fault::Needless, self.story(said, "failed though nothing of its project was killed")));
             }
             if settlements.len() > 1 {
@@ -222,8 +231,11 @@ impl Ledger {
                 (*latest, *number) = (at, said.number);
             }
             let attempts = self.attempts(said.number);
-            if attempts > MAX_ATTEMPTS {
+            if attempts > self.attempts_allowed(said, &all_answered) {
                 faults.push((Fault::Attempts, self.story(said, &format!("was handed to an agent {attempts} times"))));
+            }
+            if !end.failed() && self.is_answered_beside(said, at) {
+                faults.push((Fault::Twice, self.story(said, "is answered again by a message that names others")));
             }
             if self.undisturbed(said, end.at) {
                 undisturbed += 1;
@@ -279,18 +291,64 @@ impl Ledger {
         self.outages.iter().all(|outage| outage.to < said.at || settled < outage.from)
     }
 
-    /// Whether something was killed in the message's life, or so shortly before that it may not have recovered, that may
-    /// fail a turn of its project. Gateway and homeserver may be killed as often as they like: what runs goes on without
-    /// them.
-    fn may_fail(&self, said: &Said, settled: Duration) -> bool {
+    /// Whether another text than the one that settles it is about this message, though it names others or none.
+    fn is_answered_beside(&self, said: &Said, settled: usize) -> bool {
+        self.heard.iter().enumerate().any(|(at, heard)| {
+            let about = heard.text && !heard.edit && !heard.failed() && numbers(&heard.body).contains(&said.number);
+            at != settled && heard.room == said.room && about && !heard.answers.contains(&said.event)
+        })
+    }
+
+    /// Once, and once more where its turn was interrupted.
+    fn attempts_allowed(&self, said: &Said, answered: &[Answered]) -> u64 {
+        let settled = self.settled_at(said).map_or(Duration::MAX, |at| self.heard[at].at);
+        1 + u64::from(self.touched(said, settled, answered, |what| !matches!(what, Target::Agent(_))))
+    }
+
+    /// How often a turn that answers these events may be handed over.
+    pub fn attempts_allowed_of(&self, events: &[String]) -> u64 {
+        let answered = self.answered();
+        let said = self.said.iter().filter(|said| events.contains(&said.event));
+        said.map(|said| self.attempts_allowed(said, &answered)).max().unwrap_or(1)
+    }
+
+    /// Whether one of these parts, without which its project's turns cannot go on, was killed in the message's life, or had
+    /// not recovered before it. Gateway and homeserver may be killed as often as they like: what runs goes on without them.
+    fn touched(&self, said: &Said, settled: Duration, answered: &[Answered], which: impl Fn(Target) -> bool) -> bool {
         let project = project_of(said.room);
         let touches = |what: Target| match what {
             Target::Sled(of) | Target::Agent(of) | Target::Container(of) => of == project,
             Target::Engine | Target::Start(_) => true,
             Target::Gateway | Target::Homeserver => false,
         };
-        let within = |outage: &Outage| outage.from <= settled && said.at <= outage.to.saturating_add(RECOVERY);
-        self.outages.iter().any(|outage| touches(outage.what) && within(outage))
+        // With the first answer that an agent was asked for since.
+        let recovered = |outage: &Outage| {
+            let since = answered.iter().filter(|answer| answer.project == project && answer.asked > outage.to);
+            since.map(|answer| answer.at).min().unwrap_or(Duration::MAX).min(outage.to.saturating_add(RECOVERY))
+        };
+        let within = |outage: &Outage| outage.from <= settled && said.at <= recovered(outage);
+        self.outages.iter().any(|outage| which(outage.what) && touches(outage.what) && within(outage))
+    }
+
+    /// All messages that were answered.
+    fn answered(&self) -> Vec<Answered> {
+        let mut asked: BTreeMap<u32, Duration> = BTreeMap::new();
+        for request in &self.asked {
+            for number in request.prompts.iter().flat_map(|prompt| wanted(prompt)) {
+                asked.entry(number).or_insert(request.at);
+            }
+        }
+        let answered = self.said.iter().filter_map(|said| {
+            let end = &self.heard[self.settled_at(said)?];
+            let asked = *asked.get(&said.number)?;
+            (!end.failed()).then_some(Answered { project: project_of(said.room), asked, at: end.at })
+        });
+        answered.collect()
+    }
+
+    /// Whether this part is away.
+    pub fn is_away(&self, now: Duration, which: impl Fn(Target) -> bool) -> bool {
+        self.outages.iter().any(|outage| which(outage.what) && (outage.from..=outage.to).contains(&now))
     }
 
     /// From when on no kill is an excuse for a failure.

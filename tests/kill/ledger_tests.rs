@@ -126,6 +126,44 @@ fn prompts_of_a_batch_are_its_attempts() {
 }
 
 #[test]
+fn only_an_interruption_allows_a_second_attempt() {
+    let mut ledger = said(1);
+    ledger.heard = vec![heard(30, "answer: m1", &["$1"])];
+    let words = "m1 please answer";
+    ledger.asked = vec![asked(11, &[words]), asked(21, &[words, "You were interrupted."])];
+    for (what, faulty) in [
+        (Target::Gateway, true),
+        (Target::Homeserver, true),
+        (Target::Agent(0), true),
+        (Target::Sled(1), true),
+        (Target::Sled(0), false),
+        (Target::Container(0), false),
+        (Target::Engine, false),
+        (Target::Start(1), false),
+    ] {
+        ledger.outages = vec![killed(what, 20)];
+        assert_eq!(faults(&ledger), if faulty { vec![Fault::Attempts] } else { vec![] }, "{what}");
+        let allowed = ledger.attempts_allowed_of(&["$0".to_owned(), "$1".to_owned()]);
+        assert_eq!(allowed, if faulty { 1 } else { 2 }, "{what}");
+    }
+}
+
+#[test]
+fn what_was_answered_is_not_answered_again_beside_another_message() {
+    let mut ledger = said(2);
+    ledger.outages = vec![killed(Target::Agent(0), 10)];
+    ledger.heard = vec![heard(15, "answer: m1", &["$1"]), heard(25, "answer: m1 m2", &["$2"])];
+    assert_eq!(faults(&ledger), [Fault::Twice]);
+    ledger.heard[1].answers.clear();
+    ledger.heard[1].body = "answer: m1".into();
+    ledger.heard.push(heard(26, "answer: m2", &["$2"]));
+    assert_eq!(faults(&ledger), [Fault::Twice], "it names nobody");
+    // An agent may remember what it could not answer.
+    ledger.heard = vec![heard(15, "⚠ It failed.", &["$1"]), heard(25, "answer: m1 m2", &["$2"])];
+    assert_eq!(faults(&ledger), []);
+}
+
+#[test]
 fn a_turn_that_nothing_disturbed_asks_once() {
     let mut ledger = said(1);
     ledger.heard = vec![heard(12, "answer: m1", &["$1"])];
@@ -174,6 +212,30 @@ fn a_failure_needs_a_kill_that_touches_its_project_in_its_life() {
     for part in ["m1 in room 0 failed though nothing of its project was killed", "    1  failed though nothing"] {
         assert!(told.contains(part), "`{part}` is not in\n{told}");
     }
+}
+
+#[test]
+fn a_project_has_recovered_with_the_first_answer_that_was_asked_for_since() {
+    let mut ledger = said(3);
+    // m1 is at 10 s, m2 at 20 s, m3 at 30 s.
+    ledger.outages = vec![Outage { what: Target::Engine, from: secs(11), to: secs(14) }];
+    ledger.heard =
+        vec![heard(15, "answer: m1", &["$1"]), heard(25, "answer: m2", &["$2"]), heard(33, "⚠ It failed.", &["$3"])];
+    ledger.asked = vec![asked(10, &["m1 please answer"]), asked(21, &["m2 please answer"])];
+    assert_eq!(faults(&ledger), [Fault::Needless]);
+    // That it was answered tells nothing where the agent had been asked before.
+    ledger.asked[1].at = secs(13);
+    assert_eq!(faults(&ledger), []);
+}
+
+#[test]
+fn a_part_is_away_until_it_is_back() {
+    let mut ledger = said(1);
+    ledger.outages = vec![Outage { what: Target::Engine, from: secs(11), to: Duration::MAX }];
+    let away = |ledger: &Ledger, at| ledger.is_away(secs(at), |what| what == Target::Engine);
+    assert_eq!([10, 12, 20].map(|at| away(&ledger, at)), [false, true, true]);
+    ledger.outages[0].to = secs(13);
+    assert_eq!([12, 20].map(|at| away(&ledger, at)), [true, false]);
 }
 
 #[test]

@@ -125,7 +125,15 @@ impl Plan {
     pub fn new(seed: u64, kills: usize) -> Self {
         // Two streams, so that a longer storm begins like a shorter one.
         let (mut dice, mut words) = (Dice(seed), Dice(seed ^ 0x5851_f42d_4c95_7f2d));
-        let kills: Vec<Kill> = (0..kills).map(|_| Kill::throw(&mut dice)).collect();
+        // Each kind once before any is drawn by its weight: also a short storm leaves no part alive.
+        let mut kinds: Vec<Kind> = WEIGHTS.iter().map(|(kind, _)| *kind).collect();
+        let mut first = Vec::new();
+        while !kinds.is_empty() {
+            let drawn = usize::try_from(dice.below(kinds.len() as u64)).unwrap_or(0);
+            first.push(kinds.swap_remove(drawn));
+        }
+        let mut first = first.into_iter();
+        let kills: Vec<Kill> = (0..kills).map(|_| Kill::throw(&mut dice, first.next())).collect();
         let storm: Duration = kills.iter().map(|kill| kill.pause).sum();
         let (mut messages, mut at) = (Vec::new(), Duration::ZERO);
         while at < storm {
@@ -140,7 +148,7 @@ impl Plan {
             at: storm,
             room,
             number: number(messages.len() + room),
-            effort: Effort::Say(words.below(400)),
+            effort: if room % 2 == 0 { Effort::Say(words.below(400)) } else { Effort::Work(words.below(400)) },
         });
         let calm = calm.collect();
         Self { messages, kills, calm }
@@ -152,18 +160,24 @@ impl Plan {
     }
 }
 
-impl Kill {
+impl Kind {
     fn throw(dice: &mut Dice) -> Self {
         let sum = WEIGHTS.iter().map(|(_, weight)| weight).sum();
         let mut rest = dice.below(sum);
-        let mut kind = Kind::Gateway;
-        for (candidate, weight) in WEIGHTS {
+        for (kind, weight) in WEIGHTS {
             if rest < weight {
-                kind = candidate;
-                break;
+                return kind;
             }
             rest -= weight;
         }
+        Self::Gateway
+    }
+}
+
+impl Kill {
+    /// A kill of this kind, or of one that is drawn.
+    fn throw(dice: &mut Dice, kind: Option<Kind>) -> Self {
+        let kind = kind.unwrap_or_else(|| Kind::throw(dice));
         let project = usize::try_from(dice.below(PROJECTS as u64)).unwrap_or(0);
         let target = match kind {
             Kind::Gateway => Target::Gateway,
@@ -233,6 +247,16 @@ mod tests {
         let (short, long) = (Plan::new(7, 20), Plan::new(7, 200));
         assert_eq!(long.kills[..20], short.kills);
         assert_eq!(long.messages[..short.messages.len()], short.messages);
+    }
+
+    #[test]
+    fn a_short_storm_leaves_no_part_alive() {
+        for seed in 0..50 {
+            let kills = Plan::new(seed, WEIGHTS.len()).kills;
+            let kinds: BTreeSet<_> =
+                kills.iter().map(|kill| std::mem::discriminant(&kill.target)).map(|kind| format!("{kind:?}")).collect();
+            assert_eq!(kinds.len(), WEIGHTS.len(), "seed {seed}: {kills:?}");
+        }
     }
 
     #[test]

@@ -68,7 +68,8 @@ pub async fn run(engine: Engine, options: &Options, seed: u64) -> Result<bool> {
     };
     background.shutdown().await;
     let verdict = record.ledger().judge();
-    println!("{verdict}seed {seed}; {:.1} s in all", record.now().as_secs_f64());
+    println!("{verdict}{} sleds ran unseen, and were ended", world.unseen()?);
+    println!("seed {seed}; {:.1} s in all", record.now().as_secs_f64());
     if ended.is_err() || !verdict.is_clean() {
         let folder = product::kept()?.join(format!("kill-{seed}"));
         world.keep(&folder).await.with_context(|| format!("nothing could be kept in {}", folder.display()))?;

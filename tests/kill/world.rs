@@ -23,7 +23,7 @@ use crate::{
     agent::TOOL_MARK,
     engine::{self, Engine},
     journal,
-    ledger::{Fault, MAX_ATTEMPTS},
+    ledger::Fault,
     plan::{PROJECTS, ROOMS, Target, project_name, project_of},
     record::Record,
 };
@@ -37,8 +37,11 @@ const RESTART: Duration = Duration::from_millis(500);
 /// In the command line of the process that stands between the sled and an agent.
 const SUPERVISOR: &str = "/sled supervise ";
 
-/// Exit code of a Rust program that panicked.
-const PANIC: i32 = 101;
+/// Exit code of a gateway that cannot do without something that is away (`EX_UNAVAILABLE`).
+const UNAVAILABLE: i32 = 69;
+
+/// What the gateway logs when an engine that was killed had lost sight of a container.
+const UNSEEN: &str = "a sled ran in a container that the engine takes for stopped";
 
 /// The settings of the practice agent. Its image has no other.
 pub const ECHO: &str = "[agent]\nruntime = \"echo\"";
@@ -178,18 +181,25 @@ impl World {
                     drop(engine);
                     return self.instead(target).await;
                 };
-                let id = docker(&["container", "inspect", "--format", "{{.Id}}", &container]).await?;
-                let outage = self.record.away(target);
-                docker(&["kill", &container]).await?;
-                // The gateway starts it again for what is said about the project.
-                let caught = engine.kill_at_start(id.trim(), AIM).await?;
-                if caught {
-                    tokio::time::sleep(down).await;
-                    engine.start().await?;
-                }
-                drop(engine);
+                let outage = self.record.away(Target::Container(project));
+                let id = docker(&["container", "inspect", "--format", "{{.Id}}", &container]).await;
+                // It may have ended, or gone, meanwhile.
+                let killed = docker(&["kill", &container]).await;
                 self.record.back(outage);
-                if caught { Ok(()) } else { self.instead(target).await }
+                let (Ok(id), Ok(_)) = (id, killed) else {
+                    drop(engine);
+                    return self.instead(target).await;
+                };
+                // The gateway starts it again for what is said about the project.
+                if !engine.kill_at_start(id.trim(), AIM).await? {
+                    drop(engine);
+                    return self.instead(target).await;
+                }
+                let outage = self.record.away(target);
+                tokio::time::sleep(down).await;
+                engine.start().await?;
+                self.record.back(outage);
+                Ok(())
             }
             Target::Sled(project) => self.kill_process(target, project, "sled serve").await,
             Target::Agent(project) => self.kill_process(target, project, self.agent.mark()).await,
@@ -269,10 +279,11 @@ impl World {
             let Some(status) = slot.as_mut().map(Gateway::ended).transpose()?.flatten() else { continue };
             let all = slot.take().map(|gateway| gateway.all()).unwrap_or_default();
             let what = format!("the gateway ended by itself with {status}:\n{}", engine::last_lines(&all, 6));
-            if status.code().is_none_or(|code| code == PANIC) {
-                self.record.found(Fault::Crash, what);
-            } else {
+            let excused = |what| matches!(what, Target::Engine | Target::Start(_) | Target::Homeserver);
+            if status.code() == Some(UNAVAILABLE) && self.record.ledger().is_away(self.record.now(), excused) {
                 self.record.note(what);
+            } else {
+                self.record.found(Fault::Crash, what);
             }
             *slot = Some(Gateway::start(&self.home, &[])?);
         }
@@ -358,13 +369,22 @@ impl World {
             self.record.found(Fault::Journal, verified.to_string());
         }
         let told = self.home.run(["journal", "tail", "--lines", EVERYTHING], "").await?;
-        for (turn, attempts) in journal::attempts(&told.stdout) {
-            if attempts > MAX_ATTEMPTS {
+        for (turn, journal::Retried { attempts, answers }) in journal::retried(&told.stdout) {
+            if attempts > self.record.ledger().attempts_allowed_of(&answers) {
                 let stream = journal::about(&told.stdout, &turn);
                 self.record.found(Fault::Attempts, format!("turn {turn} was tried {attempts} times:\n{stream}"));
             }
         }
         Ok(())
+    }
+
+    /// How many sleds the gateway has ended that ran where the engine saw no container running.
+    pub fn unseen(&self) -> Result<usize> {
+        let mut count = 0;
+        for entry in std::fs::read_dir(self.home.state().join("logs"))? {
+            count += std::fs::read_to_string(entry?.path())?.matches(UNSEEN).count();
+        }
+        Ok(count)
     }
 
     /// Keeps what helps to find out why, in a folder that stays.
