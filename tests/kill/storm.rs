@@ -73,7 +73,7 @@ pub async fn run(engine: Engine, options: &Options, seed: u64) -> Result<bool> {
     if ended.is_err() || !verdict.is_clean() {
         let folder = product::kept()?.join(format!("kill-{seed}"));
         world.keep(&folder).await.with_context(|| format!("nothing could be kept in {}", folder.display()))?;
-        println!("journal and logs of the gateway, and the engine's log: {}", folder.display());
+        println!("journal and logs of the gateway, the engine's log, what agents remember: {}", folder.display());
     }
     ended?;
     Ok(verdict.is_clean())

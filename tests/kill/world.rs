@@ -12,7 +12,7 @@ use ::tests::{
     homeserver::Homeserver,
     model::Model,
     person::Person,
-    wait,
+    process, wait,
 };
 use anyhow::{Context as _, Result};
 use nix::unistd::Pid;
@@ -400,6 +400,16 @@ impl World {
         for entry in std::fs::read_dir(self.home.state().join("logs")).into_iter().flatten() {
             let entry = entry?;
             std::fs::copy(entry.path(), folder.join(entry.file_name()))?;
+        }
+        // What agents remember.
+        for project in std::fs::read_dir(self.home.state().join("projects"))? {
+            let project = project?;
+            let memory = project.path().join("home/dev/.claude/projects");
+            if memory.is_dir() {
+                let copy = folder.join(project.file_name());
+                let mut command = tokio::process::Command::new("cp");
+                process::run(command.arg("-r").args([memory, copy]), b"", wait::SHORT).await?.success()?;
+            }
         }
         Ok(())
     }
