@@ -164,6 +164,8 @@ pub struct Ledger {
 pub struct Verdict {
     counts: BTreeMap<Fault, usize>,
     stories: Vec<String>,
+    /// What people read of what failed, and of how many messages.
+    failures: BTreeMap<String, usize>,
     summary: String,
 }
 
@@ -202,6 +204,7 @@ impl Ledger {
     pub fn judge(&self) -> Verdict {
         let mut faults: Vec<(Fault, String)> = self.found.clone();
         let (mut answered, mut failed, mut undisturbed) = (0, 0, 0);
+        let mut failures: BTreeMap<String, usize> = BTreeMap::new();
         let mut last: BTreeMap<usize, (usize, u32)> = BTreeMap::new();
         let all_answered = self.answered();
         for said in &self.said {
@@ -213,6 +216,9 @@ impl Ledger {
             let end = &self.heard[at];
             let count = if end.failed() { &mut failed } else { &mut answered };
             *count += 1;
+            if end.failed() {
+                *failures.entry(brief(&end.body)).or_default() += 1;
+            }
             if end.failed() && !self.touched(said, end.at, &all_answered, |_| true) {
                 faults.push((Fault::Needless, self.story(said, "failed though nothing of its project was killed")));
             }
@@ -262,7 +268,7 @@ impl Ledger {
             killed.join(", ")
         );
         let stories = faults.into_iter().map(|(fault, story)| format!("{}: {story}", fault.name())).collect();
-        Verdict { counts, stories, summary }
+        Verdict { counts, stories, failures, summary }
     }
 
     /// How often the agent was told of this message or, after it and before another, told something else: a note that
@@ -406,6 +412,9 @@ impl fmt::Display for Verdict {
             writeln!(f, "{story}\n")?;
         }
         writeln!(f, "{}", self.summary)?;
+        for (words, count) in &self.failures {
+            writeln!(f, "{count:7} × {words}")?;
+        }
         for (fault, count) in &self.counts {
             writeln!(f, "  {count:5}  {}", fault.name())?;
         }
