@@ -21,6 +21,9 @@ pub fn is_unsafe_in_prose(c: char) -> bool {
     is_unsafe(c) && !matches!(c, '\u{200c}' | '\u{200d}')
 }
 
+/// Columns that a line of [`lines`] keeps of its indentation: what stands behind more of them is out of sight on many screens.
+const MAX_INDENTATION: usize = 32;
+
 /// The text without characters that a terminal or a chat client would act on, and [`masked`]; lines and tabs stay.
 pub fn plain(text: &str) -> String {
     masked(&text.chars().filter(|&c| !is_unsafe(c)).collect::<String>())
@@ -50,11 +53,26 @@ pub fn masked(text: &str) -> String {
 
 /// The text on one line of at most `max` characters, an ellipsis where something was cut.
 pub fn one_line(text: &str, max: usize) -> String {
-    let joined = plain(text).split_whitespace().collect::<Vec<_>>().join(" ");
-    if joined.chars().count() <= max {
-        return joined;
+    cut(plain(text).split_whitespace().collect::<Vec<_>>().join(" "), max)
+}
+
+/// The text in lines, each as [`one_line`] has it but for how far it is indented, of at most `max` characters together; lines
+/// with nothing in them go.
+pub fn lines(text: &str, max: usize) -> String {
+    let text = plain(text);
+    let lines = text.lines().filter(|line| !line.trim().is_empty()).map(|line| {
+        let columns = line.chars().take_while(|char| char.is_whitespace()).count().min(MAX_INDENTATION);
+        format!("{}{}", " ".repeat(columns), line.split_whitespace().collect::<Vec<_>>().join(" "))
+    });
+    cut(lines.collect::<Vec<_>>().join("\n"), max)
+}
+
+/// The text, an ellipsis in the place of what are more than `max` characters.
+fn cut(text: String, max: usize) -> String {
+    if text.chars().count() <= max {
+        return text;
     }
-    let mut cut: String = joined.chars().take(max.saturating_sub(1)).collect();
+    let mut cut: String = text.chars().take(max.saturating_sub(1)).collect();
     cut.push('…');
     cut
 }
@@ -113,7 +131,9 @@ mod tests {
     #[test]
     fn what_is_hostile_is_shown_and_does_nothing() {
         for hostile in hostile() {
-            for shown in [plain(&hostile), one_line(&hostile, 80), code(&hostile), code_block(&hostile)] {
+            let lines = lines(&hostile, 80);
+            assert!(lines.chars().count() <= 80 && lines.lines().all(|line| !line.trim().is_empty()), "{lines:?}");
+            for shown in [plain(&hostile), one_line(&hostile, 80), lines, code(&hostile), code_block(&hostile)] {
                 assert!(!shown.contains(is_unsafe), "{shown:?}");
                 assert!(!shown.contains("hunter2"), "{shown:?}");
             }
@@ -142,6 +162,13 @@ mod tests {
             }
             assert_eq!(outside, ["before", "after"], "{block}");
         }
+    }
+
+    #[test]
+    fn lines_stay_apart_and_in_sight() {
+        assert_eq!(lines("a  b\n\n  c\x1b\td\n \u{200b}\n", 80), "a b\n  c d");
+        assert_eq!(lines(&format!("a\n{}b", " ".repeat(500)), 80), format!("a\n{}b", " ".repeat(MAX_INDENTATION)));
+        assert_eq!(lines("ab\ncd", 4), "ab\n…");
     }
 
     #[test]

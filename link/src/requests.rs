@@ -207,7 +207,7 @@ pub enum TurnEvent {
         request: String,
         /// The tool's name.
         tool: String,
-        /// One bounded line that tells what it is to be used on.
+        /// All that it is to be used on, in bounded lines; where not all is there, they say so.
         summary: String,
         /// When the sled denies it by itself, by the sled's wall clock.
         deadline: Timestamp,

@@ -10,6 +10,12 @@ pub fn error_line(error: &impl std::fmt::Display) -> String {
     one_line(&error.to_string(), MAX_ERROR)
 }
 
+/// Columns that a line keeps of its indentation: what stands behind more of them is out of sight on many screens.
+const MAX_INDENTATION: usize = 24;
+
+/// Columns of a tab.
+const TAB: usize = 4;
+
 /// `text` on one line of at most `max_chars` characters: white space runs become one space, control and direction-changing characters go.
 pub fn one_line(text: &str, max_chars: usize) -> String {
     let mut line = String::new();
@@ -34,6 +40,20 @@ pub fn one_line(text: &str, max_chars: usize) -> String {
         }
     }
     line
+}
+
+/// `text` in its lines, each as [`one_line`] has it but for how far it is indented; those with nothing in them go. Whatever some program takes for the
+/// end of a line ends one: what is carried out must not stand where a comment is read.
+pub fn lines(text: &str) -> Vec<String> {
+    let ends = ['\n', '\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}'];
+    let lines = text.split(ends).map(|line| (indentation(line), one_line(line, usize::MAX)));
+    lines.filter(|(_, line)| !line.is_empty()).map(|(columns, line)| format!("{}{line}", " ".repeat(columns))).collect()
+}
+
+/// How far a line is indented, in columns.
+fn indentation(line: &str) -> usize {
+    let blank = line.chars().take_while(|c| c.is_whitespace());
+    blank.map(|c| if c == '\t' { TAB } else { 1 }).sum::<usize>().min(MAX_INDENTATION)
 }
 
 /// `text` with its lines kept, control characters other than tab and line feed removed, cut to at most `max_bytes` and a visible mark.
@@ -75,6 +95,23 @@ mod tests {
         for (given, wanted) in table {
             assert_eq!(one_line(given, 10), wanted, "{given:?}");
         }
+    }
+
+    #[test]
+    fn lines_end_wherever_some_program_takes_one_to_end() {
+        let table: [(&str, &[&str]); 6] = [
+            ("ls -l", &["ls -l"]),
+            ("cargo test # all\nrm  -rf src\n", &["cargo test # all", "rm -rf src"]),
+            ("if a:\r\n\tb\r\n\r\n  c", &["if a:", "    b", "  c"]),
+            ("a\rb\u{b}c\u{c}d\u{85}e\u{2028}f\u{2029}g", &["a", "b", "c", "d", "e", "f", "g"]),
+            ("\n \n\u{1b}\n", &[]),
+            ("\u{1b}[2Ja\u{202e}\n", &["[2Ja"]),
+        ];
+        for (given, wanted) in table {
+            assert_eq!(lines(given), wanted, "{given:?}");
+        }
+        let far = format!("{}rm", " ".repeat(2000));
+        assert_eq!(lines(&far), [format!("{}rm", " ".repeat(MAX_INDENTATION))]);
     }
 
     #[test]

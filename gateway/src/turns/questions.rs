@@ -186,7 +186,9 @@ impl Turns {
     ) -> bool {
         let key = (turn.id, request.to_owned());
         let decided = self.inner.questions.decided.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        let about = format!("{} {}", text::one_line(tool, 40), text::code(summary));
+        let tool = text::one_line(tool, 40);
+        let whole = text::lines(summary, ABOUT_CHARS);
+        let about = format!("{tool} {}", text::code(&whole.replace('\n', " ⏎ ")));
         let question = {
             let mut known = self.inner.questions.known();
             let of_turn = known.open.keys().filter(|(of, _)| *of == turn.id).count();
@@ -219,12 +221,11 @@ impl Turns {
         }
         let name = || question.name.clone();
         let (approve, deny) = (Command::Approve { question: name() }, Command::Deny { question: name() });
-        // What does not fit a line is shown in a block: people allow what they see.
-        let whole = text::one_line(summary, ABOUT_CHARS);
-        let shown = if text::one_line(summary, LINE_CHARS) == whole {
+        // What a line does not show as it is, is shown in a block: people allow what they see.
+        let shown = if text::one_line(summary, LINE_CHARS) == whole && !whole.contains('`') {
             about
         } else {
-            format!("{}\n{}", text::one_line(tool, 40), text::code_block(&whole))
+            format!("{tool}\n{}", text::code_block(&whole))
         };
         let until = deadline.strftime("%H:%M:%S UTC");
         let post = Post {

@@ -7,11 +7,11 @@ use std::borrow::Cow;
 use link::requests::{FailureReason, Outcome, TurnEvent, Usage};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::permissions::Question;
-use crate::text::{MAX_ERROR, error_line, one_line, paragraphs};
+use crate::text::{MAX_ERROR, error_line, lines, one_line, paragraphs};
 
 /// Longest line of an agent's output, in bytes; a longer one breaks the protocol.
 pub const MAX_LINE: usize = 8 * 1024 * 1024;
@@ -357,9 +357,10 @@ fn failed(reason: FailureReason) -> Outcome {
     Outcome::Failed { reason, last_lines: Vec::new() }
 }
 
-/// One line that people decide by: where it does not show all, it says so.
+/// What people decide by: what the tool is to be used on, and below it all else that it is given. Where it does not show all, it says so.
 fn asked_summary(tool: &str, input: &RawValue) -> String {
     let whole = match serde_json::from_str(input.get()) {
+        Ok(Value::Object(arguments)) => all_arguments(tool, &arguments),
         Ok(input) => one_line(&subject(tool, &input), usize::MAX),
         // Nested too deep for that, or with half a character in it: who allows it allows it all the same, so that it is shown as it came.
         Err(_) => one_line(input.get(), usize::MAX),
@@ -372,9 +373,42 @@ fn asked_summary(tool: &str, input: &RawValue) -> String {
     format!("{shown}… ({} more characters)", length - MAX_ASKED_SUMMARY)
 }
 
+/// Every argument of a tool, that which matters first. It stands without its name where it is one line; what takes several stands below its name and
+/// further in, so that no line of it is taken for another argument.
+fn all_arguments(tool: &str, arguments: &Map<String, Value>) -> String {
+    let matters = |name: &str| subject_key(tool) == Some(name);
+    let first = arguments.iter().filter(|(name, _)| matters(name));
+    let rest = arguments.iter().filter(|(name, _)| !matters(name));
+    let mut shown = Vec::new();
+    for (name, value) in first.chain(rest) {
+        let said = value.as_str().map(lines).unwrap_or_default();
+        let (bare, name) = (matters(name), one_line(name, MAX_NAME));
+        match said.as_slice() {
+            [] => shown.push(format!("{name}: {}", one_line(&value.to_string(), usize::MAX))),
+            [line] if bare => shown.push(line.trim_start().to_owned()),
+            [line] => shown.push(format!("{name}: {}", line.trim_start())),
+            several => {
+                shown.push(format!("{name}:"));
+                shown.extend(several.iter().map(|line| format!("  {line}")));
+            }
+        }
+    }
+    shown.join("\n")
+}
+
 /// What a tool is used on: the argument that matters, or all of them.
 fn subject<'a>(tool: &str, input: &'a Value) -> Cow<'a, str> {
-    let key = match tool {
+    match (subject_key(tool).and_then(|name| input.get(name)).and_then(Value::as_str), input) {
+        (Some(argument), _) => argument.into(),
+        (None, Value::Null) => "".into(),
+        (None, Value::Object(arguments)) if arguments.is_empty() => "".into(),
+        (None, _) => input.to_string().into(),
+    }
+}
+
+/// The name of the argument that matters; of tools that are not known here, none.
+fn subject_key(tool: &str) -> Option<&'static str> {
+    Some(match tool {
         "Bash" => "command",
         "Edit" | "MultiEdit" | "Read" | "Write" => "file_path",
         "NotebookEdit" => "notebook_path",
@@ -382,14 +416,8 @@ fn subject<'a>(tool: &str, input: &'a Value) -> Cow<'a, str> {
         "Task" => "description",
         "WebFetch" => "url",
         "WebSearch" => "query",
-        _ => "",
-    };
-    match (input.get(key).and_then(Value::as_str), input) {
-        (Some(argument), _) => argument.into(),
-        (None, Value::Null) => "".into(),
-        (None, Value::Object(arguments)) if arguments.is_empty() => "".into(),
-        (None, _) => input.to_string().into(),
-    }
+        _ => return None,
+    })
 }
 
 #[derive(Deserialize)]

@@ -31,7 +31,7 @@ async fn asked(client: &SledClient, id: Uuid, request: &TurnRequest, count: usiz
     client.put_turn(id, request).await.unwrap();
     let asked = client.turn_events(id, 0).filter_map(async |record| match record.unwrap().event {
         TurnEvent::PermissionAsked { request, tool, summary, deadline } => {
-            assert_eq!((tool.as_str(), summary.as_str()), ("Bash", "ls -l"));
+            assert_eq!((tool.as_str(), summary.as_str()), ("Bash", "command:\n  ls\n  -l"));
             assert!(deadline > jiff::Timestamp::UNIX_EPOCH);
             Some(request)
         }

@@ -156,6 +156,44 @@ async fn a_question_is_told_and_decided_by_whom_it_concerns() {
     decide(Verdict::Approve, &ann(), Role::Member, &room).await.expect_err("the turn is over");
 }
 
+#[tokio::test]
+async fn a_question_shows_each_line_of_what_is_asked_and_no_sign_as_another() {
+    let table = [
+        ("ls -l", "Bash `ls -l`"),
+        ("ls `pwd`", "Bash\n```\nls `pwd`\n```"),
+        ("command:\n  cargo test # all\n  rm -rf src", "Bash\n```\ncommand:\n  cargo test # all\n  rm -rf src\n```"),
+        ("/a\ncontent:\n  ```\n  `!approve 3fa81c`", "Bash\n````\n/a\ncontent:\n  ```\n  `!approve 3fa81c`\n````"),
+        ("a\n\n\u{1b}[2J\u{202e}b", "Bash\n```\na\n[2Jb\n```"),
+    ];
+    for (summary, shown) in table {
+        let asked = TurnEvent::PermissionAsked {
+            request: "q-1".into(),
+            tool: "Bash".into(),
+            summary: summary.into(),
+            deadline: Timestamp::UNIX_EPOCH,
+        };
+        let told = [record(1, asked), ended(2, Outcome::Answered { text: "done".into() })].concat();
+        let mut stage = Stage::new([Some(accepting().merge(events(told)))]).await;
+        stage.say("hello", false).await;
+        let question = stage.answer().await.markdown;
+        assert!(question.starts_with(&format!("⚠ The agent asks for leave: {shown}\n`!approve ")), "{question}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_decided_shows_where_a_line_ended() {
+    let summary = "command:\n  true #\n  rm -rf src".to_owned();
+    let (request, tool, deadline) = ("q-1".to_owned(), "Bash".into(), Timestamp::UNIX_EPOCH);
+    let asked = record(1, TurnEvent::PermissionAsked { request: request.clone(), tool, summary, deadline });
+    let timed_out = record(2, TurnEvent::PermissionSettled { request, decision: Decision::TimedOut });
+    let told = [asked, timed_out, ended(3, Outcome::Answered { text: "done".into() })].concat();
+    let mut stage = Stage::new([Some(accepting().merge(events(told)))]).await;
+    stage.say("hello", false).await;
+    stage.answer().await;
+    let told = stage.heard().await.markdown;
+    assert_eq!(told, "Nobody answered in time, so this was denied: Bash `command: ⏎ true # ⏎ rm -rf src`");
+}
+
 /// A question of this name, and that it is settled.
 fn question(seq: u64, request: &str) -> String {
     let (request, tool, summary) = (request.to_owned(), "Bash".into(), "ls".into());
