@@ -24,7 +24,11 @@ const SECRETS: [&str; 6] =
 fn on_disk<'a>(node: &Node, words: &[&'a str]) -> Vec<&'a str> {
     let mut bytes = Vec::new();
     for entry in std::fs::read_dir(node.path("data")).unwrap() {
-        bytes.extend(std::fs::read(entry.unwrap().path()).unwrap());
+        let entry = entry.unwrap();
+        // The socket by which its holder can be asked to end lies there, too.
+        if entry.file_type().unwrap().is_file() {
+            bytes.extend(std::fs::read(entry.path()).unwrap());
+        }
     }
     let holds = |word: &&str| bytes.windows(word.len()).any(|some| some == word.as_bytes());
     words.iter().copied().filter(holds).collect()
