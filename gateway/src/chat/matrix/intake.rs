@@ -256,13 +256,18 @@ fn read_reaction(reaction: OriginalSyncReactionEvent, own: &Own<'_>) -> Reading 
     if target.key.len() > MAX_SIGN {
         return Reading::Nothing("a reaction with more than a sign");
     }
-    let key = target.key.chars().filter(|char| !is_variation_selector(*char)).collect();
+    let key = target.key.chars().filter(|char| !is_variation_selector(*char) && !is_skin_tone(*char)).collect();
     Reading::Reaction { event_id: reaction.event_id, target: target.event_id, sender: reaction.sender, key }
 }
 
 /// Whether it only says how the character before it is to look.
 pub(super) fn is_variation_selector(char: char) -> bool {
     ('\u{FE00}'..='\u{FE0F}').contains(&char)
+}
+
+/// Whether it only says which skin the character before it is to have.
+fn is_skin_tone(char: char) -> bool {
+    ('\u{1F3FB}'..='\u{1F3FF}').contains(&char)
 }
 
 /// The text without the quoted lines that older clients put before a reply.

@@ -286,7 +286,10 @@ fn reactions_are_signs_of_others() {
             _ => None,
         }
     };
-    for (key, read) in [("✅", "✅"), ("👍\u{FE0F}", "👍"), ("👍🏽", "👍🏽"), ("yes", "yes")] {
+    let toned = ('\u{1F3FB}'..='\u{1F3FF}').map(|tone| (format!("👎{tone}\u{FE0F}"), "👎"));
+    let plain = [("✅", "✅"), ("👍\u{FE0F}", "👍"), ("👍🏽", "👍"), ("yes", "yes")];
+    for (key, read) in plain.map(|(key, read)| (key.to_owned(), read)).into_iter().chain(toned) {
+        let key = key.as_str();
         assert_eq!(reaction("@ann:example.org", key), Some(("$question".to_owned(), read.to_owned())));
     }
     assert_eq!(reaction("@ann:example.org", &"x".repeat(65)), None);
