@@ -223,7 +223,8 @@ pub enum TurnEvent {
     /// The model's service limits the rate: the turn waits, and goes on by itself.
     #[serde(rename = "turn.rate_limited")]
     RateLimited {
-        /// Seconds until the turn goes on, when that is known: the service's word, or the sled's own wait where it waits itself.
+        /// Seconds from when this was journaled until the turn goes on, when that is known: the service's word, or the sled's own wait
+        /// where it waits itself.
         retry_after_secs: Option<u64>,
     },
     /// The turn is over and every process of it is gone.

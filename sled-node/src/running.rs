@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::agent;
 use crate::agent::live::LiveAgent;
-use crate::agent::stream_json::{self, Limit};
+use crate::agent::stream_json::{self, Limit, LimitTold};
 use crate::attempt::{Answer, Attempt, Conversation, Wishes, Words};
 use crate::permissions::Questions;
 use crate::record::Recorder;
@@ -95,7 +95,8 @@ async fn converse(
                     let reason = FailureReason::Reported { text: limit.text };
                     return Ok(attempt.with_last_lines(Outcome::Failed { reason, last_lines: Vec::new() }));
                 };
-                if !std::mem::replace(&mut attempt.told.limited, true) {
+                // An agent that tries again by itself may have told of the limit, but not how long it lasts.
+                if std::mem::replace(&mut attempt.told.limited, LimitTold::Wait) != LimitTold::Wait {
                     let retry_after_secs = Some(wait.as_secs());
                     if let Err(error) = attempt.recorder.record(vec![TurnEvent::RateLimited { retry_after_secs }]).await
                     {

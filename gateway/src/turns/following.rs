@@ -13,7 +13,7 @@ use tokio::{sync::oneshot, time::Instant};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{End, Turn, Turns, questions::OPEN_MAX};
+use super::{End, Turn, Turns, questions::OPEN_MAX, told::limited};
 use crate::{
     failpoint,
     outbox::{Post, Progress},
@@ -304,13 +304,7 @@ impl Turns {
                 TurnEvent::PermissionSettled { request, decision } => self.settled(turn, &request, decision).await,
                 TurnEvent::RateLimited { retry_after_secs } if reading.limits < LIMITS_MAX => {
                     reading.limits += 1;
-                    let until = retry_after_secs
-                        .map(|secs| format!(" for {}", text::span(Duration::from_secs(secs))))
-                        .unwrap_or_default();
-                    let what = format!("limit-{}", record.seq);
-                    let told =
-                        format!("The model's service limits the rate{until}; the agent waits and goes on by itself.");
-                    self.tell(turn, &what, &told).await;
+                    self.tell(turn, &format!("limit-{}", record.seq), &limited(record.at, retry_after_secs)).await;
                 }
                 TurnEvent::RateLimited { .. } => {
                     if !std::mem::replace(&mut reading.muted, true) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use link::requests::{FailureReason, Outcome};
 use uuid::Uuid;
 
@@ -116,6 +117,19 @@ pub fn report(meant: &Meant, did: &BTreeMap<Uuid, Did>, spared: &Spared) -> Stri
 /// The fragment that tells of messages that waited.
 pub fn were_dropped(count: usize) -> String {
     format!("{} that waited {} dropped", text::count(count, "message"), if count == 1 { "was" } else { "were" })
+}
+
+/// What a room is told of a limit that was met at `at`. It may be told hours later, so it names the moment at which the turn
+/// goes on, with its day where that is another one.
+pub fn limited(at: Timestamp, retry_after_secs: Option<u64>) -> String {
+    let wait = retry_after_secs.and_then(|secs| i64::try_from(secs).ok()).map(SignedDuration::from_secs);
+    let until = wait.and_then(|wait| at.checked_add(wait).ok()).map(|until| {
+        let day = |time: Timestamp| time.to_zoned(TimeZone::UTC).date();
+        let format = if day(at) == day(until) { "%H:%M:%S UTC" } else { "%Y-%m-%d %H:%M:%S UTC" };
+        format!(" until {}", until.strftime(format))
+    });
+    let until = until.unwrap_or_default();
+    format!("The model's service limits the rate{until}; the agent waits and goes on by itself.")
 }
 
 /// What a room is told of messages that were dropped because their project is deleted.
@@ -233,6 +247,22 @@ mod tests {
         check(names(), vec![(app, ended()), (lib, dropped())], foreign(), &both);
         let left = format!("{nothing}\nA project has work here that is for its members alone.");
         check(names(), vec![], foreign(), &left);
+    }
+
+    #[test]
+    fn a_limit_is_told_with_the_moment_at_which_it_lifts() {
+        let check = |secs, until: &str| {
+            let at = "2026-01-02T12:04:59Z".parse().expect("it is a time");
+            let told = format!("The model's service limits the rate{until}; the agent waits and goes on by itself.");
+            assert_eq!(limited(at, secs), told);
+        };
+        check(None, "");
+        check(Some(0), " until 12:04:59 UTC");
+        check(Some(7201), " until 14:05:00 UTC");
+        check(Some(86_400), " until 2026-01-03 12:04:59 UTC");
+        for nonsense in [u64::MAX, i64::MAX as u64, 1 << 40] {
+            check(Some(nonsense), "");
+        }
     }
 
     #[test]

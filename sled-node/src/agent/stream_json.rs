@@ -156,8 +156,20 @@ pub struct Limit {
 pub struct Told {
     /// The agent has the people's words.
     pub heard: bool,
-    /// The service limits the rate, and the agent has not got on since.
-    pub limited: bool,
+    /// How far they know that the service limits the rate.
+    pub limited: LimitTold,
+}
+
+/// What people were told of a limit that the agent has not got over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LimitTold {
+    /// Nothing, or there is none.
+    #[default]
+    Nothing,
+    /// That there is one.
+    Met,
+    /// And how long the turn waits for it.
+    Wait,
 }
 
 /// Understands what an agent says from when it gets its words to its result.
@@ -280,7 +292,7 @@ impl Listener {
             }
             return Vec::new();
         }
-        self.told.limited = false;
+        self.told.limited = LimitTold::Nothing;
         self.refused = None;
         let mut events = self.has_words();
         for block in said.message.content {
@@ -342,12 +354,11 @@ impl Listener {
 
     /// The CLI tries again by itself when the service says 429: told, once until it goes on.
     fn system(&mut self, system: &System) -> Vec<TurnEvent> {
-        if system.subtype != "api_retry"
-            || system.error_status != Some(429)
-            || std::mem::replace(&mut self.told.limited, true)
+        if system.subtype != "api_retry" || system.error_status != Some(429) || self.told.limited != LimitTold::Nothing
         {
             return Vec::new();
         }
+        self.told.limited = LimitTold::Met;
         vec![TurnEvent::RateLimited { retry_after_secs: None }]
     }
 }

@@ -8,7 +8,7 @@ const WORDS: Uuid = Uuid::from_u128(7);
 
 /// Everything that the lines amount to, as JSON lines; an end is shown as `turn.finished`.
 fn check(lines: &[Value]) -> String {
-    let mut listener = Listener::new(WORDS, Told { heard: true, limited: false });
+    let mut listener = Listener::new(WORDS, Told { heard: true, ..Told::default() });
     let mut shown = Vec::new();
     for line in lines {
         match listener.hear(line.to_string().as_bytes()) {

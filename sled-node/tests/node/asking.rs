@@ -227,7 +227,7 @@ async fn a_limit_that_does_not_lift_is_waited_for_so_often_and_told_once() {
 }
 
 #[tokio::test]
-async fn a_limit_is_told_once_however_many_processes_meet_it_until_the_agent_gets_on() {
+async fn a_limit_and_how_long_it_is_waited_for_are_told_once_however_many_processes_meet_it_until_the_agent_gets_on() {
     let node = Node::start_with(&["--no-sshd", "--limit-backoff-secs", "0"]).await;
     let client = node.client().await;
     let patient = script(&format!(
@@ -242,8 +242,14 @@ async fn a_limit_is_told_once_however_many_processes_meet_it_until_the_agent_get
     ));
     let (ended, told) = turn(&client, &patient).await;
     assert_eq!(ended, answered("done"));
-    let once = ["accepted", "started", "rate limited", "heard", "rate limited", "spoke", "finished"];
+    let limit = ["rate limited"; 2];
+    let once = [&["accepted", "started"][..], &limit, &["heard", limit[0], "spoke", limit[1], "finished"]].concat();
     assert_eq!(kinds(&told), once);
+    let waits = told.iter().filter_map(|record| match record.event {
+        TurnEvent::RateLimited { retry_after_secs } => Some(retry_after_secs),
+        _ => None,
+    });
+    assert_eq!(waits.collect::<Vec<_>>(), [None, Some(0), None, Some(0)]);
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ async fn a_hard_limit_is_waited_out_and_stop_ends_the_wait_at_once() -> Result<(
     let (scene, gateway) = Scene::open(&model, "", "limited").await?;
     let question = scene.say("hurry up").await?;
     let told = scene.hear(&question, TOLD).await.with_context(|| gateway.all())?;
-    assert!(told.body.contains(" for "), "how long it waits is told: {}", told.body);
+    assert!(told.body.contains(" until "), "how long it waits is told: {}", told.body);
     scene.ask("status", "running for").await?;
     let began = Instant::now();
     scene.ask("stop", "topped").await.with_context(|| gateway.all())?;
