@@ -1,8 +1,13 @@
 //! Tasks that cannot be forgotten: all of them end with the gateway, and after its end began only those start that
 //! carry something to its end.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, debug};
 
@@ -11,6 +16,7 @@ use tracing::{Instrument, debug};
 pub struct Tasks {
     tracker: TaskTracker,
     stopping: CancellationToken,
+    deadline: Arc<OnceLock<Instant>>,
 }
 
 /// Some tasks had not ended when the deadline passed.
@@ -49,8 +55,15 @@ impl Tasks {
         self.stopping.clone()
     }
 
+    /// Until when the end waits for tasks, once it has begun.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline.get().copied()
+    }
+
     /// Ends all tasks, and waits for them at most `deadline`.
     pub async fn shutdown(&self, deadline: Duration) -> Result<(), Missed> {
+        // Before anybody hears of the end: who does asks how long it takes.
+        self.deadline.get_or_init(|| Instant::now() + deadline);
         self.stopping.cancel();
         self.tracker.close();
         match tokio::time::timeout(deadline, self.tracker.wait()).await {

@@ -34,6 +34,8 @@ const SHORTEST_ASKED: Duration = Duration::from_millis(100);
 pub(super) const LONGEST_TRYING: Duration = Duration::from_hours(24);
 /// How much is shown of a message that was refused, and of the reason, in characters.
 const REFUSED_CHARS: usize = 300;
+/// How long before the end of the process a message must be begun to be sent, so that there is time for it.
+const TIME_TO_SEND: Duration = Duration::from_secs(1);
 /// So many events after a snapshot there is another one.
 pub(super) const SNAPSHOT_EVERY: u64 = 64;
 
@@ -70,7 +72,7 @@ pub(super) async fn run(outbox: Outbox, room: Room, gate: Arc<Gate>) {
     }
 }
 
-/// The gateway stops, and something cannot be done at once; the next start does it.
+/// The gateway stops, and something cannot be done before its end; the next start does it.
 struct Stopped;
 
 /// Why a message is not delivered.
@@ -193,7 +195,10 @@ impl Lane {
             }
             let wait = backoff.next(asked);
             warn!(room = %self.room, transaction = part.transaction, why, ?wait, "a message was not taken");
-            self.pause(wait).await?;
+            match asked {
+                Some(_) => self.wait_as_asked(wait).await?,
+                None => self.pause(wait).await?,
+            }
             self.outbox.inner.retries.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -353,6 +358,24 @@ impl Lane {
         self.pause(backoff.next(None)).await
     }
 
+    /// Waits as long as the surface asks for, also while the gateway stops, if it stops for long enough.
+    async fn wait_as_asked(&self, wait: Duration) -> Result<(), Stopped> {
+        let until = Instant::now() + wait;
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => {
+                let deadline = self.outbox.inner.tasks.deadline();
+                if deadline.is_none_or(|deadline| until + TIME_TO_SEND > deadline) {
+                    return Err(Stopped);
+                }
+                tokio::time::sleep_until(until).await;
+                Ok(())
+            }
+            () = tokio::time::sleep_until(until) => Ok(()),
+        }
+    }
+
+    /// Waits, and not any more once the gateway stops.
     async fn pause(&self, wait: Duration) -> Result<(), Stopped> {
         tokio::select! {
             biased;

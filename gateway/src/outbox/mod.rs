@@ -151,7 +151,7 @@ struct Places {
 /// A room that something is on its way to, or that a draft is shown in.
 #[derive(Default)]
 struct Busy {
-    /// A lane runs. None does while the surface is not there, nor after the stop has cut a wait short.
+    /// A lane runs. None does while the surface is not there, nor after the stop has cut a wait short that would outlast it.
     lane: bool,
     /// Something was committed since the lane last began to read.
     woken: bool,

@@ -346,6 +346,31 @@ async fn at_the_stop_all_is_sent_that_can_be() {
     life.tasks.shutdown(Duration::ZERO).await.expect("no task is left");
 }
 
+#[tokio::test]
+async fn a_wait_that_ends_before_the_deadline_is_waited_out_at_the_stop() {
+    let (millis, secs) = (Duration::from_millis, Duration::from_secs);
+    let check = async |deadline: Duration, plan: Vec<Does>, sent: usize| {
+        let name = format!("{deadline:?} {plan:?}");
+        let (folder, hall) = (folder(), Hall::new(move |n, _| plan.get(n).copied().unwrap_or(Does::Takes)));
+        let life = Life::begin(&folder, &hall).await;
+        life.outbox.commit(vec![post("one"), post("two")], vec![]).await.unwrap();
+        hall.asked_for(1).await;
+        let stopped = Instant::now();
+        life.tasks.shutdown(deadline).await.expect("nothing outlasts it");
+        assert_eq!(hall.texts().len(), sent, "{name}");
+        assert!(sent == 2 || stopped.elapsed() < secs(5), "{name}");
+    };
+    check(secs(10), vec![Does::AsksToWait(millis(300))], 2).await;
+    // Also where several are asked for, and where one is asked for after the stop has begun.
+    check(secs(10), vec![Does::AsksToWait(millis(300)); 3], 2).await;
+    check(secs(10), vec![Does::AsksToWait(millis(300)), Does::Takes, Does::AsksToWait(millis(300))], 2).await;
+    // One that would outlast the stop, or leave no time to send, ends it, and so does one that nobody asks for.
+    check(secs(10), vec![Does::AsksToWait(secs(30))], 0).await;
+    check(millis(2500), vec![Does::AsksToWait(secs(2))], 0).await;
+    check(secs(10), vec![Does::AsksToWait(millis(300)), Does::Takes, Does::AsksToWait(secs(30))], 1).await;
+    check(secs(10), vec![Does::Fails], 0).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_wait_holds_the_stop_up_and_the_next_start_sends_the_rest() {
     let (folder, hall) = (folder(), Hall::new(|_, _| Does::AsksToWait(Duration::from_secs(9))));
