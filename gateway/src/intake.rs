@@ -38,6 +38,9 @@ const MAX_COMMANDS: usize = 50;
 /// What people are told when their words were not to be had.
 const MISSED: &str = "Some of what was said here while I was away could not be read: the homeserver does not give it to me. \
     Please say again what I have not answered.";
+/// What people are told whose message waits no longer, because its edit was taken back.
+pub(crate) const UNSAID: &str = "The edit of this message was removed, and what it said before that is not kept: it waits no longer. \
+    Please write it again if it is to be answered.";
 /// What approves, as a reaction.
 const APPROVING: [&str; 2] = ["👍", "✅"];
 /// What denies, as a reaction.
@@ -289,22 +292,38 @@ impl Intake {
     async fn redact(&self, redaction: Redacted) -> Result<(), InboxError> {
         let Redacted { room, event_id, redaction_id, by } = redaction;
         let origin = (Actor::Person(by.to_string()), Cause::Command(redaction_id));
+        let edit = self.sessions.edit_by(&room, &event_id).await.map_err(unjournaled)?;
+        let gone = edit.as_ref().map_or(&event_id, |edit| &edit.of);
+        // What a message said before an edit is erased with that: without the edit there is nothing that it says.
+        let is_gone = |message: &&Message| {
+            message.event_id == *gone && edit.as_ref().is_none_or(|edit| message.text == edit.text)
+        };
         let busy = self.sessions.busy(|key| key.room == room).await;
         for (key, session) in busy {
-            let running = session.running.iter().flat_map(|running| &running.messages);
-            if !session.waiting.iter().chain(running).any(|message| message.event_id == event_id) {
+            let mut running = session.running.iter().flat_map(|running| &running.messages);
+            let waits = session.waiting.iter().any(|message| is_gone(&message));
+            if !waits && !running.any(|message| is_gone(&message)) {
                 continue;
             }
+            // Who took the message itself back knows that it is not answered.
+            let tell = |removed: &[Message]| match removed {
+                [message] if waits && edit.is_some() => vec![unsaid(&room, message, &event_id)],
+                _ => Vec::new(),
+            };
             let removed = self
                 .sessions
-                .remove(&key, &[&event_id], Removal::Redacted, origin.clone(), |_| Vec::new(), Vec::new())
+                .remove(&key, &[gone], Removal::Redacted, origin.clone(), tell, Vec::new())
                 .await
                 .map_err(unjournaled)?;
             for message in removed {
                 self.taken_out(&key, &message)?;
             }
         }
-        self.sessions.erase_said(&room, &event_id).await.map_err(unjournaled)
+        if let Some(edit) = &edit {
+            return self.sessions.erase_edit(edit).await.map_err(unjournaled);
+        }
+        self.sessions.erase_said(&room, &event_id).await.map_err(unjournaled)?;
+        self.outbox.erase_sent(&room, &event_id).await.map(drop).map_err(unjournaled)
     }
 
     /// A message does not wait any more.
@@ -471,6 +490,18 @@ async fn decide(commands: &Commands, turns: &Turns, sign: &Sign) -> Option<Resul
     let Sign { room, reaction_id, sender, role, verdict, question, .. } = sign;
     turns.project_of(question)?;
     Some(commands.rule_on(question, *verdict, sender, *role, room, Cause::Command(reaction_id.clone())).await)
+}
+
+/// Tells who said a message that it is taken out with an edit of it, which was the event `edit_id`.
+fn unsaid(room: &Room, message: &Message, edit_id: &str) -> Post {
+    let to = Address {
+        room: room.clone(),
+        thread: message.thread.clone(),
+        reply_to: Some(message.event_id.clone()),
+        mention: Some(message.sender.clone()),
+        pending: None,
+    };
+    Post::notice(to, format!("unsaid-{edit_id}"), UNSAID)
 }
 
 /// Tells a room that some of what was said there is not to be had, once however often the gap is met.

@@ -1,6 +1,7 @@
 //! What becomes of what surfaces give, in a gateway that is put together whole, without an engine and without sleds.
 
 mod provisioning;
+mod redactions;
 
 use jiff::Timestamp;
 

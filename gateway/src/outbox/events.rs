@@ -29,8 +29,11 @@ pub(super) enum OutboxEvent {
     #[serde(rename = "send.delivered")]
     Delivered {
         transaction: String,
-        /// The surface's id of it.
+        /// The surface's id of it, or of its last part.
         event_id: String,
+        /// The surface's ids of the parts before the last.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        parts: Vec<String>,
     },
     /// It will not be sent.
     #[serde(rename = "send.given_up")]
@@ -48,15 +51,29 @@ impl DomainEvent for OutboxEvent {
 /// The surface's id of a message, where `event` tells of its delivery.
 pub(super) fn delivered(event: &Recorded, transaction: &str) -> Option<String> {
     match event.decode() {
-        Ok(Decoded::Known(OutboxEvent::Delivered { transaction: of, event_id })) if of == transaction => Some(event_id),
+        Ok(Decoded::Known(OutboxEvent::Delivered { transaction: of, event_id, .. })) if of == transaction => {
+            Some(event_id)
+        }
         _ => None,
     }
 }
 
-/// The transaction of a message, where `event` tells of its delivery under the surface's id.
+/// The transaction of a message, where `event` tells of its delivery, or a part's, under the surface's id.
 pub(super) fn delivered_as(event: &Recorded, event_id: &str) -> Option<String> {
     match event.decode() {
-        Ok(Decoded::Known(OutboxEvent::Delivered { transaction, event_id: of })) if of == event_id => Some(transaction),
+        Ok(Decoded::Known(OutboxEvent::Delivered { transaction, event_id: of, parts }))
+            if of == event_id || parts.iter().any(|part| part == event_id) =>
+        {
+            Some(transaction)
+        }
+        _ => None,
+    }
+}
+
+/// The id of a message's text, where `event` queues it.
+pub(super) fn text_of(event: &Recorded, transaction: &str) -> Option<Uuid> {
+    match event.decode() {
+        Ok(Decoded::Known(OutboxEvent::Queued(send))) if send.transaction == transaction => Some(send.text),
         _ => None,
     }
 }

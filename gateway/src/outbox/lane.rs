@@ -161,7 +161,7 @@ impl Lane {
             return self.give_up(entry, None, &Lost::Erased).await;
         };
         self.tried = entry.version;
-        let mut number = 1;
+        let (mut number, mut parts) = (1, Vec::new());
         loop {
             let (markdown, rest) = parts::cut(text, surface.longest());
             let part = entry.send.part(markdown, number, rest.is_none());
@@ -169,7 +169,8 @@ impl Lane {
                 Ok(event_id) => event_id,
                 Err(lost) => return self.give_up(entry, Some(&part), &lost).await,
             };
-            let Some(rest) = rest else { return self.delivered(entry, event_id).await };
+            let Some(rest) = rest else { return self.delivered(entry, event_id, parts).await };
+            parts.push(event_id);
             (text, number) = (rest, number + 1);
         }
     }
@@ -255,9 +256,9 @@ impl Lane {
         }
     }
 
-    async fn delivered(&mut self, entry: &Entry, event_id: String) -> Result<(), Stopped> {
+    async fn delivered(&mut self, entry: &Entry, event_id: String, parts: Vec<String>) -> Result<(), Stopped> {
         let transaction = entry.send.transaction.clone();
-        let event = OutboxEvent::Delivered { transaction, event_id: event_id.clone() };
+        let event = OutboxEvent::Delivered { transaction, event_id: event_id.clone(), parts };
         self.settle(entry, || Ok(vec![NewEvent::encode(&event)?])).await?;
         self.outbox.inner.delivered.fetch_add(1, Ordering::Relaxed);
         self.tell(entry, Outcome::Delivered(event_id));

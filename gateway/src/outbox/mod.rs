@@ -13,6 +13,7 @@ mod gate;
 mod lane;
 mod parts;
 mod progress;
+mod sent;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -297,28 +298,6 @@ impl Outbox {
     /// How many messages are on their way to a room.
     pub fn undelivered_in(&self, room: &Room) -> usize {
         self.places().busy.get(room).map_or(0, |busy| busy.undelivered)
-    }
-
-    /// The event under which a message, or the last of its parts, was delivered to a room, if it was.
-    ///
-    /// # Errors
-    /// When the journal cannot be read.
-    pub async fn event_of(&self, room: &Room, transaction: &str) -> Result<Option<String>, Refusal> {
-        let (journal, stream) = (&self.inner.journal, events::stream(room));
-        let queued = journal.events_of_key(&events::key(room, transaction)).await.map_err(unreadable)?;
-        let Some(first) = queued.iter().find(|event| event.stream == stream) else { return Ok(None) };
-        // What was sent there before it was queued may be years of a room.
-        let events = journal.read(&stream, first.version).await.map_err(unreadable)?;
-        Ok(events.iter().find_map(|event| events::delivered(event, transaction)))
-    }
-
-    /// The transaction of the message that was delivered to a room under this event, or the last of its parts, if one was.
-    ///
-    /// # Errors
-    /// When the journal cannot be read.
-    pub async fn transaction_of(&self, room: &Room, event_id: &str) -> Result<Option<String>, Refusal> {
-        let events = self.inner.journal.read(&events::stream(room), 0).await.map_err(unreadable)?;
-        Ok(events.iter().rev().find_map(|event| events::delivered_as(event, event_id)))
     }
 
     /// When the oldest message was queued that is on its way. What waits for a surface that is not coming is left out: its

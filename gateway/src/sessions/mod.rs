@@ -4,6 +4,7 @@
 //! its sled hears of it, and its end in one transaction with its answer. The dispatcher decides *when* a batch begins;
 //! the stream decides *what* is in it. A conversation is in memory only while something waits or runs in it (CHAT-13).
 
+mod erasing;
 mod names;
 mod session;
 
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 use self::names::stream;
 pub use self::{
+    erasing::Edit,
     names::{TextOf, seen_key, text_id},
     session::{Answered, Ending, Message, Removal, Running, Session, SessionEvent},
 };
@@ -225,12 +227,6 @@ impl Sessions {
             }
         }
         Ok(false)
-    }
-
-    /// Erases what a message said before its edit of this number.
-    async fn erase_before_edit(&self, room: &Room, event_id: &str, edits: u64) -> Result<(), Refusal> {
-        let outdated = (0..edits).map(|before| text_id(room, event_id, TextOf::Words(before)));
-        self.erase(outdated.collect()).await
     }
 
     /// Takes messages out that wait, or, when they are redacted, are being answered and could wait again; those that did, in
@@ -447,18 +443,6 @@ impl Sessions {
     /// When the newest message of a surface was said, of those that earlier gateways accepted.
     pub fn newest(&self, surface: SurfaceKind) -> Option<Timestamp> {
         self.inner.newest.lock().unwrap_or_else(PoisonError::into_inner).get(&surface).copied()
-    }
-
-    /// Erases what was said by an event, whatever became of it.
-    pub async fn erase_said(&self, room: &Room, event_id: &str) -> Result<(), Refusal> {
-        let words = (0..=MAX_EDITS).map(TextOf::Words);
-        let texts = words.chain([TextOf::Quote, TextOf::Command]).map(|of| text_id(room, event_id, of)).collect();
-        self.erase(texts).await
-    }
-
-    async fn erase(&self, texts: Vec<Uuid>) -> Result<(), Refusal> {
-        let erased = self.inner.journal.erase(texts).await;
-        erased.map(drop).map_err(|error| Refusal::internal("a text could not be erased", error))
     }
 
     fn live(&self) -> Vec<(SessionKey, Slot)> {

@@ -82,6 +82,54 @@ async fn the_journal_is_shown_and_verified_beside_a_running_gateway_and_a_redact
     Ok(())
 }
 
+/// Waits until the gateway's journal says nothing of these words any more.
+async fn forgotten(scene: &Scene, words: &str) -> Result<()> {
+    wait::until(&format!("`{words}` is erased"), wait::SHORT, || async {
+        Ok((!scene.journal().await?.contains(words)).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_message_whose_edit_is_taken_back_is_not_answered_and_the_edit_is_erased() -> Result<()> {
+    let model = Model::start().await?;
+    let gate = Gate::closed();
+    model.on("hold on", [Step::Wait(gate.clone()), Step::say("Held.")]);
+    model.on("heron", [Step::say("The rest is read.")]);
+    let (scene, gateway) = Scene::open(&model, "", "written").await?;
+    let held = scene.say("hold on").await?;
+    model.wait_asked("hold on").await?;
+    let said = scene.say("a bird, as it was").await?;
+    let rest = scene.say("heron").await?;
+    let edit = scene.ann.edit(&scene.room, &said, "my bird is the bittern").await?;
+    scene.wait_journal("«my bird is the bittern»", 0).await.with_context(|| gateway.all())?;
+    scene.ann.redact(&scene.room, &edit).await?;
+    scene.hear(&said, "The edit of this message was removed").await.with_context(|| gateway.all())?;
+    forgotten(&scene, "bittern").await?;
+    gate.open();
+    scene.answer(&held, "Held.").await.with_context(|| gateway.all())?;
+    scene.answer(&rest, "The rest is read.").await.with_context(|| gateway.all())?;
+    let asked = model.asked("heron");
+    assert!(asked.iter().all(|asked| !asked.said.contains("bittern") && !asked.said.contains("as it was")));
+    assert!(journal(&scene, &["verify"]).await?.contains("all is well"));
+    gateway.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn an_answer_that_is_taken_back_is_erased() -> Result<()> {
+    let model = Model::start().await?;
+    model.on("which bird", [Step::say("It is the bittern.")]);
+    let (scene, gateway) = Scene::open(&model, "", "written").await?;
+    let question = scene.say("which bird is it?").await?;
+    let answer = scene.answer(&question, "bittern").await.with_context(|| gateway.all())?;
+    scene.wait_journal("«It is the bittern.»", 0).await?;
+    // Ann has made the room, and may take out what others say there.
+    scene.ann.redact(&scene.room, &answer.event_id).await?;
+    forgotten(&scene, "bittern").await.with_context(|| gateway.all())?;
+    assert!(journal(&scene, &["verify"]).await?.contains("all is well"));
+    gateway.stop().await.map(drop)
+}
+
 /// The session's stream in a line of `tail`: a room's id is in it, which has no `@`, and the event's version follows one.
 fn session(line: &str) -> Option<String> {
     let from = line.find("session/")?;

@@ -195,6 +195,11 @@ async fn what_is_too_long_for_its_surface_arrives_in_parts_and_is_one_message() 
     assert_eq!(shown[..3].iter().map(|part| part.answers.len()).collect::<Vec<_>>(), [0, 0, 1]);
     assert_eq!((life.outbox.counts().delivered, life.queued().await.len()), (2, 2));
     assert_eq!(life.outbox.event_of(&room(), "long").await.unwrap().as_deref(), Some("2"));
+    assert_eq!(life.outbox.transaction_of(&room(), "1").await.unwrap().as_deref(), Some("long"));
+    // Whoever takes a part back means what stands in it, and it is one text.
+    assert!(life.outbox.erase_sent(&room(), "0").await.unwrap());
+    assert!(!life.outbox.erase_sent(&room(), "4").await.unwrap());
+    assert_eq!(life.journal.erase_before(Timestamp::MAX).await.unwrap(), 1, "the next message keeps its own");
 }
 
 #[tokio::test(start_paused = true)]
