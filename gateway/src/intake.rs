@@ -28,7 +28,6 @@ use crate::{
     rooms::{Mode, Received, Rooms},
     sessions::{Accepted, Message, Removal, Sessions},
     tasks::Tasks,
-    text::masked,
     turns::{Handle, StopRequest, Turns, Verdict, Word},
     usage::Usage,
 };
@@ -102,9 +101,8 @@ impl Intake {
         // A command that carries a credential does not stay where others read it. What is meant for the agent is its sender's matter.
         if let Some(Exposed { kept, refusal }) = exposed::look(&message.text) {
             message.text = kept;
-            self.answer(&message, to, refusal.to_markdown()).await?;
-            self.outbox.take_back(&message.room, &message.event_id);
-            return Ok(());
+            let taken_out = vec![exposed::taken_out(&to, &message.event_id)];
+            return self.answer_with(&message, to, refusal.to_markdown(), taken_out).await;
         }
         let project = self.project(&message.room, &message.sender);
         if message.with_file {
@@ -118,30 +116,26 @@ impl Intake {
             self.outbox.post(post).await.map_err(unjournaled)?;
         }
         let said = grammar::read(&message.text);
-        let exposed =
-            carries_credential(&said, &message.text).then(|| (message.room.clone(), message.event_id.clone()));
-        let taken = match said {
+        let exposes = exposed::has_credential(&said, &message.text);
+        let taken_out: Vec<_> = exposes.then(|| exposed::taken_out(&to, &message.event_id)).into_iter().collect();
+        match said {
             Said::Text(text) if text.is_empty() => Ok(()),
             Said::Text(text) => self.words(message, &text, role, project, to).await,
-            Said::Misused(answer) => self.answer(&message, to, answer).await,
+            Said::Misused(answer) => self.answer_with(&message, to, answer, taken_out).await,
             Said::Command(command) => {
                 if !command.is_in_order() && self.rooms.waiting_commands(&message.room) >= MAX_COMMANDS {
                     let told = Refusal::unavailable("too many commands of this room have no answer yet")
                         .hint("Wait for them, and write it again.");
-                    return self.answer(&message, to, told.to_markdown()).await;
+                    return self.answer_with(&message, to, told.to_markdown(), taken_out).await;
                 }
-                if self.rooms.receive(&message, project).await.map_err(unjournaled)? {
+                if self.rooms.receive_with(&message, project, taken_out).await.map_err(unjournaled)? {
                     self.outbox.mark(&message.room, &message.event_id, Mark::Accepted);
                     let asked = Asked { by: message.sender, role, to, project, event_id: message.event_id };
                     self.commands.take(command, asked).await?;
                 }
                 Ok(())
             }
-        };
-        if let (Ok(()), Some((room, event_id))) = (&taken, exposed) {
-            self.outbox.take_back(&room, &event_id);
         }
-        taken
     }
 
     /// What people are told who send a file, and talk about this project.
@@ -272,21 +266,19 @@ impl Intake {
             edit.text = kept;
             refusal
         });
-        let exposed = refusal.is_some() || carries_credential(&grammar::read(&edit.text), &edit.text);
+        let exposes = refusal.is_some() || exposed::has_credential(&grammar::read(&edit.text), &edit.text);
         let admitted = |project| self.admit(project, &edit.sender, role).is_ok();
         let waited = self.sessions.edit(&edit, admitted).await.map_err(unjournaled)?;
         debug!(room = %edit.room, event_id = edit.event_id, waited, "a message was edited");
-        // However often it comes, and whatever became of the message.
-        if exposed {
-            self.outbox.take_back(&edit.room, &edit.edit_id);
+        if !exposes {
+            return Ok(());
         }
-        if let Some(refusal) = refusal {
-            let (room, reply_to) = (edit.room, Some(edit.event_id));
-            let to = Address { room, thread: None, reply_to, mention: Some(edit.sender), pending: None };
-            let post = Post::notice(to, format!("edit-{}", edit.edit_id), refusal.to_markdown());
-            self.outbox.post(post).await.map_err(unjournaled)?;
-        }
-        Ok(())
+        // Whatever became of the message.
+        let (room, reply_to) = (edit.room, Some(edit.event_id));
+        let to = Address { room, thread: None, reply_to, mention: Some(edit.sender), pending: None };
+        let mut posts = vec![exposed::taken_out(&to, &edit.edit_id)];
+        posts.extend(refusal.map(|refusal| Post::notice(to, format!("edit-{}", edit.edit_id), refusal.to_markdown())));
+        self.outbox.commit(posts, Vec::new()).await.map(drop).map_err(unjournaled)
     }
 
     async fn redact(&self, redaction: Redacted) -> Result<(), InboxError> {
@@ -404,7 +396,18 @@ impl Intake {
     /// Answers what needs nothing but an answer. It is journaled as seen first: when the same event comes again it may mean
     /// something else.
     async fn answer(&self, message: &Inbound, to: Address, markdown: String) -> Result<(), InboxError> {
-        if self.rooms.receive(message, None).await.map_err(unjournaled)? {
+        self.answer_with(message, to, markdown, Vec::new()).await
+    }
+
+    /// As [`Intake::answer`]; what else follows from the message is journaled as it is seen.
+    async fn answer_with(
+        &self,
+        message: &Inbound,
+        to: Address,
+        markdown: String,
+        posts: Vec<Post>,
+    ) -> Result<(), InboxError> {
+        if self.rooms.receive_with(message, None, posts).await.map_err(unjournaled)? {
             self.outbox.mark(&message.room, &message.event_id, Mark::Accepted);
             let post = Post::answer(to, &message.event_id, markdown);
             // Not again by its surface: then it would be seen already.
@@ -434,11 +437,6 @@ fn verdict_of(reaction: &Reacted, reaction_approvals: bool) -> Option<Verdict> {
         key if DENYING.contains(&key) => Some(Verdict::Deny),
         _ => None,
     }
-}
-
-/// Whether a command has an address with a credential in it. What is meant for the agent is its sender's matter.
-fn carries_credential(said: &Said, text: &str) -> bool {
-    !matches!(said, Said::Text(_)) && masked(text) != text
 }
 
 /// What a command says to a question, and to which.

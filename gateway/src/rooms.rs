@@ -230,12 +230,17 @@ impl Rooms {
 
     /// Receives a command, once; whether it is new.
     pub async fn receive(&self, said: &Inbound, project: Option<Uuid>) -> Result<bool, Refusal> {
-        self.receive_as(said, project, None).await
+        self.receive_as(said, project, None, Vec::new()).await
+    }
+
+    /// As [`Rooms::receive`], and journals in the same transaction what else follows from the command.
+    pub async fn receive_with(&self, said: &Inbound, project: Option<Uuid>, posts: Vec<Post>) -> Result<bool, Refusal> {
+        self.receive_as(said, project, None, posts).await
     }
 
     /// As [`Rooms::receive`], of what a sign on the event `on` stands for.
     pub async fn receive_sign(&self, stands_for: &Inbound, on: &str) -> Result<bool, Refusal> {
-        self.receive_as(stands_for, None, Some(on.to_owned())).await
+        self.receive_as(stands_for, None, Some(on.to_owned()), Vec::new()).await
     }
 
     async fn receive_as(
@@ -243,6 +248,7 @@ impl Rooms {
         said: &Inbound,
         project: Option<Uuid>,
         sign_on: Option<String>,
+        posts: Vec<Post>,
     ) -> Result<bool, Refusal> {
         let text = text_id(&said.room, &said.event_id, TextOf::Command);
         let received = Received {
@@ -259,7 +265,7 @@ impl Rooms {
         let event = encode(&RoomEvent::CommandReceived(received))?.with_text(text, masked(&said.text));
         let key = Some(seen_key(&said.room, &said.event_id));
         let cause = Cause::Command(said.event_id.clone());
-        self.change(&said.room, event, key, Actor::Person(said.sender.to_string()), cause, Vec::new()).await
+        self.change(&said.room, event, key, Actor::Person(said.sender.to_string()), cause, posts).await
     }
 
     /// Answers a command: that it is answered, and what with, is one transaction.
@@ -381,7 +387,11 @@ impl Rooms {
                 Err(error) => return Err(failed(&error)),
             }
         } else {
-            let mut outcomes = self.outbox.commit(posts, vec![append]).await?;
+            let mut outcomes = match self.outbox.commit(posts, vec![append]).await {
+                Ok(outcomes) => outcomes,
+                Err(refusal) if was_seen(&refusal) => return Ok(false),
+                Err(refusal) => return Err(refusal),
+            };
             outcomes.pop().ok_or_else(|| failed(&"nothing was appended"))?
         };
         let Appended { events, repeated, .. } = &appended;
@@ -410,6 +420,12 @@ impl Rooms {
 
 fn encode(event: &RoomEvent) -> Result<NewEvent, Refusal> {
     NewEvent::encode(event).map_err(|error| failed(&error))
+}
+
+/// Whether it was seen before, when it meant something else.
+fn was_seen(refusal: &Refusal) -> bool {
+    let journals_word = std::error::Error::source(refusal).and_then(|word| word.downcast_ref());
+    matches!(journals_word, Some(AppendError::KeyReused { .. }))
 }
 
 fn failed(error: &dyn std::fmt::Display) -> Refusal {

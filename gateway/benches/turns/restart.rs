@@ -211,6 +211,7 @@ fn answer(key: &SessionKey, turn: Uuid, event_id: String) -> Post {
         transaction: format!("turn-{turn}"),
         answers: vec![event_id],
         failed: false,
+        takes_back: None,
     }
 }
 

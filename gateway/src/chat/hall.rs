@@ -69,8 +69,15 @@ impl Surface for Hall {
 
     fn mark(&self, _: &Room, _: &str, _: Mark) {}
 
-    fn take_back(&self, _: &Room, event_id: &str) {
+    fn take_back<'a>(
+        &'a self,
+        _: &'a Room,
+        event_id: &'a str,
+        _: &'a str,
+        _: &'a str,
+    ) -> BoxFuture<'a, Result<String, SendError>> {
         self.taken_back.send(event_id.to_owned()).ok();
+        async { Ok("$redaction".to_owned()) }.boxed()
     }
 
     fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {

@@ -303,10 +303,18 @@ pub trait Surface: Send + Sync + 'static {
     /// back. `Err` only for ids that the surface cannot have.
     fn mark(&self, room: &Room, event_id: &str, mark: Mark);
 
-    /// Takes a person's message out of the room, as far as the surface and the room let us. Returns at once; nothing is
-    /// said of the outcome. Where messages cannot be taken back, nothing happens.
-    fn take_back(&self, room: &Room, event_id: &str) {
-        let _ = (room, event_id);
+    /// Takes a message out of the room, a person's or ours, and shows `why` in its place; gives the surface's id of that.
+    /// Again under the same transaction it is the same. Where messages stay what they are, nothing happens, and `event_id`
+    /// is given back.
+    fn take_back<'a>(
+        &'a self,
+        room: &'a Room,
+        event_id: &'a str,
+        transaction: &'a str,
+        why: &'a str,
+    ) -> BoxFuture<'a, Result<String, SendError>> {
+        let _ = (room, transaction, why);
+        Box::pin(std::future::ready(Ok(event_id.to_owned())))
     }
 
     /// Shows or ends the sign that an answer is being written. The surface keeps a shown sign alive by itself.

@@ -6,10 +6,21 @@
 use std::{ops::Range, path::Path};
 
 use super::grammar::{self, Command, Said};
-use crate::{git::Remote, refusal::Refusal};
+use crate::{
+    git::Remote,
+    outbox::{Address, Post},
+    refusal::Refusal,
+    text::masked,
+};
 
 /// The option that an address follows.
 const OPTION: &str = "--git";
+
+/// What people see in the place of a message that was taken out.
+const WHY: &str = "it carried a credential";
+/// What its sender is told of one that stays.
+const STAYS: &str = "Your message has a credential in it, and could not be taken out of this room.\n\
+    Delete it yourself, and change the credential: whoever is in the room may have read it.";
 
 /// A message whose `--git` is followed by what is no address.
 #[derive(Debug)]
@@ -18,6 +29,16 @@ pub struct Exposed {
     pub kept: String,
     /// What its sender is told; nothing of it is in there.
     pub refusal: Refusal,
+}
+
+/// Whether a command has an address with a credential in it. What is meant for the agent is its sender's matter.
+pub fn has_credential(said: &Said, text: &str) -> bool {
+    !matches!(said, Said::Text(_)) && masked(text) != text
+}
+
+/// That the message `event_id` is taken out of its room, whose sender `to` mentions.
+pub fn taken_out(to: &Address, event_id: &str) -> Post {
+    Post::take_back(Address { pending: None, ..to.clone() }, event_id, WHY, STAYS)
 }
 
 /// Looks for a `--git` that is not followed by an address, in a command and in one that cannot be understood.

@@ -97,6 +97,18 @@ pub(super) struct Queued {
     pub failed: bool,
     /// The transaction of the message that was refused, where this tells of one.
     pub refused: Option<String>,
+    /// The message that is to be taken out of the room, where this is no message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takes_back: Option<TakenBack>,
+}
+
+/// A message that is taken out of its room.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenBack {
+    /// The surface's id of it.
+    pub event_id: String,
+    /// What people see in its place.
+    pub why: String,
 }
 
 /// The stored form of a [`Weight`].
@@ -143,13 +155,15 @@ pub(super) fn key(room: &Room, transaction: &str) -> String {
 
 /// A post as the journal takes it, once under its key.
 pub(super) fn queue(post: Post) -> Result<Append, EncodeError> {
-    let Post { to, weight, markdown, transaction, answers, failed } = post;
+    let Post { to, weight, markdown, transaction, answers, failed, takes_back } = post;
     let key = key(&to.room, &transaction);
     // The same for a post that is made again, which is then the same append, whatever its text.
     let text = Uuid::new_v5(&Uuid::NAMESPACE_OID, key.as_bytes());
-    let cause = answers.last().map_or(Cause::None, |event| Cause::Command(event.clone()));
+    let follows = answers.last().or(takes_back.as_ref().map(|taken| &taken.event_id));
+    let cause = follows.map_or(Cause::None, |event| Cause::Command(event.clone()));
     let (reply_to, mention, thread) = (to.reply_to, to.mention, to.thread);
-    let send = Queued { transaction, weight, text, reply_to, mention, thread, answers, failed, refused: None };
+    let send =
+        Queued { transaction, weight, text, reply_to, mention, thread, answers, failed, refused: None, takes_back };
     Ok(Append {
         stream: stream(&to.room),
         expected: Expected::Any,
@@ -202,8 +216,14 @@ impl Undelivered {
         self.entries.len()
     }
 
+    /// The oldest.
     pub fn first(&self) -> Option<&Entry> {
         self.entries.first()
+    }
+
+    /// What is to be sent next: the oldest, but what is to be taken out of the room first of all.
+    pub fn due(&self) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.send.takes_back.is_some()).or(self.entries.first())
     }
 
     /// Whether the message is on its way.
@@ -238,7 +258,7 @@ impl Fold for Undelivered {
 }
 
 impl Snapshot for Undelivered {
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     fn name() -> &'static str {
         "outbox::Undelivered"

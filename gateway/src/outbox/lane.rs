@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     Outbox, Outcome, Settled, Step,
-    events::{self, Entry, OutboxEvent, Queued, Undelivered},
+    events::{self, Entry, OutboxEvent, Queued, TakenBack, Undelivered},
     gate::Gate,
     parts,
 };
@@ -118,7 +118,7 @@ impl Lane {
             match self.outbox.step(&self.room, &self.known.state) {
                 Step::Read => self.read().await?,
                 Step::Send(surface) => {
-                    let Some(entry) = self.known.state.first().cloned() else { continue };
+                    let Some(entry) = self.known.state.due().cloned() else { continue };
                     self.deliver(&entry, &surface).await?;
                     self.keep_snapshot().await;
                 }
@@ -162,8 +162,10 @@ impl Lane {
         };
         self.tried = entry.version;
         let (mut number, mut parts) = (1, Vec::new());
+        // What is only told if a message cannot be taken out is not cut before that.
+        let longest = if entry.send.takes_back.is_some() { usize::MAX } else { surface.longest() };
         loop {
-            let (markdown, rest) = parts::cut(text, surface.longest());
+            let (markdown, rest) = parts::cut(text, longest);
             let part = entry.send.part(markdown, number, rest.is_none());
             let event_id = match self.deliver_part(entry, surface, &part).await? {
                 Ok(event_id) => event_id,
@@ -213,6 +215,13 @@ impl Lane {
         unsure: &mut bool,
     ) -> Result<String, Failed> {
         let attempt = async {
+            if let Some(TakenBack { event_id, why }) = &entry.send.takes_back {
+                // Again it comes to the same, so an earlier try is not looked for.
+                failpoint::reach("before", "take_back");
+                let taken = surface.take_back(&self.room, event_id, &message.transaction, why).await;
+                failpoint::reach("after", "take_back");
+                return taken;
+            }
             if *unsure {
                 match surface.find(&self.room, &message.transaction, entry.at).await {
                     Ok(Some(event_id)) => {
@@ -260,7 +269,8 @@ impl Lane {
         let transaction = entry.send.transaction.clone();
         let event = OutboxEvent::Delivered { transaction, event_id: event_id.clone(), parts };
         self.settle(entry, || Ok(vec![NewEvent::encode(&event)?])).await?;
-        self.outbox.inner.delivered.fetch_add(1, Ordering::Relaxed);
+        let is_message = entry.send.takes_back.is_none();
+        self.outbox.inner.delivered.fetch_add(u64::from(is_message), Ordering::Relaxed);
         self.tell(entry, Outcome::Delivered(event_id));
         Ok(())
     }
@@ -395,8 +405,14 @@ enum Failed {
 }
 
 /// What a room is told in the place of a message that its surface refuses, or of what is left of it from a part on; plain,
-/// for the form may be what was refused.
+/// for the form may be what was refused. Of a message that stays in the room its writer is told.
 fn not_sent(send: &Queued, part: &Outbound, reason: &str) -> Result<NewEvent, AppendError> {
+    if send.takes_back.is_some() {
+        let transaction = format!("{}-refused", send.transaction);
+        let (text, refused) = (Uuid::now_v7(), Some(send.transaction.clone()));
+        let notice = Queued { transaction, text, refused, takes_back: None, ..send.clone() };
+        return Ok(notice.encode(&format!("⚠ {}\nThe reason: {reason}.", part.markdown))?);
+    }
     let what = if part.transaction == send.transaction { "A message" } else { "The rest of a message" };
     let begins = text::one_line(&part.markdown, REFUSED_CHARS);
     let notice = Queued {
@@ -409,6 +425,7 @@ fn not_sent(send: &Queued, part: &Outbound, reason: &str) -> Result<NewEvent, Ap
         answers: Vec::new(),
         failed: false,
         refused: Some(send.transaction.clone()),
+        takes_back: None,
     };
     Ok(notice.encode(&format!("⚠ {what} could not be sent: {reason}. It begins: {begins}"))?)
 }

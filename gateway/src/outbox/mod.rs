@@ -3,7 +3,7 @@
 //!
 //! Every message has an id, its *transaction*, that is derived from what it tells: told again, it is found and not
 //! sent twice. One that is too long for its surface is sent in parts, each under an id of its own, and stays one message:
-//! one post, one outcome. A room has a lane, and memory, only while something is on its way to it. What is only shown for the
+//! one post, one outcome. That somebody's message is taken out of a room is on its way as a message is. A room has a lane, and memory, only while something is on its way to it. What is only shown for the
 //! time being, a [`Progress`], is not journaled and gives way to what is.
 //!
 //! It must not know what its messages are about, nor look behind [`Surface`](crate::chat::Surface).
@@ -37,7 +37,7 @@ use crate::{
     tasks::Tasks,
 };
 
-pub use self::progress::Progress;
+pub use self::{events::TakenBack, progress::Progress};
 
 /// Where an answer goes, and on whose behalf.
 #[derive(Debug, Clone)]
@@ -71,19 +71,31 @@ pub struct Post {
     pub answers: Vec<String>,
     /// Whether it tells that what they asked for failed.
     pub failed: bool,
+    /// The message that is taken out of the room in place of sending this; its text is told where that one stays.
+    pub takes_back: Option<TakenBack>,
 }
 
 impl Post {
     /// The answer to an event.
     pub fn answer(to: Address, event_id: &str, markdown: String) -> Self {
         let (transaction, answers) = (format!("answer-{event_id}"), vec![event_id.to_owned()]);
-        Self { to, weight: Weight::Answer, markdown, transaction, answers, failed: false }
+        Self { to, weight: Weight::Answer, markdown, transaction, answers, failed: false, takes_back: None }
     }
 
     /// An aside that answers nothing.
     pub fn notice(to: Address, transaction: String, markdown: impl Into<String>) -> Self {
         let markdown = markdown.into();
-        Self { to, weight: Weight::Notice, markdown, transaction, answers: Vec::new(), failed: false }
+        let answers = Vec::new();
+        Self { to, weight: Weight::Notice, markdown, transaction, answers, failed: false, takes_back: None }
+    }
+
+    /// That an event is taken out of its room, with `why` in its place. `otherwise` is what whom `to` mentions is told, with
+    /// the surface's reason, where it stays.
+    pub fn take_back(to: Address, event_id: &str, why: &str, otherwise: impl Into<String>) -> Self {
+        let (event_id, why) = (event_id.to_owned(), why.to_owned());
+        let transaction = format!("take-back-{event_id}");
+        let takes_back = Some(TakenBack { event_id, why });
+        Self { weight: Weight::Answer, takes_back, ..Self::notice(to, transaction, otherwise) }
     }
 }
 
@@ -246,13 +258,6 @@ impl Outbox {
     pub fn mark(&self, room: &Room, event_id: &str, mark: Mark) {
         if let Some(surface) = self.surface(room.surface) {
             surface.mark(room, event_id, mark);
-        }
-    }
-
-    /// Takes a person's message out of its room, where its surface is there and can.
-    pub fn take_back(&self, room: &Room, event_id: &str) {
-        if let Some(surface) = self.surface(room.surface) {
-            surface.take_back(room, event_id);
         }
     }
 

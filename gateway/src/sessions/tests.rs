@@ -272,6 +272,7 @@ async fn an_end_and_its_answer_are_one_transaction_and_happen_once() {
         transaction: format!("turn-{turn}"),
         answers: vec!["$1".to_owned()],
         failed: false,
+        takes_back: None,
     };
     let count = Append {
         stream: StreamId::new("usage", "one"),

@@ -364,6 +364,7 @@ impl Turns {
                 transaction: transaction(id),
                 answers,
                 failed: matches!(told.ending, Ending::Failed | Ending::Interrupted),
+                takes_back: None,
             });
             let posts: Vec<_> = posts.into_iter().collect();
             let Parts { sessions, watch, .. } = &this.inner.parts;
@@ -449,6 +450,7 @@ impl Carrier<Handle, StopRequest> for Turns {
                     transaction: format!("full-{}", message.event_id),
                     answers: vec![message.event_id.to_string()],
                     failed: true,
+                    takes_back: None,
                 }]
             };
             let ids = [&*message.event_id];

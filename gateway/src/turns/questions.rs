@@ -235,6 +235,7 @@ impl Turns {
             transaction: question.transaction(),
             answers: Vec::new(),
             failed: false,
+            takes_back: None,
         };
         // Nobody answers what they have not heard.
         self.post(post).await;

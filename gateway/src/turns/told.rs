@@ -142,6 +142,7 @@ pub fn dropped(session: &SessionKey, messages: &[Message]) -> Vec<Post> {
         transaction: format!("dropped-{}", last.event_id),
         answers: messages.iter().map(|message| message.event_id.clone()).collect(),
         failed: true,
+        takes_back: None,
     }]
 }
 

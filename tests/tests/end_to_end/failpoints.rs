@@ -344,6 +344,22 @@ async fn what_is_to_be_erased_is_wherever_the_gateway_ends_under_it() -> Result<
 }
 
 #[tokio::test]
+async fn a_message_with_a_credential_is_taken_out_of_its_room_wherever_the_gateway_ends_under_it() -> Result<()> {
+    let scene = practice("points", 100).await?;
+    scene.ann.let_tidy(&scene.room, &scene.bot.id).await?;
+    for point in ["take_back", "send.queued", "send.delivered"].into_iter().flat_map(both) {
+        let doomed = scene.doomed(&point)?;
+        let typed = secrets::mint(Kind::Typed);
+        let said = scene.say(&format!("!new project leak --git https://ann:{typed}@example.org/team/app.git")).await?;
+        let gateway = scene.revived(&point, doomed).await?;
+        let taken_out = scene.ann.wait_redacted(&scene.room, &said).await;
+        taken_out.with_context(|| format!("{point}{}", gateway.all()))?;
+        gateway.stop().await?;
+    }
+    scene.sound().await
+}
+
+#[tokio::test]
 async fn a_real_agents_turn_is_made_good_wherever_the_gateway_ends_under_it() -> Result<()> {
     let model = Model::start().await?;
     model.on("plainly", [Step::say("Plainly answered.")]);

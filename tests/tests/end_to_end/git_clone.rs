@@ -271,7 +271,8 @@ async fn a_command_with_a_credential_in_it_is_refused_and_taken_out_of_the_room(
     let kept = scene.say(&say).await?;
     let told = scene.hear(&kept, "carries").await?;
     assert!(told.body.contains("Delete your message") && !told.body.contains(&typed), "{}", told.body);
-    // Without the right to it the bot leaves the message, and goes on.
+    // Without the right to it the bot leaves the message, says so, and goes on.
+    scene.hear(&kept, "could not be taken out of this room").await?;
     scene.ann.let_tidy(&scene.room, &scene.bot.id).await?;
     let taken = scene.say(&say).await?;
     scene.hear(&taken, "carries").await?;

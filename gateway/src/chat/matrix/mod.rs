@@ -6,7 +6,7 @@
 //!
 //! `login` opens or restores the session, `sync` receives, `walk` closes gaps, `handover` gives the inbox what `intake`
 //! reads in single events, `rooms` joins and declines, `ambient` knows where every message counts, `encrypted` refuses,
-//! `send`, `marks` and `typing` speak, `find` looks for what was said, `html` formats, `failure` reads errors.
+//! `send`, `marks` and `typing` speak, `take_back` takes out what was said, `find` looks for what was said, `html` formats, `failure` reads errors.
 
 mod ambient;
 mod encrypted;
@@ -329,8 +329,14 @@ impl Surface for MatrixSurface {
         }
     }
 
-    fn take_back(&self, room: &Room, event_id: &str) {
-        self.redact(room, event_id);
+    fn take_back<'a>(
+        &'a self,
+        room: &'a Room,
+        event_id: &'a str,
+        transaction: &'a str,
+        why: &'a str,
+    ) -> BoxFuture<'a, Result<String, SendError>> {
+        self.redact(room, event_id, transaction, why).boxed()
     }
 
     fn typing<'a>(&'a self, room: &'a Room, on: bool) -> BoxFuture<'a, ()> {

@@ -70,7 +70,7 @@ impl MatrixSurface {
     }
 
     /// Nothing else is sent while the homeserver wants no messages.
-    fn unsent(&self, failure: Failure) -> SendError {
+    pub(super) fn unsent(&self, failure: Failure) -> SendError {
         let error = send_error(failure);
         if let SendError::Transient { retry_after, .. } = &error {
             lock(&self.marks).yield_to_messages(Instant::now(), *retry_after);

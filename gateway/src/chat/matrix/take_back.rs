@@ -1,7 +1,7 @@
-//! Taking a person's message out of a room, because it carries a credential (PROJ-3).
+//! Taking a message out of a room: one that carries a credential (PROJ-3), or one of ours that came too late.
 //!
-//! The bot may do that only where the room gives it the right to; where it does not, people are told to do it themselves. What
-//! was sent stays known to whoever has read it: the credential has to be changed in any case.
+//! Of people's messages the bot may take out those of a room that gives it the right to. What was sent stays known to whoever
+//! has read it. Nothing is tried again here; the outbox does that, under the same transaction id.
 
 use std::time::Duration;
 
@@ -9,33 +9,36 @@ use matrix_sdk::{
     config::RequestConfig,
     ruma::{EventId, RoomId, api::client::redact::redact_event, assign},
 };
-use tracing::{info, warn};
+use tracing::info;
 
-use super::{MatrixSurface, Room, failure::Failure};
+use super::{MatrixSurface, Room, SendError, failure::Failure, send::refused};
 
-/// How long the homeserver may be asked for it, all tries together.
-const PATIENCE: Duration = Duration::from_mins(1);
-/// What people see in its place.
-const REASON: &str = "it carried a credential";
+/// How long one try may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl MatrixSurface {
-    /// Redacts a message beside everything else.
-    pub(super) fn redact(&self, room: &Room, event_id: &str) {
-        let (Ok(room), Ok(event)) = (RoomId::parse(&room.id), EventId::parse(event_id)) else { return };
-        let (client, shutdown) = (self.client(), self.shutdown.clone());
-        self.tasks.spawn(async move {
-            let request = assign!(
-                redact_event::v3::Request::new(room.clone(), event.clone(), format!("take-back-{event}").into()),
-                { reason: Some(REASON.to_owned()) }
-            );
-            let sending = client.send(request).with_request_config(RequestConfig::new().timeout(PATIENCE));
-            match shutdown.run_until_cancelled(sending.into_future()).await {
-                Some(Ok(_)) => info!(%room, %event, "a message with a credential is taken out of its room"),
-                Some(Err(error)) => {
-                    warn!(%room, %event, "a message with a credential stays in its room: {}", Failure::from(error).reason());
-                }
-                None => warn!(%room, %event, "a message with a credential stays in its room: the gateway stops"),
-            }
-        });
+    /// Redacts an event; gives the redaction's id. The homeserver takes it for the same again under the same transaction.
+    pub(super) async fn redact(
+        &self,
+        room: &Room,
+        event_id: &str,
+        transaction: &str,
+        why: &str,
+    ) -> Result<String, SendError> {
+        let Ok(room_id) = RoomId::parse(&room.id) else {
+            return Err(refused(format!("`{}` is not a room id", room.id)));
+        };
+        let Ok(event) = EventId::parse(event_id) else {
+            return Err(refused(format!("`{event_id}` is not an event id")));
+        };
+        let request = assign!(
+            redact_event::v3::Request::new(room_id, event, transaction.into()),
+            { reason: Some(why.to_owned()) }
+        );
+        let config = RequestConfig::new().disable_retry().timeout(PATIENCE);
+        let taken = self.client().send(request).with_request_config(config).await;
+        let redaction = taken.map_err(|error| self.unsent(Failure::from(error)))?.event_id;
+        info!(%room, event_id, why, "a message is taken out of its room");
+        Ok(redaction.to_string())
     }
 }

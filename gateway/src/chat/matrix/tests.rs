@@ -20,6 +20,7 @@ use crate::chat::{Edited, Inbound, InboxError, Missed, Reacted, Redacted};
 mod invites;
 mod look_ups;
 mod marks;
+mod taking_out;
 mod walks;
 
 /// How long is waited for what must come.

@@ -4,6 +4,7 @@ mod commits;
 mod crashes;
 mod delivery;
 mod drafts;
+mod taking_back;
 
 use std::{
     collections::HashSet,
@@ -34,6 +35,8 @@ enum Ask {
     Send(Outbound),
     Edit(String, Outbound),
     Find(String, Timestamp),
+    /// Of an event, under a transaction.
+    TakeBack(String, String),
 }
 
 impl Ask {
@@ -42,6 +45,7 @@ impl Ask {
             Self::Send(message) => message.transaction.starts_with("draft-"),
             Self::Edit(..) => true,
             Self::Find(transaction, _) => transaction.starts_with("draft-"),
+            Self::TakeBack(..) => false,
         }
     }
 }
@@ -87,6 +91,8 @@ struct Inside {
     longest: usize,
     /// What stands there, in order of arrival; the place in it is the event id.
     shown: Vec<(Room, Outbound)>,
+    /// What was taken out again.
+    taken_out: HashSet<String>,
     asked: Vec<(Instant, Ask)>,
     answered: usize,
     /// Requests of drafts that were begun and have not ended.
@@ -103,6 +109,7 @@ impl Hall {
             known: HashSet::new(),
             longest: usize::MAX,
             shown: Vec::new(),
+            taken_out: HashSet::new(),
             asked: Vec::new(),
             answered: 0,
             drafts: 0,
@@ -125,7 +132,11 @@ impl Hall {
 
     /// What stands there.
     fn texts(&self) -> Vec<String> {
-        self.with(|inside| inside.shown.iter().map(|(_, message)| message.markdown.clone()).collect())
+        self.with(|inside| {
+            let there = inside.shown.iter().enumerate();
+            let there = there.filter(|(place, _)| !inside.taken_out.contains(&place.to_string()));
+            there.map(|(_, (_, message))| message.markdown.clone()).collect()
+        })
     }
 
     fn asked(&self) -> Vec<Ask> {
@@ -258,6 +269,20 @@ impl Surface for Hall {
         .boxed()
     }
 
+    fn take_back<'a>(
+        &'a self,
+        _: &'a Room,
+        event_id: &'a str,
+        transaction: &'a str,
+        _: &'a str,
+    ) -> BoxFuture<'a, Result<String, SendError>> {
+        self.answer(Ask::TakeBack(event_id.to_owned(), transaction.to_owned()), move |inside| {
+            inside.taken_out.insert(event_id.to_owned());
+            format!("redaction of {event_id}")
+        })
+        .boxed()
+    }
+
     fn mark(&self, _: &Room, _: &str, _: Mark) {}
 
     fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {
@@ -370,6 +395,7 @@ fn post(text: &str) -> Post {
         transaction: text.to_owned(),
         answers: vec![text.to_owned()],
         failed: false,
+        takes_back: None,
     }
 }
 

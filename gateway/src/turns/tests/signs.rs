@@ -34,9 +34,6 @@ impl Surface for Signs {
     fn mark(&self, room: &Room, event_id: &str, mark: Mark) {
         self.0.mark(room, event_id, mark);
     }
-    fn take_back(&self, room: &Room, event_id: &str) {
-        self.0.take_back(room, event_id);
-    }
     fn typing<'a>(&'a self, _: &'a Room, on: bool) -> BoxFuture<'a, ()> {
         self.1.send(on).expect("the test listens");
         future::ready(()).boxed()

@@ -57,8 +57,8 @@ const WAYS: [Way; 3] = [
         // Of the surface's trait; the inbox's in the same file is the other way.
         opens: "    fn ",
         behind: "surface",
-        effects: &[("send", "send"), ("send", "send_draft"), ("edit", "edit_draft")],
-        others: &["find", "mark", "take_back", "typing", "kind", "edit_interval", "is_instant", "longest", "health"],
+        effects: &[("send", "send"), ("send", "send_draft"), ("edit", "edit_draft"), ("take_back", "take_back")],
+        others: &["find", "mark", "typing", "kind", "edit_interval", "is_instant", "longest", "health"],
     },
 ];
 
