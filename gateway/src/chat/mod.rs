@@ -265,7 +265,7 @@ pub enum SendError {
     },
 }
 
-/// A place where people talk.
+/// A place where people talk. Requests to it end by themselves, also where the other side does not answer.
 pub trait Surface: Send + Sync + 'static {
     /// Which one.
     fn kind(&self) -> SurfaceKind;

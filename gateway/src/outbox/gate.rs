@@ -1,7 +1,7 @@
 //! Who may send to a room just now: its lane, or drafts.
 //!
 //! Drafts begin nothing new while a lane has something to send; what they have begun may come to its end first, for
-//! otherwise it could arrive after what the lane sends.
+//! otherwise it could arrive after what the lane sends. A lane does not wait for that long.
 
 use std::time::Duration;
 
@@ -34,17 +34,17 @@ impl Gate {
         claim
     }
 
-    #[cfg(test)]
+    /// Whether a lane has something to send.
     pub fn is_claimed(&self) -> bool {
         *self.claims.borrow() > 0
     }
 
-    /// Waits until no lane has something to send. To be held while a draft is sent.
+    /// Waits until no lane has something to send. To be held while a draft is sent, as long as a lane waits for it.
     pub async fn pass(&self) -> RwLockReadGuard<'_, ()> {
         self.passing.read().await
     }
 
-    /// Carries out a draft's request; `None` when it was broken off, because a lane has waited too long for it.
+    /// Waits for a draft's request; `None` when a lane has waited too long for it. The request goes on then.
     pub async fn bounded<T>(&self, request: impl Future<Output = T>) -> Option<T> {
         let mut claims = self.claims.subscribe();
         let overdue = async {

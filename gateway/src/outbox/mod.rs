@@ -19,7 +19,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -184,6 +184,19 @@ struct Draft {
     ended_by: String,
     /// Cancelled when nothing more of it may be sent.
     sealed: CancellationToken,
+    /// Whether the post that ends it was committed.
+    is_ended: AtomicBool,
+}
+
+impl Draft {
+    fn end(&self) {
+        self.is_ended.store(true, Ordering::Release);
+        self.sealed.cancel();
+    }
+
+    fn is_ended(&self) -> bool {
+        self.is_ended.load(Ordering::Acquire)
+    }
 }
 
 /// What a lane does next.
@@ -425,7 +438,7 @@ impl Outbox {
         let places = self.places();
         for (room, transaction) in ended_by {
             let drafts = places.busy.get(room).map_or(&[][..], |busy| &busy.drafts);
-            drafts.iter().filter(|draft| draft.ended_by == *transaction).for_each(|draft| draft.sealed.cancel());
+            drafts.iter().filter(|draft| draft.ended_by == *transaction).for_each(|draft| draft.end());
         }
     }
 
@@ -475,7 +488,7 @@ impl Outbox {
     }
 
     fn enter(&self, room: &Room, ended_by: String) -> (Arc<Draft>, Arc<Gate>) {
-        let draft = Arc::new(Draft { ended_by, sealed: CancellationToken::new() });
+        let draft = Arc::new(Draft { ended_by, sealed: CancellationToken::new(), is_ended: AtomicBool::new(false) });
         let mut places = self.places();
         let busy = places.busy.entry(room.clone()).or_default();
         busy.drafts.push(Arc::clone(&draft));

@@ -1,6 +1,8 @@
 //! Drafts: one message that is edited while something goes on.
 //!
-//! Nothing of a draft is journaled, and nothing of it is sent after the message that ends it.
+//! Nothing of a draft is journaled, and nothing of it is sent after the message that ends it. A first text that its surface
+//! has before that and shows only afterwards is taken out of the room again: a request that is broken off is carried out all
+//! the same by a server that has read it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +17,7 @@ use uuid::Uuid;
 
 use super::{Address, Draft, Outbox, gate::Gate, lane::Backoff};
 use crate::{
-    chat::{Outbound, SendError, SharedSurface, Weight},
+    chat::{Outbound, Room, SendError, SharedSurface, Weight},
     failpoint, text,
 };
 
@@ -23,6 +25,10 @@ use crate::{
 const TICK: Duration = Duration::from_secs(15);
 /// How long the last text may take on a surface that has no pace, or a very fast one.
 const SHORTEST_CLOSE: Duration = Duration::from_millis(500);
+/// For how long what came too late is tried to be taken out.
+const LONGEST_TAKING_OUT: Duration = Duration::from_mins(10);
+/// What people see in the place of what came too late.
+const TOO_LATE: &str = "it came after its end";
 
 /// One message that is edited while something goes on (MTX-8, PROJ-5): a draft. The newest text wins; the surface's pace
 /// is kept; journaled messages to the room go first. It is not journaled itself. When it is dropped, nothing more is
@@ -75,12 +81,14 @@ impl Progress {
         let (draft, gate) = outbox.enter(&to.room, ended_by);
         let place = Place { outbox: outbox.clone(), to, draft: Arc::clone(&draft) };
         let closed = closing.clone();
-        let writing = Writing {
+        let mut writing = Writing {
             place,
             gate,
             transaction,
             texts,
             closing: closed,
+            under_way: None,
+            begun: Timestamp::now(),
             event: None,
             resumed: since,
             doubtful: since.is_some(),
@@ -88,6 +96,7 @@ impl Progress {
         outbox.inner.tasks.spawn_to_end("draft", async move {
             writing.run().await;
             drop(ending);
+            writing.take_out_what_comes_late().await;
         });
         Self { text, draft, closing, over, patience: pace.max(SHORTEST_CLOSE) }
     }
@@ -143,12 +152,82 @@ struct Writing {
     transaction: String,
     texts: watch::Receiver<Shown>,
     closing: CancellationToken,
+    /// What a lane did not wait for.
+    under_way: Option<UnderWay>,
+    /// Since when it can be there.
+    begun: Timestamp,
     /// The surface's id of it, once it is there.
     event: Option<String>,
     /// Since when it may be there from an earlier run, as long as it has not been looked for.
     resumed: Option<Timestamp>,
     /// An earlier try, or run, may have sent it with another text.
     doubtful: bool,
+}
+
+/// A request of a draft, in a task of its own.
+type UnderWay = oneshot::Receiver<Came>;
+
+/// What a surface is asked for, to show a text.
+struct Request {
+    surface: SharedSurface,
+    room: Room,
+    /// As of the draft.
+    event: Option<String>,
+    resumed: Option<Timestamp>,
+    /// As it is sent where the draft is not there yet.
+    message: Outbound,
+}
+
+/// What has come of a request.
+struct Came {
+    /// As of the draft, from here on.
+    event: Option<String>,
+    resumed: Option<Timestamp>,
+    outcome: Result<How, SendError>,
+}
+
+/// How a text is shown.
+enum How {
+    /// As a message.
+    Sent,
+    /// In the place of another text.
+    Edited,
+}
+
+impl Request {
+    /// Sends or edits the draft.
+    async fn carry_out(self) -> Came {
+        let Self { surface, room, mut event, mut resumed, message } = self;
+        let outcome = show(&surface, &room, &mut event, &mut resumed, message).await;
+        Came { event, resumed, outcome }
+    }
+}
+
+async fn show(
+    surface: &SharedSurface,
+    room: &Room,
+    event: &mut Option<String>,
+    resumed: &mut Option<Timestamp>,
+    message: Outbound,
+) -> Result<How, SendError> {
+    if let Some(since) = *resumed {
+        *event = match surface.find(room, &message.transaction, since).await {
+            Err(SendError::Refused { message, .. }) => {
+                warn!(%room, message, "a draft of an earlier run cannot be looked for");
+                None
+            }
+            found => found?,
+        };
+        *resumed = None;
+    }
+    if let Some(event) = event {
+        // A message of its own, which calls nobody.
+        let edit = Outbound { transaction: Uuid::now_v7().to_string(), reply_to: None, mention: None, ..message };
+        failpoint::around("edit_draft", surface.edit(room, event, &edit)).await?;
+        return Ok(How::Edited);
+    }
+    *event = Some(failpoint::around("send_draft", surface.send(room, &message)).await?);
+    Ok(How::Sent)
 }
 
 /// What has come of showing a text.
@@ -162,7 +241,7 @@ enum Said {
 }
 
 impl Writing {
-    async fn run(mut self) {
+    async fn run(&mut self) {
         let (sealed, closing) = (self.place.draft.sealed.clone(), self.closing.clone());
         // Whether there is a text that was not shown yet.
         let mut due = false;
@@ -220,60 +299,121 @@ impl Writing {
             () = self.closing.cancelled() => return Said::Over,
         };
         let Some(surface) = self.surface() else { return Said::NotShown(None) };
-        let newest = self.texts.borrow_and_update().render();
-        match gate.bounded(self.put(&surface, newest)).await {
-            Some(Ok(said)) => said,
-            Some(Err(SendError::Transient { message, retry_after, .. })) => {
-                debug!(room = %self.place.to.room, message, "a draft was not taken");
-                self.doubtful |= retry_after.is_none();
-                Said::NotShown(retry_after)
+        loop {
+            let earlier = self.under_way.take();
+            let is_earlier = earlier.is_some();
+            let mut under_way = earlier.unwrap_or_else(|| self.begin(&surface));
+            let Some(came) = gate.bounded(&mut under_way).await else {
+                self.under_way = Some(under_way);
+                return Said::NotShown(None);
+            };
+            // It ends without a word when the surface panics.
+            let said = came.map_or(Said::Over, |came| self.take(came));
+            if !is_earlier || !matches!(said, Said::Shown) {
+                return said;
             }
-            Some(Err(SendError::Refused { message, .. })) => {
-                warn!(room = %self.place.to.room, message, "a draft is refused, and shown no more");
-                Said::Over
+            // What is there now is older than the newest text.
+            if sealed.is_cancelled() {
+                return Said::Over;
             }
-            None => {
-                self.doubtful = true;
-                Said::NotShown(None)
+            if gate.is_claimed() {
+                return Said::NotShown(None);
             }
         }
     }
 
-    /// Sends or edits it.
-    async fn put(&mut self, surface: &SharedSurface, newest: String) -> Result<Said, SendError> {
-        let room = &self.place.to.room;
-        if let Some(since) = self.resumed {
-            self.event = match surface.find(room, &self.transaction, since).await {
-                Err(SendError::Refused { message, .. }) => {
-                    warn!(%room, message, "a draft of an earlier run cannot be looked for");
-                    None
-                }
-                found => found?,
-            };
-            self.resumed = None;
-        }
-        if let Some(event) = &self.event {
-            let edit = Outbound { transaction: Uuid::now_v7().to_string(), ..self.outbound(newest) };
-            failpoint::around("edit_draft", surface.edit(room, event, &edit)).await?;
-            self.doubtful = false;
-            return Ok(Said::Shown);
-        }
-        let first = Outbound {
-            reply_to: self.place.to.reply_to.clone(),
-            mention: self.place.to.mention.clone(),
-            ..self.outbound(newest)
+    /// Asks the surface to show the newest text.
+    fn begin(&mut self, surface: &SharedSurface) -> UnderWay {
+        let newest = self.texts.borrow_and_update().render();
+        let request = Request {
+            surface: Arc::clone(surface),
+            room: self.place.to.room.clone(),
+            event: self.event.clone(),
+            resumed: self.resumed,
+            message: self.outbound(newest),
         };
-        self.event = Some(failpoint::around("send_draft", surface.send(room, &first)).await?);
-        // The surface may have known the transaction, with the text of an earlier try.
-        Ok(if self.doubtful { Said::NotShown(None) } else { Said::Shown })
+        let (came, under_way) = oneshot::channel();
+        self.place.outbox.inner.tasks.spawn_to_end("draft's request", async move {
+            // Fails when nobody wants to know any more.
+            drop(came.send(request.carry_out().await));
+        });
+        under_way
+    }
+
+    fn take(&mut self, came: Came) -> Said {
+        let Came { event, resumed, outcome } = came;
+        (self.event, self.resumed) = (event, resumed);
+        match outcome {
+            Ok(How::Edited) => {
+                self.doubtful = false;
+                Said::Shown
+            }
+            // The surface may have known the transaction, with the text of an earlier try.
+            Ok(How::Sent) if self.doubtful => Said::NotShown(None),
+            Ok(How::Sent) => Said::Shown,
+            Err(SendError::Transient { message, retry_after, .. }) => {
+                debug!(room = %self.place.to.room, message, "a draft was not taken");
+                self.doubtful |= retry_after.is_none();
+                Said::NotShown(retry_after)
+            }
+            Err(SendError::Refused { message, .. }) => {
+                warn!(room = %self.place.to.room, message, "a draft is refused, and shown no more");
+                Said::Over
+            }
+        }
+    }
+
+    /// What is still under way may be shown after what ended the draft. An edit changes what stands before that; a first
+    /// text stands after it, and is taken out.
+    async fn take_out_what_comes_late(mut self) {
+        let Some(mut under_way) = self.under_way.take() else { return };
+        let stopping = self.place.outbox.inner.tasks.stopping();
+        let came = match stopping.run_until_cancelled(&mut under_way).await {
+            Some(came) => came,
+            // The next gateway finds it, and edits it on.
+            None if !self.place.draft.is_ended() => return,
+            None => under_way.await,
+        };
+        let (Ok(came), Some(surface)) = (came, self.surface()) else { return };
+        let room = &self.place.to.room;
+        let event = match came {
+            _ if !self.place.draft.is_ended() => return,
+            Came { event: Some(event), outcome: Ok(How::Sent), .. } => event,
+            // It may be there all the same.
+            Came { event: None, outcome: Err(SendError::Transient { retry_after: None, .. }), .. } => {
+                match surface.find(room, &self.transaction, self.resumed.unwrap_or(self.begun)).await {
+                    Ok(Some(event)) => event,
+                    _ => return,
+                }
+            }
+            _ => return,
+        };
+        let transaction = format!("late-{}", self.transaction);
+        let (began, mut backoff) = (Instant::now(), Backoff::default());
+        while began.elapsed() < LONGEST_TAKING_OUT {
+            failpoint::reach("before", "take_back");
+            let taken = surface.take_back(room, &event, &transaction, TOO_LATE).await;
+            failpoint::reach("after", "take_back");
+            let asked = match taken {
+                Ok(_) => return,
+                Err(SendError::Refused { message, .. }) => {
+                    warn!(%room, message, "a draft that came too late stays");
+                    return;
+                }
+                Err(SendError::Transient { retry_after, .. }) => retry_after,
+            };
+            if stopping.run_until_cancelled(tokio::time::sleep(backoff.next(asked))).await.is_none() {
+                return;
+            }
+        }
     }
 
     fn outbound(&self, markdown: String) -> Outbound {
         Outbound {
             weight: Weight::Notice,
             markdown,
-            reply_to: None,
-            mention: None,
+            reply_to: self.place.to.reply_to.clone(),
+            mention: self.place.to.mention.clone(),
             thread: self.place.to.thread.clone(),
             answers: Vec::new(),
             transaction: self.transaction.clone(),

@@ -8,11 +8,18 @@ fn draft(life: &Life) -> Progress {
     Progress::new(&life.outbox, to(), "final")
 }
 
-/// Whether no request of a draft was begun, or still under way, after the message that ends it was begun to be sent.
-fn ends_before(hall: &Hall, text: &str) -> bool {
+/// Whether no request of a draft was begun after the message that ends it was begun to be sent. A surface that is known to
+/// hang may have a draft looked for, which it may have taken.
+fn ends_before(hall: &Hall, text: &str, hangs: bool) -> bool {
     let asked = hall.asked();
     let end = asked.iter().position(|ask| matches!(ask, Ask::Send(message) if message.markdown == text));
-    asked[end.unwrap()..].iter().all(|ask| !ask.is_draft()) && hall.with(|inside| inside.clashes == 0)
+    let is_over = |ask: &Ask| !ask.is_draft() || hangs && matches!(ask, Ask::Find(..));
+    asked[end.unwrap()..].iter().all(is_over)
+}
+
+/// Whether none was still under way either.
+fn ends_wholly_before(hall: &Hall, text: &str) -> bool {
+    ends_before(hall, text, false) && hall.with(|inside| inside.clashes == 0)
 }
 
 #[tokio::test(start_paused = true)]
@@ -51,7 +58,7 @@ async fn the_time_in_it_goes_on_by_itself() {
         .iter()
         .map(|ask| match ask {
             Ask::Send(message) | Ask::Edit(_, message) => message.markdown.as_str(),
-            Ask::Find(..) => "",
+            Ask::Find(..) | Ask::TakeBack(..) => "",
         })
         .collect();
     assert_eq!(texts, ["building", "building (18 s)", "building (36 s)", "building (54 s)", "built"]);
@@ -81,7 +88,7 @@ async fn nothing_of_it_is_sent_after_the_message_that_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_draft_has_begun_ends_first_and_is_broken_off_when_that_takes_long() {
+async fn what_a_draft_has_begun_ends_first_and_is_not_waited_for_when_that_takes_long() {
     for (does, shown) in [(Does::TakesWhenLet, ["done", "final"]), (Does::Hangs, ["working", "final"])] {
         let (folder, hall) = (folder(), Hall::obliging());
         let mut life = Life::begin(&folder, &hall).await;
@@ -99,8 +106,72 @@ async fn what_a_draft_has_begun_ends_first_and_is_broken_off_when_that_takes_lon
         progress.show("never seen");
         progress.close().await;
         assert_eq!(hall.texts(), shown);
-        assert!(ends_before(&hall, "final"));
+        assert!(if does == Does::Hangs {
+            ends_before(&hall, "final", true)
+        } else {
+            ends_wholly_before(&hall, "final")
+        });
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_text_that_comes_after_the_end_is_taken_out() {
+    let trouble = [Does::AsksToWait(SECOND), Does::Fails, Does::Takes];
+    // One that is taken late, and one that is taken and whose answer is lost.
+    for (does, before) in [(Does::TakesWhenLet, 2), (Does::TakesAndFailsWhenLet, 3)] {
+        let (folder, hall) = (folder(), Hall::obliging());
+        let mut life = Life::begin(&folder, &hall).await;
+        let mut troubles = trouble.into_iter();
+        hall.follows(move |_, ask| match ask {
+            Ask::Send(message) if message.markdown == "working" => does,
+            Ask::TakeBack(..) => troubles.next().unwrap(),
+            _ => Does::Takes,
+        });
+        let progress = draft(&life);
+        progress.show("working");
+        hall.asked_for(1).await;
+        let begun = Instant::now();
+        life.post("final").await;
+        life.outcomes(1).await;
+        assert_eq!(begun.elapsed().as_secs(), 2, "it is not waited for long");
+        progress.show("never seen");
+        progress.close().await;
+        hall.letting.notify_one();
+        life.idle_on_paused_clock().await;
+        assert_eq!(hall.texts(), ["final"]);
+        let place = hall.with(|inside| inside.taken_out.iter().cloned().collect::<Vec<_>>());
+        let take_back = Ask::TakeBack(place[0].clone(), "late-draft-final".to_owned());
+        let asked = hall.asked();
+        assert_eq!(asked[before..], vec![take_back; 3], "{asked:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_text_that_comes_late_and_before_its_end_is_edited_on() {
+    let (folder, hall) = (folder(), Hall::obliging());
+    let mut life = Life::begin(&folder, &hall).await;
+    hall.follows(|n, _| if n == 0 { Does::TakesWhenLet } else { Does::Takes });
+    let progress = draft(&life);
+    progress.show("a");
+    hall.asked_for(1).await;
+    life.post("notice").await;
+    life.outcomes(1).await;
+    progress.show("b");
+    hall.letting.notify_one();
+    hall.asked_for(3).await;
+    progress.close().await;
+    life.idle().await;
+    assert_eq!(hall.texts(), ["notice", "b"]);
+    assert!(matches!(&hall.asked()[2], Ask::Edit(event, _) if event == "1"), "it is not sent twice");
+
+    // One that nothing has ended when the gateway stops is the next one's to edit.
+    hall.follows(|_, _| Does::TakesAfter(5 * SECOND));
+    let other = Progress::new(&life.outbox, to(), "other");
+    other.show("c");
+    hall.asked_for(4).await;
+    drop(other);
+    life.tasks.shutdown(10 * SECOND).await.expect("it has its time");
+    assert_eq!(hall.texts(), ["notice", "b", "c"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -157,7 +228,7 @@ async fn a_draft_that_waited_for_its_room_does_not_go_on_after_its_end() {
 #[tokio::test(start_paused = true)]
 async fn closing_waits_for_a_slow_surface_no_longer_than_its_pace() {
     let (folder, hall) = (folder(), Hall::new(|_, _| Does::Hangs));
-    let life = Life::begin(&folder, &hall).await;
+    let mut life = Life::begin(&folder, &hall).await;
     let progress = draft(&life);
     progress.show("a");
     let begun = Instant::now();
@@ -166,7 +237,7 @@ async fn closing_waits_for_a_slow_surface_no_longer_than_its_pace() {
     // What is begun still gives way to what ends it.
     hall.follows(|_, _| Does::Takes);
     life.post("final").await;
-    life.idle_on_paused_clock().await;
+    life.outcomes(1).await;
     assert_eq!(hall.texts(), ["final"]);
 }
 
@@ -238,11 +309,15 @@ async fn whatever_the_timing_a_draft_never_follows_its_end() {
     // takes.
     let folder = folder();
     let mut life = Life::without_surface(&folder).await;
+    let mut late = 0;
     for case in 0..200_u64 {
         let step =
             move |nth: u32| Duration::from_millis(case.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(nth) % 4000);
-        let hall = Hall::new(move |n, _| match n % 4 {
+        // In a third of the cases a draft takes as long as it is not let to end.
+        let (slow, lets) = (case % 3 == 0, case / 3 % 4);
+        let hall = Hall::new(move |n, ask| match n % 4 {
             3 => Does::Fails,
+            _ if slow && ask.is_draft() => Does::TakesWhenLet,
             n => Does::TakesAfter(step(u32::try_from(n).unwrap() * 5) / 2),
         });
         life.outbox.add(Arc::clone(&hall) as SharedSurface);
@@ -251,6 +326,9 @@ async fn whatever_the_timing_a_draft_never_follows_its_end() {
         for nth in 0..3 {
             progress.show(format!("text {nth}"));
             tokio::time::sleep(step(nth * 7 + 11)).await;
+            if u64::from(nth) < lets {
+                hall.letting.notify_one();
+            }
         }
         progress.show("last");
         let mut progress = Some(progress);
@@ -262,7 +340,14 @@ async fn whatever_the_timing_a_draft_never_follows_its_end() {
         if let Some(progress) = progress {
             progress.close().await;
         }
-        life.idle_on_paused_clock().await;
-        assert!(ends_before(&hall, &name), "case {case}: {:?}", hall.asked());
+        while !life.outbox.places().busy.is_empty() {
+            hall.letting.notify_waiters();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(ends_before(&hall, &name, slow), "case {case}: {:?}", hall.asked());
+        assert!(slow || ends_wholly_before(&hall, &name), "case {case}: {:?}", hall.asked());
+        assert_eq!(hall.texts().last(), Some(&name), "case {case}: {:?}", hall.asked());
+        late += hall.with(|inside| inside.taken_out.len());
     }
+    assert!(late > 0, "some came late");
 }

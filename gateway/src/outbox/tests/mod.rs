@@ -64,6 +64,8 @@ enum Does {
     Fails,
     /// Takes it, and seems to fail.
     TakesAndFails,
+    /// Takes it, and seems to fail when it is let to.
+    TakesAndFailsWhenLet,
     Refuses,
     Panics,
     /// Does not take it, and never answers.
@@ -195,6 +197,11 @@ impl Hall {
             Does::Fails => transient(None),
             Does::TakesAndFails => {
                 self.with(take);
+                transient(None)
+            }
+            Does::TakesAndFailsWhenLet => {
+                self.with(take);
+                self.letting.notified().await;
                 transient(None)
             }
             Does::Refuses => Err(SendError::Refused { surface: SurfaceKind::Console, message: "too long".to_owned() }),
