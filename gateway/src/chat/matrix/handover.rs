@@ -303,9 +303,13 @@ impl MatrixSurface {
 }
 
 /// Whether there can be such an event. People's clients relate what they send to any text, and a request that neither homeserver
-/// nor proxy reads is never answered.
+/// nor proxy reads is never answered. Nor is one whose path a proxy takes for another one: it may decode what is escaped in it, and
+/// resolve parts that are `.` or `..`.
 fn can_be_asked_for(event_id: &EventId) -> bool {
-    event_id.as_str().len() <= LONGEST_ID && !event_id.as_str().contains(char::is_control)
+    let leads_away = |part: &str| part == "." || part == "..";
+    event_id.as_str().len() <= LONGEST_ID
+        && !event_id.as_str().contains(char::is_control)
+        && !event_id.as_str().split(['/', '\\']).any(leads_away)
 }
 
 fn person(user: &UserId) -> Person {

@@ -136,10 +136,18 @@ async fn an_event_that_cannot_be_is_not_asked_for() {
                 let mut edit = message("$edit", "* that");
                 edit["content"]["m.new_content"] = json!({"msgtype": "m.text", "body": "that"});
                 edit["content"]["m.relates_to"] = json!({"rel_type": "m.replace", "event_id": long});
-                let said = [reply("$long", &long, "yes"), reply("$broken", broken, "musher: yes"), edit];
+                let said = [
+                    reply("$long", &long, "yes"),
+                    reply("$broken", broken, "musher: yes"),
+                    reply("$away", "$/../../../../x", "yes"),
+                    reply("$last", "$x/..", "yes"),
+                    reply("$here", "$x/./y", "yes"),
+                    reply("$other", "$x\\..\\y", "yes"),
+                    edit,
+                ];
                 Some((200, answer("s2", &[&said[..], &[message("$new", "new")]].concat())))
             }
-            // Such a request is not read.
+            // Such a request is not read, or goes elsewhere.
             path if path.contains("/event/") => Some((414, json!("<html>too long</html>"))),
             path => one_message(number, path, token),
         }
@@ -147,7 +155,15 @@ async fn an_event_that_cannot_be_is_not_asked_for() {
     let homeserver = Homeserver::start(deaf).await;
     let dir = tempfile::tempdir().expect("a directory");
     let mut running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
-    for (id, addressed) in [("$long", false), ("$broken", true), ("$new", false)] {
+    for (id, addressed) in [
+        ("$long", false),
+        ("$broken", true),
+        ("$away", false),
+        ("$last", false),
+        ("$here", false),
+        ("$other", false),
+        ("$new", false),
+    ] {
         let message = running.message().await;
         assert_eq!((message.event_id.as_str(), message.addressed, message.quoted), (id, addressed, None));
     }
