@@ -40,6 +40,10 @@ const MISSED: &str = "Some of what was said here while I was away could not be r
 /// What people are told whose message waits no longer, because its edit was taken back.
 pub(crate) const UNSAID: &str = "The edit of this message was removed, and what it said before that is not kept: it waits no longer. \
     Please write it again if it is to be answered.";
+/// What people are told whose words are late.
+const AWAITED: &str = "What was said here lately could not be fetched yet: the homeserver does not give it to me. I keep asking for it; \
+    until it comes I hear nothing that is written in this room, `stop` included, and then I take all of it in its order. \
+    I do hear you in other rooms.";
 /// What approves, as a reaction.
 const APPROVING: [&str; 2] = ["👍", "✅"];
 /// What denies, as a reaction.
@@ -502,11 +506,12 @@ fn unsaid(room: &Room, message: &Message, edit_id: &str) -> Post {
     Post::notice(to, format!("unsaid-{edit_id}"), UNSAID)
 }
 
-/// Tells a room that some of what was said there is not to be had, once however often the gap is met.
-fn tell_missed(Missed { room, gap }: Missed) -> Post {
+/// Tells a room that some of what was said there is not to be had, or not yet, once however often the gap is met.
+fn tell_missed(Missed { room, gap, awaited }: Missed) -> Post {
     let name = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{room} {gap}").as_bytes());
     let to = Address { room, thread: None, reply_to: None, mention: None, pending: None };
-    Post::notice(to, format!("gap-{name}"), MISSED)
+    let (kind, told) = if awaited { ("late", AWAITED) } else { ("gap", MISSED) };
+    Post::notice(to, format!("{kind}-{name}"), told)
 }
 
 fn unjournaled(refusal: Refusal) -> InboxError {
@@ -581,14 +586,19 @@ mod tests {
     #[test]
     fn a_gap_is_told_under_one_transaction_per_room_and_gap() {
         let room = |id: &str| Room { surface: SurfaceKind::Matrix, id: id.to_owned() };
-        let told = |id: &str, gap: &str| tell_missed(Missed { room: room(id), gap: gap.to_owned() }).transaction;
+        let missed = |id: &str, gap: &str, awaited| Missed { room: room(id), gap: gap.to_owned(), awaited };
+        let told = |id: &str, gap: &str| tell_missed(missed(id, gap, false)).transaction;
         assert_eq!(told("!a:b.c", "s1_2~3"), told("!a:b.c", "s1_2~3"));
         assert_ne!(told("!a:b.c", "s1_2~3"), told("!a:b.c", "s1_2~4"));
         assert_ne!(told("!a:b.c", "s1_2~3"), told("!b:b.c", "s1_2~3"));
         // It stands in the path of a request.
         assert!(told("!a:b.c", "s1/2?3").chars().all(|char| char.is_ascii_alphanumeric() || char == '-'));
-        let post = tell_missed(Missed { room: room("!a:b.c"), gap: "s1".to_owned() });
+        let post = tell_missed(missed("!a:b.c", "s1", false));
         assert_eq!((post.to.room, post.weight), (room("!a:b.c"), crate::chat::Weight::Notice));
         assert!(post.markdown.contains("say again"), "{}", post.markdown);
+        // What is late first may be refused in the end.
+        let late = tell_missed(missed("!a:b.c", "s1", true));
+        assert_ne!(late.transaction, post.transaction);
+        assert!(late.markdown.contains("I keep asking for it"), "{}", late.markdown);
     }
 }

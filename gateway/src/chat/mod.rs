@@ -146,13 +146,16 @@ pub struct Reacted {
     pub encrypted: bool,
 }
 
-/// Some of what was said in a room is not to be had: its surface will never give it.
+/// Some of what was said in a room is not to be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missed {
     /// Where.
     pub room: Room,
     /// The surface's name for the gap, of any form: the same when the same gap is met again.
     pub gap: String,
+    /// Whether it is only late: the surface goes on asking for it, and gives nothing of the room until it has it. Otherwise
+    /// it will never be given.
+    pub awaited: bool,
 }
 
 /// Takes what surfaces receive.
@@ -174,7 +177,7 @@ pub trait Inbox: Send + Sync + 'static {
     /// Takes a reaction over. What it was put on need not be ours.
     fn reacted(&self, reaction: Reacted) -> BoxFuture<'_, Result<(), InboxError>>;
 
-    /// Takes over that something was missed; people in the room are told, once per gap.
+    /// Takes over that something was missed, or is late; people in the room are told either once per gap.
     fn missed(&self, missed: Missed) -> BoxFuture<'_, Result<(), InboxError>>;
 
     /// When the newest message that was ever accepted from this surface was said; `None` when there is none. A surface

@@ -1,8 +1,8 @@
 //! From an event of a room's timeline to the inbox: what was said, edited, taken back, reacted to.
 //!
 //! Who may speak is asked before anything is fetched for an event (invariant 12). What decides whether an event
-//! counts is fetched until the homeserver answers: the position moves past what did not count. What the inbox has in
-//! hand is awaited to its end; only the shutdown cuts it off.
+//! counts is fetched until the homeserver answers, as long as there is time: the position moves past what did not count. What the
+//! inbox has in hand is awaited to its end; only the shutdown cuts it off.
 
 use std::{
     collections::HashSet,
@@ -17,8 +17,8 @@ use matrix_sdk::{
     deserialized_responses::TimelineEvent,
     ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, UserId},
 };
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, error, warn};
 
 use super::{
     MatrixSurface, SurfaceKind, encrypted,
@@ -26,7 +26,7 @@ use super::{
     intake::{self, Own, Reading, Said},
     lock,
     seen::Memory,
-    sync::{self, Halt, LOOK_UP_PATIENCE},
+    sync::{self, Halt, Hearing, LOOK_UP_PATIENCE, Whose},
 };
 use crate::chat::{Edited, Inbound, InboxError, Missed, Person, Reacted, Redacted, Room};
 
@@ -86,8 +86,7 @@ impl MatrixSurface {
         room: &SdkRoom,
         event: &TimelineEvent,
         own: &Own<'_>,
-        handed: &Handed,
-        halted: &CancellationToken,
+        hearing: &Hearing<'_>,
     ) -> Result<(), Halt> {
         let Some(reading) = parse(room, event, own) else { return Ok(()) };
         // What is taken back and reacted to is in clear in every room.
@@ -124,36 +123,51 @@ impl MatrixSurface {
             return Ok(());
         }
         let key = (room.room_id().to_owned(), event_id.clone());
-        if handed.contains(&key) {
+        if hearing.handed.contains(&key) {
             return Ok(());
         }
-        if let Some(heard) = self.heard(room, reading, halted).await? {
-            if matches!(heard, Heard::Said(_)) && self.synced.load(Ordering::Acquire) {
+        if let Some(heard) = self.heard(room, reading, hearing).await? {
+            if matches!(heard, Heard::Said(_)) && self.synced.load(Ordering::Acquire) && !hearing.is_of_parked() {
                 // Said while the surface lives: no earlier run can have marked it.
                 lock(&self.marks).live(key.0.clone(), key.1.clone());
             }
-            self.hand_over(&key.0, &key.1, heard, halted).await?;
-            handed.insert(key);
+            self.hand_over(&key.0, &key.1, heard, hearing).await?;
+            hearing.handed.insert(key);
         }
         Ok(())
     }
 
     /// Tells the inbox that some of what was said in the room is not to be had.
-    pub(super) async fn tell_missed(&self, room: &RoomId, gap: String, halted: &CancellationToken) -> Result<(), Halt> {
+    pub(super) async fn tell_missed(&self, room: &RoomId, gap: String, hearing: &Hearing<'_>) -> Result<(), Halt> {
         error!(%room, gap, "messages were not read: the homeserver does not give all of the room's history");
-        let there = Room { surface: SurfaceKind::Matrix, id: room.to_string() };
-        self.hand_over(room, &"a gap", Heard::Missed(Missed { room: there, gap }), halted).await
+        self.hand_gap_over(room, gap, false, hearing).await
     }
 
-    async fn heard(&self, room: &SdkRoom, reading: Reading, halted: &CancellationToken) -> Result<Option<Heard>, Halt> {
+    /// Tells the inbox that the room is not heard for the time being.
+    pub(super) async fn tell_awaited(&self, room: &RoomId, gap: String, hearing: &Hearing<'_>) -> Result<(), Halt> {
+        self.hand_gap_over(room, gap, true, hearing).await
+    }
+
+    async fn hand_gap_over(
+        &self,
+        room: &RoomId,
+        gap: String,
+        awaited: bool,
+        hearing: &Hearing<'_>,
+    ) -> Result<(), Halt> {
+        let there = Room { surface: SurfaceKind::Matrix, id: room.to_string() };
+        self.hand_over(room, &"a gap", Heard::Missed(Missed { room: there, gap, awaited }), hearing).await
+    }
+
+    async fn heard(&self, room: &SdkRoom, reading: Reading, hearing: &Hearing<'_>) -> Result<Option<Heard>, Halt> {
         let there = Room { surface: SurfaceKind::Matrix, id: room.room_id().to_string() };
         Ok(match reading {
             Reading::Message { event_id, said: Some(said), .. } => {
-                Some(Heard::Said(self.inbound(room, there, &event_id, said, halted).await?))
+                Some(Heard::Said(self.inbound(room, there, &event_id, said, hearing).await?))
             }
             Reading::Edit { event_id, original, sender, text } => {
                 // A homeserver relates any two events as somebody says.
-                let edited = self.find_said(room, &original, halted).await?.said();
+                let edited = self.find_said(room, &original, hearing).await?.said();
                 let edits_own = edited.is_some_and(|edited| edited.sender == sender);
                 if !edits_own {
                     debug!(room = %room.room_id(), event = %event_id, %sender, "ignoring an edit of what is not theirs, or not there");
@@ -192,12 +206,12 @@ impl MatrixSurface {
         there: Room,
         event_id: &EventId,
         said: Said,
-        halted: &CancellationToken,
+        hearing: &Hearing<'_>,
     ) -> Result<Inbound, Halt> {
         let room_id = room.room_id();
         let mut addressed = said.mentions_us
             || self.ambient.contains(room)
-            || self.persist(&format!("the members of {room_id}"), halted, || is_direct(room)).await?.unwrap_or(false);
+            || self.seek(&format!("the members of {room_id}"), hearing, || is_direct(room)).await?.unwrap_or(false);
         let replied = match said.replies_to {
             None => None,
             // It is quoted, and nothing more: the message does not wait for it long.
@@ -206,7 +220,7 @@ impl MatrixSurface {
                 self.look_up(room, &id, Some(config)).await.ok().and_then(Memory::said)
             }
             Some(id) => {
-                let replied = self.find_said(room, &id, halted).await?.said();
+                let replied = self.find_said(room, &id, hearing).await?.said();
                 addressed = replied.as_ref().is_some_and(|replied| replied.sender == room.own_user_id());
                 replied
             }
@@ -226,11 +240,33 @@ impl MatrixSurface {
         })
     }
 
-    /// An earlier message of the room, asked for until the homeserver gives it or says that there is none.
-    async fn find_said(&self, room: &SdkRoom, event_id: &EventId, halted: &CancellationToken) -> Result<Memory, Halt> {
+    /// An earlier message of the room, asked for until the homeserver gives it or says that there is none, as long as there is
+    /// time.
+    async fn find_said(&self, room: &SdkRoom, event_id: &EventId, hearing: &Hearing<'_>) -> Result<Memory, Halt> {
         let what = format!("the event {event_id} in {}", room.room_id());
-        let found = self.persist(&what, halted, || self.look_up(room, event_id, None)).await?;
+        let found = self.seek(&what, hearing, || self.look_up(room, event_id, None)).await?;
         Ok(found.unwrap_or(Memory::InVain))
+    }
+
+    /// What decides whether an event counts. What the homeserver does not give in time is as what is not there: the room's other
+    /// events do not wait for it for ever.
+    async fn seek<T, F>(&self, what: &str, hearing: &Hearing<'_>, request: impl FnMut() -> F) -> Result<Option<T>, Halt>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let now = Instant::now();
+        let deadline = match hearing.whose {
+            // However many there are of a kind that no answer comes to, each of them costs little when the time is over.
+            Whose::Sync(deadline) => deadline.max(now + LOOK_UP_PATIENCE),
+            Whose::Parked { .. } => now + self.patience,
+        };
+        let reason = match timeout_at(deadline, self.persist(what, hearing, Some(deadline), request)).await {
+            Ok(Err(Halt::Failed(Failure::Transient { reason, .. } | Failure::Local { reason }))) => reason,
+            Ok(answer) => return answer,
+            Err(_) => "no answer in time".to_owned(),
+        };
+        warn!("{what} is not to be had, and counts as not there: {reason}");
+        Ok(None)
     }
 
     /// An earlier message of the room, asked for once where it is not known. A refusal for good is an answer.
@@ -275,11 +311,11 @@ impl MatrixSurface {
         room: &RoomId,
         what: &(dyn fmt::Display + Sync),
         heard: Heard,
-        halted: &CancellationToken,
+        hearing: &Hearing<'_>,
     ) -> Result<(), Halt> {
         let mut backoff = Backoff::new();
         loop {
-            if halted.is_cancelled() {
+            if hearing.halted.is_cancelled() {
                 return Err(Halt::Elsewhere);
             }
             let taken = match heard.clone() {
@@ -294,8 +330,8 @@ impl MatrixSurface {
                 Err(InboxError::Stopping) => return Err(Halt::Stopping),
                 Err(error @ InboxError::Journal(_)) => {
                     error!(%room, %what, error = &error as &dyn std::error::Error, "something waits before the inbox");
-                    self.trouble.send_replace(Some(error.to_string()));
-                    halted.run_until_cancelled(backoff.wait(None)).await;
+                    self.explain(hearing, error.to_string());
+                    hearing.halted.run_until_cancelled(backoff.wait(None)).await;
                 }
             }
         }

@@ -31,13 +31,15 @@ use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 use url::Url;
 
-use super::{Login, MatrixError, MatrixSettings, failure::Failure};
+use super::{Login, MatrixError, MatrixSettings, failure::Failure, parked::Places};
 use crate::home::{make_private, write_private};
 
 /// How long one request may take.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 /// Under this key the position is in the device's store.
 const POSITION_KEY: &[u8] = b"dev.musher.position";
+/// Under this key stands which rooms are set aside. Older stores have none.
+const PARKED_KEY: &[u8] = b"dev.musher.parked";
 
 /// Who the bot is, as it is stored in `session.json`. No `Debug`: it holds the token.
 #[derive(Clone, Serialize, Deserialize)]
@@ -77,6 +79,13 @@ impl Position {
     }
 }
 
+/// What a new device's store takes over from the old one's.
+#[derive(Debug)]
+struct Carried {
+    position: Position,
+    parked: Places,
+}
+
 /// Restores the stored session; logs in where there is none, or where the homeserver does not know it any more.
 pub(super) async fn connect(settings: &MatrixSettings) -> Result<Client, MatrixError> {
     make_private(&settings.store_dir).map_err(|error| store_error(settings, error))?;
@@ -95,7 +104,7 @@ pub(super) async fn connect(settings: &MatrixSettings) -> Result<Client, MatrixE
         return Err(other_account(settings, &stored, session.user_id.as_str()));
     }
     if session.device_id != stored.device_id {
-        let carried = carried_position(settings, &stored).await;
+        let carried = carried(settings, &stored).await;
         return begin(settings, session, carried).await;
     }
     let client = resume(settings, &session).await?;
@@ -132,7 +141,7 @@ pub(super) async fn renew(settings: &MatrixSettings, soft: bool) -> Result<Clien
     if session.user_id != stored.user_id {
         return Err(other_account(settings, &stored, session.user_id.as_str()));
     }
-    let carried = if session.device_id == stored.device_id { None } else { carried_position(settings, &stored).await };
+    let carried = if session.device_id == stored.device_id { None } else { carried(settings, &stored).await };
     begin(settings, session, carried).await
 }
 
@@ -148,20 +157,34 @@ pub(super) async fn set_position(client: &Client, position: &Position) -> Result
     client.state_store().set_custom_value_no_read(POSITION_KEY, bytes).await.map_err(local)
 }
 
+/// From where on rooms are not heard that are set aside.
+pub(super) async fn parked(client: &Client) -> Result<Places, Failure> {
+    let stored = client.state_store().get_custom_value(PARKED_KEY).await.map_err(local)?;
+    stored.map_or(Ok(Places::new()), |bytes| serde_json::from_slice(&bytes).map_err(local))
+}
+
+/// Stores which rooms are set aside.
+pub(super) async fn set_parked(client: &Client, places: &Places) -> Result<(), Failure> {
+    let bytes = serde_json::to_vec(places).map_err(local)?;
+    client.state_store().set_custom_value_no_read(PARKED_KEY, bytes).await.map_err(local)
+}
+
 fn local(error: impl std::error::Error) -> Failure {
     Failure::Local { reason: format!("the Matrix store failed: {error}") }
 }
 
 /// Makes the session the stored one and opens it.
-async fn begin(settings: &MatrixSettings, session: Session, carried: Option<Position>) -> Result<Client, MatrixError> {
+async fn begin(settings: &MatrixSettings, session: Session, carried: Option<Carried>) -> Result<Client, MatrixError> {
     // The position first: once session.json names the device, its store is complete.
-    if let Some(carried) = carried {
+    if let Some(Carried { position, parked }) = carried {
         let client = open(settings, Some(&session)).await?;
-        let position = match carried {
+        let failed = |failure: Failure| store_error(settings, failure.reason().to_owned());
+        set_parked(&client, &parked).await.map_err(failed)?;
+        let position = match position {
             Position::Token { token, .. } => Position::Token { token, store_is_new: true },
             time @ Position::Time { .. } => time,
         };
-        set_position(&client, &position).await.map_err(|failure| store_error(settings, failure.reason().to_owned()))?;
+        set_position(&client, &position).await.map_err(failed)?;
     }
     write_session(settings, &session)?;
     resume(settings, &session).await
@@ -208,11 +231,13 @@ async fn open(settings: &MatrixSettings, session: Option<&Session>) -> Result<Cl
     builder.build().await.map_err(|error| store_error(settings, error))
 }
 
-/// The position of the old device's store; without it, the inbox is asked for the newest message that it knows.
-async fn carried_position(settings: &MatrixSettings, old: &Session) -> Option<Position> {
+/// The position of the old device's store, and what is set aside there; without it, the inbox is asked for the newest message that
+/// it knows.
+async fn carried(settings: &MatrixSettings, old: &Session) -> Option<Carried> {
     let read = async {
         let client = open(settings, Some(old)).await.map_err(local)?;
-        position(&client).await
+        let Some(position) = position(&client).await? else { return Ok::<_, Failure>(None) };
+        Ok(Some(Carried { position, parked: parked(&client).await? }))
     };
     read.await
         .inspect_err(|failure| warn!("the old device's position is lost: {}", failure.reason()))
@@ -352,10 +377,10 @@ fn write_session(settings: &MatrixSettings, session: &Session) -> Result<(), Mat
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use matrix_sdk::ruma::{device_id, user_id};
+    use matrix_sdk::ruma::{device_id, room_id, user_id};
 
     use super::*;
-    use crate::chat::matrix::Secret;
+    use crate::chat::matrix::{Secret, walk::Until};
 
     /// Settings for a homeserver that refuses connections: nothing here may need one.
     fn settings(store_dir: PathBuf) -> MatrixSettings {
@@ -408,7 +433,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_device_has_a_store_of_its_own_and_takes_over_the_position() {
+    async fn a_new_device_has_a_store_of_its_own_and_takes_over_the_position_and_what_is_set_aside() {
         let dir = tempfile::tempdir().expect("a directory");
         let settings = settings(dir.path().to_owned());
         let (old, new) = (session(&settings, "OLD"), session(&settings, "../NEW"));
@@ -416,10 +441,17 @@ mod tests {
         set_position(&client, &Position::Token { token: "s1".to_owned(), store_is_new: false })
             .await
             .expect("it can be stored");
+        assert_eq!(parked(&client).await, Ok(Places::new()), "nothing was ever set aside");
+        let places = Places::from([
+            (room_id!("!a:example.org").to_owned(), Until::Token("s0".to_owned())),
+            (room_id!("!b:example.org").to_owned(), Until::Time(Timestamp::UNIX_EPOCH)),
+        ]);
+        set_parked(&client, &places).await.expect("it can be stored");
         drop(client);
 
-        let carried = carried_position(&settings, &old).await;
+        let carried = carried(&settings, &old).await;
         let client = begin(&settings, new.clone(), carried).await.expect("it opens");
+        assert_eq!(parked(&client).await, Ok(places));
         assert_eq!(position(&client).await, Ok(Some(Position::Token { token: "s1".to_owned(), store_is_new: true })));
         assert_eq!(sync_token(&client).await, None);
         let (old, new) = (store_path(&settings, &old), store_path(&settings, &new));

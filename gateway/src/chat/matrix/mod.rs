@@ -4,8 +4,8 @@
 //! projects and commands; it hands messages to the inbox and moves its position in the homeserver's
 //! stream only after the inbox has taken them. It never logs out.
 //!
-//! `login` opens or restores the session, `sync` receives, `walk` closes gaps, `handover` gives the inbox what `intake`
-//! reads in single events, `rooms` joins and declines, `ambient` knows where every message counts, `encrypted` refuses,
+//! `login` opens or restores the session, `sync` receives, `walk` closes gaps, `parked` sees to rooms whose gaps take long, `handover`
+//! gives the inbox what `intake` reads in single events, `rooms` joins and declines, `ambient` knows where every message counts, `encrypted` refuses,
 //! `send`, `marks` and `typing` speak, `take_back` takes out what was said, `find` looks for what was said, `html` formats, `failure` reads errors.
 
 mod ambient;
@@ -17,6 +17,7 @@ mod html;
 mod intake;
 mod login;
 mod marks;
+mod parked;
 mod rooms;
 mod seen;
 mod send;
@@ -46,7 +47,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-use self::{ambient::Ambient, marks::Marks, seen::Seen, typing::Typing};
+use self::{ambient::Ambient, marks::Marks, parked::Parked, seen::Seen, typing::Typing};
 use super::{Inbox, Mark, Outbound, Person, Room, SendError, Surface, SurfaceKind};
 
 /// What the surface needs to know to start.
@@ -213,6 +214,9 @@ pub struct MatrixSurface {
     rooms_known: AtomicBool,
     /// Whether the inbox has taken what the first sync since the client was opened told.
     synced: AtomicBool,
+    /// How long the sync loop waits for what the homeserver does not give.
+    patience: Duration,
+    parked: Parked,
     seen: Mutex<Seen>,
     typing: Typing,
     marks: Mutex<Marks>,
@@ -236,6 +240,16 @@ impl MatrixSurface {
         inbox: Arc<dyn Inbox>,
         shutdown: CancellationToken,
     ) -> Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static), MatrixError> {
+        Self::start_with(settings, inbox, shutdown, sync::PATIENCE).await
+    }
+
+    /// As [`MatrixSurface::start`], with another patience for what the homeserver does not give.
+    async fn start_with(
+        settings: MatrixSettings,
+        inbox: Arc<dyn Inbox>,
+        shutdown: CancellationToken,
+        patience: Duration,
+    ) -> Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static), MatrixError> {
         if let Some(wrong) =
             settings.room_ids.iter().chain(&settings.ambient).find(|room| RoomOrAliasId::parse(room).is_err())
         {
@@ -253,6 +267,8 @@ impl MatrixSurface {
             trouble: watch::Sender::new(Some("the first sync is not done".to_owned())),
             rooms_known: AtomicBool::new(false),
             synced: AtomicBool::new(false),
+            patience,
+            parked: Parked::default(),
             seen: Mutex::new(Seen::default()),
             typing: Typing::default(),
             marks: Mutex::new(Marks::new(Instant::now())),
@@ -349,7 +365,7 @@ impl Surface for MatrixSurface {
     }
 
     fn health(&self) -> Result<(), String> {
-        self.trouble.borrow().clone().map_or(Ok(()), Err)
+        self.trouble.borrow().clone().or_else(|| self.parked.trouble()).map_or(Ok(()), Err)
     }
 }
 

@@ -8,8 +8,10 @@
 //! Between two positions a room's events are complete in the sync, or the sync says that they are not
 //! (`limited`): then the room is walked back from where its events begin to the frontier, and handed over
 //! from there on. The walk is of any length and never skips: it is tried until the homeserver answers, and
-//! when that refuses for good, the inbox is told before the position moves on, and tells the room. A new device has no store to go on with,
-//! but tokens are the homeserver's, not the device's: it walks every room back to the old position. Where the
+//! when that refuses for good, the inbox is told before the position moves on, and tells the room. A room whose walk takes longer
+//! than the others may wait for is set aside before the position moves on ([`super::parked`]), with a frontier of its own.
+//!
+//! A new device has no store to go on with, but tokens are the homeserver's, not the device's: it walks every room back to the old position. Where the
 //! position itself is lost, and the inbox is not, every room is walked back to the time of the newest message
 //! that the inbox knows.
 //!
@@ -28,7 +30,7 @@ use matrix_sdk::{
     Client, Room as SdkRoom,
     config::{SyncSettings, SyncToken},
     ruma::{
-        UInt,
+        RoomId, UInt,
         api::client::{
             filter::{Filter as PresenceFilter, FilterDefinition, RoomEventFilter},
             sync::sync_events::v3::Filter,
@@ -36,6 +38,7 @@ use matrix_sdk::{
     },
     sync::{JoinedRoomUpdate, SyncResponse},
 };
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -54,6 +57,9 @@ use crate::failpoint;
 const LONG_POLL: Duration = Duration::from_secs(30);
 /// How long is waited for a message that somebody replied to, or for the room of an alias.
 pub(super) const LOOK_UP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a sync waits in all for what the homeserver does not give: histories, members and single events. Long enough for a worker
+/// or a proxy to be started anew, and short, for meanwhile nobody is heard in any room, `stop` included.
+pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 /// How many events a room gives in one sync; what is missing before them is walked back to.
 const TIMELINE_LIMIT: u32 = 50;
 /// From how many rooms events are handed over at once.
@@ -76,9 +82,51 @@ pub(super) enum Halt {
 struct Taking<'a> {
     since: Option<&'a Position>,
     next_batch: &'a str,
-    handed: &'a Handed,
+    hearing: Hearing<'a>,
+}
+
+/// What events are handed over with.
+pub(super) struct Hearing<'a> {
+    /// What need not be handed over again.
+    pub(super) handed: &'a Handed,
     /// Cancelled when a room cannot go on: the others end at the next event.
-    halted: CancellationToken,
+    pub(super) halted: CancellationToken,
+    /// Who waits for it.
+    pub(super) whose: Whose<'a>,
+}
+
+/// Who waits for what is handed over.
+pub(super) enum Whose<'a> {
+    /// All rooms, until then.
+    Sync(Instant),
+    /// The room alone, which is set aside.
+    Parked {
+        /// The room.
+        room: &'a RoomId,
+        /// Whether its people know that it is not heard; before, its history is asked for once, for they may not need to.
+        told: bool,
+    },
+}
+
+impl Hearing<'_> {
+    /// Until when a page of a room's history is waited for.
+    pub(super) fn page_deadline(&self) -> Option<Instant> {
+        match self.whose {
+            Whose::Sync(deadline) => Some(deadline),
+            Whose::Parked { told: false, .. } => Some(Instant::now()),
+            Whose::Parked { told: true, .. } => None,
+        }
+    }
+
+    /// Whether others have waited long enough.
+    pub(super) fn is_late(&self) -> bool {
+        matches!(self.whose, Whose::Sync(deadline) if Instant::now() >= deadline)
+    }
+
+    /// Whether the room is set aside.
+    pub(super) fn is_of_parked(&self) -> bool {
+        matches!(self.whose, Whose::Parked { .. })
+    }
 }
 
 /// What receiving knows beyond one client.
@@ -153,6 +201,9 @@ impl MatrixSurface {
             Ok(position) => position,
             Err(failure) => return Halt::Failed(failure),
         };
+        if let Err(failure) = self.open_parked(client).await {
+            return Halt::Failed(failure);
+        }
         if position.is_none() {
             position = match self.lost_position(client).await {
                 Ok(position) => position,
@@ -183,11 +234,16 @@ impl MatrixSurface {
             if let Err(halt) = self.take(client, position.as_ref(), &response, &receiving.handed).await {
                 return halt;
             }
-            let reached = Position::Token { token: response.next_batch, store_is_new: false };
+            response.rooms.left.keys().for_each(|room| self.parked.forget(room));
+            // First: what the position moves past is heard, or known as not heard.
+            self.store_parked().await;
+            let next_batch = response.next_batch;
+            let reached = Position::Token { token: next_batch.clone(), store_is_new: false };
             if position.as_ref() != Some(&reached) {
                 self.store_position(client, &reached).await;
                 position = Some(reached);
             }
+            self.hear_parked(&next_batch);
             receiving.handed.clear();
             receiving.backoff = Backoff::new();
             self.trouble.send_replace(None);
@@ -219,7 +275,9 @@ impl MatrixSurface {
         response: &SyncResponse,
         handed: &Handed,
     ) -> Result<(), Halt> {
-        let taking = Taking { since, next_batch: &response.next_batch, handed, halted: CancellationToken::new() };
+        let whose = Whose::Sync(Instant::now() + self.patience);
+        let hearing = Hearing { handed, halted: CancellationToken::new(), whose };
+        let taking = Taking { since, next_batch: &response.next_batch, hearing };
         let mut rooms = Vec::with_capacity(response.rooms.joined.len());
         for (room_id, update) in &response.rooms.joined {
             let Some(room) = client.get_room(room_id) else { continue };
@@ -238,12 +296,15 @@ impl MatrixSurface {
     }
 
     async fn take_room(&self, room: SdkRoom, update: &JoinedRoomUpdate, taking: &Taking<'_>) -> Result<(), Halt> {
-        if taking.halted.is_cancelled() {
+        if taking.hearing.halted.is_cancelled() {
             return Err(Halt::Elsewhere);
+        }
+        if self.parked.leaves_out(room.room_id(), taking.next_batch) {
+            return Ok(());
         }
         let taken = Box::pin(self.take_timeline(&room, update, taking)).await;
         if taken.is_err() {
-            taking.halted.cancel();
+            taking.hearing.halted.cancel();
         }
         taken
     }
@@ -269,20 +330,40 @@ impl MatrixSurface {
             Position::Time { since } => (Some((taking.next_batch.to_owned(), Until::Time(*since))), &[][..]),
         };
         if let Some((from, until)) = gap {
-            let mut walk = Walk::back(self, room, from, until, &own, &taking.halted).await?;
-            while let Some(events) = walk.forward(self, room, &own, &taking.halted).await? {
-                for event in &events {
-                    self.take_event(room, event, &own, taking.handed, &taking.halted).await?;
+            match Box::pin(self.take_gap(room, from, until.clone(), &own, &taking.hearing)).await {
+                Err(Halt::Failed(Failure::Transient { reason, .. } | Failure::Local { reason })) => {
+                    let trouble = format!("the history of {}: {reason}", room.room_id());
+                    self.parked.park(room.room_id(), until, taking.next_batch, &trouble);
+                    return Ok(());
                 }
-            }
-            if let Some(gap) = walk.missed() {
-                self.tell_missed(room.room_id(), gap, &taking.halted).await?;
+                taken => taken?,
             }
         }
         for event in recent {
-            self.take_event(room, event, &own, taking.handed, &taking.halted).await?;
+            self.take_event(room, event, &own, &taking.hearing).await?;
         }
         Ok(())
+    }
+
+    /// Hands over what was said in a room before `from`, back to `until`.
+    pub(super) async fn take_gap(
+        &self,
+        room: &SdkRoom,
+        from: String,
+        until: Until,
+        own: &Own<'_>,
+        hearing: &Hearing<'_>,
+    ) -> Result<(), Halt> {
+        let mut walk = Walk::back(self, room, from, until, own, hearing).await?;
+        while let Some(events) = walk.forward(self, room, own, hearing).await? {
+            for event in &events {
+                self.take_event(room, event, own, hearing).await?;
+            }
+        }
+        match walk.missed() {
+            Some(gap) => self.tell_missed(room.room_id(), gap, hearing).await,
+            None => Ok(()),
+        }
     }
 
     /// What is to be done where no position is stored: nothing when the inbox is as new as the store, otherwise
@@ -309,12 +390,14 @@ impl MatrixSurface {
         Ok(Some(position))
     }
 
-    /// What a request gives, made until the homeserver answers; `None` when it refuses for good. What is asked for, `what`,
-    /// stands beside each failure: while it is not answered, nothing is received.
+    /// What a request gives, made until the homeserver answers; `None` when it refuses for good. At the deadline its last failure
+    /// is given; it is made once at least. What is asked for, `what`, stands beside each failure: while it is not answered, nothing is
+    /// received of the rooms that wait for it.
     pub(super) async fn persist<T, F>(
         &self,
         what: &str,
-        halted: &CancellationToken,
+        hearing: &Hearing<'_>,
+        deadline: Option<Instant>,
         mut request: impl FnMut() -> F,
     ) -> Result<Option<T>, Halt>
     where
@@ -327,24 +410,39 @@ impl MatrixSurface {
                     Ok(answer) => return Ok(Some(answer)),
                     Err(failure) => failure,
                 };
-                self.tell(format!("{what}: {}", failure.reason()));
+                warn!("receiving failed: {what}: {}", failure.reason());
+                self.explain(hearing, format!("{what}: {}", failure.reason()));
                 match failure {
                     Failure::Permanent { .. } => return Ok(None),
                     Failure::UnknownToken { .. } => return Err(Halt::Failed(failure)),
-                    Failure::Transient { .. } | Failure::Local { .. } => backoff.wait(failure.retry_after()).await,
+                    Failure::Transient { .. } | Failure::Local { .. } => {
+                        let waited = backoff.wait(failure.retry_after());
+                        match deadline {
+                            None => waited.await,
+                            Some(deadline) => {
+                                timeout_at(deadline, waited).await.map_err(|_| Halt::Failed(failure))?;
+                            }
+                        }
+                    }
                 }
             }
         };
-        halted.run_until_cancelled(trying).await.unwrap_or(Err(Halt::Elsewhere))
+        hearing.halted.run_until_cancelled(trying).await.unwrap_or(Err(Halt::Elsewhere))
+    }
+
+    /// Notes why nothing is received for whoever waits.
+    pub(super) fn explain(&self, hearing: &Hearing<'_>, trouble: String) {
+        match hearing.whose {
+            Whose::Sync(_) => {
+                self.trouble.send_replace(Some(trouble));
+            }
+            Whose::Parked { room, .. } => self.parked.explain(room, trouble),
+        }
     }
 
     pub(super) fn report(&self, failure: &Failure) {
-        self.tell(failure.reason().to_owned());
-    }
-
-    fn tell(&self, trouble: String) {
-        warn!("receiving failed: {trouble}");
-        self.trouble.send_replace(Some(trouble));
+        warn!("receiving failed: {}", failure.reason());
+        self.trouble.send_replace(Some(failure.reason().to_owned()));
     }
 }
 

@@ -20,6 +20,7 @@ use crate::chat::{Edited, Inbound, InboxError, Missed, Reacted, Redacted};
 mod invites;
 mod look_ups;
 mod marks;
+mod parked;
 mod taking_out;
 mod walks;
 
@@ -44,7 +45,8 @@ impl Given {
             Self::Edited(edit) => format!("edited {} by {}: {}", edit.event_id, edit.edit_id, edit.text),
             Self::Redacted(redaction) => format!("redacted {} by {}", redaction.event_id, redaction.by.id),
             Self::Reacted(reaction) => format!("reacted to {}: {}", reaction.event_id, reaction.key),
-            Self::Missed(missed) => format!("missed in {}: {}", missed.room.id, missed.gap),
+            Self::Missed(Missed { room, gap, awaited: false }) => format!("missed in {}: {gap}", room.id),
+            Self::Missed(Missed { room, gap, awaited: true }) => format!("late in {}: {gap}", room.id),
         }
     }
 }
@@ -251,8 +253,19 @@ impl Running {
     }
 
     async fn with(settings: MatrixSettings, inbox: Arc<dyn Inbox>, given: mpsc::UnboundedReceiver<Given>) -> Self {
+        Self::patient(settings, inbox, given, sync::PATIENCE).await
+    }
+
+    /// One that waits so long for what the homeserver does not give.
+    async fn patient(
+        settings: MatrixSettings,
+        inbox: Arc<dyn Inbox>,
+        given: mpsc::UnboundedReceiver<Given>,
+        patience: Duration,
+    ) -> Self {
         let stop = CancellationToken::new();
-        let (surface, receiving) = MatrixSurface::start(settings, inbox, stop.clone()).await.expect("it starts");
+        let started = MatrixSurface::start_with(settings, inbox, stop.clone(), patience).await;
+        let (surface, receiving) = started.expect("it starts");
         let (ended, end) = oneshot::channel();
         tokio::spawn(async move {
             receiving.await;

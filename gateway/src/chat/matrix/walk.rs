@@ -11,14 +11,14 @@ use matrix_sdk::{
     room::{Messages, MessagesOptions},
     ruma::{OwnedUserId, ServerName, UInt, api::client::filter::RoomEventFilter, assign},
 };
-use tokio_util::sync::CancellationToken;
+use serde::{Deserialize, Serialize};
 use tracing::{debug, info};
 
 use super::{
     MatrixSurface,
     failure::Failure,
     intake::{self, Own, Reading},
-    sync::Halt,
+    sync::{Halt, Hearing},
 };
 
 /// How many events a page has.
@@ -30,7 +30,8 @@ const WALKED_TYPES: [&str; 5] =
     ["m.room.message", "m.room.encrypted", "m.room.member", "m.room.redaction", "m.reaction"];
 
 /// Where a walk ends, if it does not meet the bot's coming into the room before.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Until {
     /// A token of the stream.
     Token(String),
@@ -64,19 +65,22 @@ struct Page {
 }
 
 impl Walk {
-    /// Walks back from `from`.
+    /// Walks back from `from`. What is longer than there is time for fails as what does not answer.
     pub(super) async fn back(
         surface: &MatrixSurface,
         room: &SdkRoom,
         from: String,
         until: Until,
         own: &Own<'_>,
-        halted: &CancellationToken,
+        hearing: &Hearing<'_>,
     ) -> Result<Self, Halt> {
         let mut walk = Self { until, pages: Vec::new(), given_up: 0, kept: 0, bound: KEPT, cut: false };
         let mut from = Some(from);
         while let Some(start) = from {
-            let Some(page) = surface.page_back(room, &start, walk.until.token(), halted).await? else {
+            if !walk.pages.is_empty() && hearing.is_late() {
+                return Err(Halt::Failed(Failure::Transient { reason: "it is long".to_owned(), retry_after: None }));
+            }
+            let Some(page) = surface.page_back(room, &start, walk.until.token(), hearing).await? else {
                 walk.cut = true;
                 break;
             };
@@ -96,7 +100,7 @@ impl Walk {
         surface: &MatrixSurface,
         room: &SdkRoom,
         own: &Own<'_>,
-        halted: &CancellationToken,
+        hearing: &Hearing<'_>,
     ) -> Result<Option<Vec<TimelineEvent>>, Halt> {
         let Some(page) = self.pages.pop() else { return Ok(None) };
         if let Some(events) = page.events {
@@ -106,7 +110,7 @@ impl Walk {
         let (mut newest_first, mut from) = (Vec::new(), Some(page.from));
         // A homeserver may give less at once than it did before.
         while let Some(start) = from {
-            let Some(again) = surface.page_back(room, &start, to, halted).await? else {
+            let Some(again) = surface.page_back(room, &start, to, hearing).await? else {
                 self.cut = true;
                 break;
             };
@@ -119,10 +123,7 @@ impl Walk {
     /// A name for what the homeserver did not give of this walk, if so: the same when the walk is done again, whatever
     /// was said since.
     pub(super) fn missed(&self) -> Option<String> {
-        self.cut.then(|| match &self.until {
-            Until::Token(token) => token.clone(),
-            Until::Time(since) => since.to_string(),
-        })
+        self.cut.then(|| self.until.name())
     }
 
     fn keep(&mut self, page: Page) {
@@ -141,6 +142,14 @@ impl Walk {
 }
 
 impl Until {
+    /// A name for the gap that ends there.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Token(token) => token.clone(),
+            Self::Time(since) => since.to_string(),
+        }
+    }
+
     fn token(&self) -> Option<&str> {
         match self {
             Self::Token(token) => Some(token),
@@ -208,16 +217,17 @@ pub(super) async fn page(
 }
 
 impl MatrixSurface {
-    /// A page of a walk, tried until it comes; `None` when the homeserver will never give it.
+    /// A page of a walk, tried as long as there is time; `None` when the homeserver will never give it.
     async fn page_back(
         &self,
         room: &SdkRoom,
         from: &str,
         to: Option<&str>,
-        halted: &CancellationToken,
+        hearing: &Hearing<'_>,
     ) -> Result<Option<Messages>, Halt> {
         let what = format!("the history of {}", room.room_id());
-        let page = self.persist(&what, halted, || page(room, Some(from), to, &WALKED_TYPES, None)).await?;
+        let deadline = hearing.page_deadline();
+        let page = self.persist(&what, hearing, deadline, || page(room, Some(from), to, &WALKED_TYPES, None)).await?;
         if let Some(page) = &page {
             debug!(room = %room.room_id(), events = page.chunk.len(), end = page.end, "a page of history");
         }
