@@ -18,10 +18,12 @@ use matrix_sdk::{
     ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, UserId},
 };
 use tokio::time::{Instant, timeout_at};
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
-    MatrixSurface, SurfaceKind, encrypted,
+    MatrixSurface, SurfaceKind,
+    answered::Answered,
+    encrypted,
     failure::{Backoff, Failure},
     intake::{self, Own, Reading, Said},
     lock,
@@ -80,12 +82,13 @@ impl MatrixSurface {
         }
     }
 
-    /// Hands over what the event tells, unless the inbox has it.
+    /// Hands over what the event tells, unless the inbox has it, or it was answered.
     pub(super) async fn take_event(
         &self,
         room: &SdkRoom,
         event: &TimelineEvent,
         own: &Own<'_>,
+        answered: &Answered,
         hearing: &Hearing<'_>,
     ) -> Result<(), Halt> {
         let Some(reading) = parse(room, event, own) else { return Ok(()) };
@@ -120,6 +123,11 @@ impl MatrixSurface {
         // Before anything is fetched for it: nobody holds up people who may speak. What is gone is gone for everybody.
         if !matches!(reading, Reading::Redaction { .. }) && !self.listens_to(sender.as_str()) {
             debug!(room = %room.room_id(), event = %event_id, %sender, "not listened to");
+            return Ok(());
+        }
+        // The inbox has it, or had it before it was set back.
+        if matches!(reading, Reading::Message { .. }) && answered.contains(event_id) {
+            info!(room = %room.room_id(), event = %event_id, "the room shows an answer to it already");
             return Ok(());
         }
         let key = (room.room_id().to_owned(), event_id.clone());

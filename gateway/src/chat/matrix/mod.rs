@@ -5,10 +5,11 @@
 //! stream only after the inbox has taken them. It never logs out.
 //!
 //! `login` opens or restores the session, `sync` receives, `walk` closes gaps, `parked` sees to rooms whose gaps take long, `handover`
-//! gives the inbox what `intake` reads in single events, `rooms` joins and declines, `ambient` knows where every message counts, `encrypted` refuses,
+//! gives the inbox what `intake` reads in single events, `rooms` joins and declines, `ambient` knows where every message counts, `answered` which have their answer, `encrypted` refuses,
 //! `send`, `marks` and `typing` speak, `take_back` takes out what was said, `find` looks for what was said, `html` formats, `failure` reads errors.
 
 mod ambient;
+mod answered;
 mod encrypted;
 mod failure;
 mod find;

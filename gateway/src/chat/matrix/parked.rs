@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use super::{
     MatrixSurface,
+    answered::Answered,
     failure::{Backoff, Failure},
     handover::Handed,
     lock, login,
@@ -255,8 +256,9 @@ impl MatrixSurface {
         let Some(room) = client.get_room(room).filter(|room| room.state() == RoomState::Joined) else {
             return Ok(Heard::NotThere);
         };
+        let mut answered = Answered::default();
         let own = own(&room).await;
-        Box::pin(self.take_gap(&room, from, until, &own, hearing)).await?;
+        Box::pin(self.take_gap(&room, from, until, &own, &mut answered, hearing)).await?;
         Ok(Heard::All)
     }
 }

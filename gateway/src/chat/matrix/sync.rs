@@ -17,7 +17,8 @@
 //!
 //! Walks end where the bot came into the room: what was said before was not said to it (DUR-4). With a state
 //! directory that was lost as a whole everything that was said so far is history, also what nobody has
-//! answered: that cannot be told from what was answered and forgotten, and silence is the lesser evil (DUR-5).
+//! answered: that cannot be told from what was answered and forgotten, and silence is the lesser evil (DUR-5). What a directory
+//! that was set back has forgotten is fetched again; of that, what the room shows an answer to is left out.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -44,6 +45,7 @@ use tracing::{error, warn};
 
 use super::{
     MatrixSurface, SurfaceKind,
+    answered::Answered,
     failure::{Backoff, Failure},
     handover::Handed,
     intake::Own,
@@ -329,8 +331,11 @@ impl MatrixSurface {
             }
             Position::Time { since } => (Some((taking.next_batch.to_owned(), Until::Time(*since))), &[][..]),
         };
+        let mut answered = Answered::default();
+        timeline.events.iter().for_each(|event| answered.learn(event, &own));
         if let Some((from, until)) = gap {
-            match Box::pin(self.take_gap(room, from, until.clone(), &own, &taking.hearing)).await {
+            let taken = self.take_gap(room, from, until.clone(), &own, &mut answered, &taking.hearing);
+            match Box::pin(taken).await {
                 Err(Halt::Failed(Failure::Transient { reason, .. } | Failure::Local { reason })) => {
                     let trouble = format!("the history of {}: {reason}", room.room_id());
                     self.parked.park(room.room_id(), until, taking.next_batch, &trouble);
@@ -340,24 +345,25 @@ impl MatrixSurface {
             }
         }
         for event in recent {
-            self.take_event(room, event, &own, &taking.hearing).await?;
+            self.take_event(room, event, &own, &answered, &taking.hearing).await?;
         }
         Ok(())
     }
 
-    /// Hands over what was said in a room before `from`, back to `until`.
+    /// Hands over what was said in a room before `from`, back to `until`; learns what was answered there.
     pub(super) async fn take_gap(
         &self,
         room: &SdkRoom,
         from: String,
         until: Until,
         own: &Own<'_>,
+        answered: &mut Answered,
         hearing: &Hearing<'_>,
     ) -> Result<(), Halt> {
-        let mut walk = Walk::back(self, room, from, until, own, hearing).await?;
+        let mut walk = Walk::back(self, room, from, until, own, answered, hearing).await?;
         while let Some(events) = walk.forward(self, room, own, hearing).await? {
             for event in &events {
-                self.take_event(room, event, own, hearing).await?;
+                self.take_event(room, event, own, answered, hearing).await?;
             }
         }
         match walk.missed() {

@@ -16,6 +16,7 @@ use tracing::{debug, info};
 
 use super::{
     MatrixSurface,
+    answered::Answered,
     failure::Failure,
     intake::{self, Own, Reading},
     sync::{Halt, Hearing},
@@ -65,13 +66,14 @@ struct Page {
 }
 
 impl Walk {
-    /// Walks back from `from`. What is longer than there is time for fails as what does not answer.
+    /// Walks back from `from`, and learns what was answered. What is longer than there is time for fails as what does not answer.
     pub(super) async fn back(
         surface: &MatrixSurface,
         room: &SdkRoom,
         from: String,
         until: Until,
         own: &Own<'_>,
+        answered: &mut Answered,
         hearing: &Hearing<'_>,
     ) -> Result<Self, Halt> {
         let mut walk = Self { until, pages: Vec::new(), given_up: 0, kept: 0, bound: KEPT, cut: false };
@@ -85,6 +87,7 @@ impl Walk {
                 break;
             };
             let end = page.end.filter(|end| *end != start);
+            page.chunk.iter().for_each(|event| answered.learn(event, own));
             let (events, over) = walk.until.of_page(page.chunk, own);
             from = if over { None } else { end };
             walk.keep(Page { from: start, end: from.clone(), events: Some(events) });

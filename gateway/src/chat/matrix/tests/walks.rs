@@ -102,6 +102,51 @@ async fn the_inbox_has_taken_that_history_is_refused_before_the_position_moves_o
     assert_eq!(homeserver.requests("/send/", 0).await, [], "the inbox tells the room");
 }
 
+#[tokio::test]
+async fn a_directory_that_was_set_back_answers_nothing_again_that_the_room_shows_an_answer_to() {
+    fn answered(number: usize, path: &str, token: Option<&str>) -> Option<(u16, Value)> {
+        let answer_to = |id: &str, sender: &str, answers: &[&str]| {
+            let mut event = by(sender, message(id, "done"));
+            event["content"]["dev.musher"] = json!({"transaction": id, "answers": answers});
+            event
+        };
+        let bot = "@musher:example.org";
+        match path {
+            // What an older copy of the store asks for: all of what was said since.
+            "sync" if token == Some("s1") => {
+                let events = [
+                    answer_to("$a2", bot, &["$2", "$3"]),
+                    message("$4", "four"),
+                    answer_to("$a4", bot, &["$4"]),
+                    message("$5", "five"),
+                    // Anybody may write that.
+                    answer_to("$forged", "@eve:example.org", &["$5"]),
+                    edit("$e4", "$4", "four and a half"),
+                ];
+                let mut sync = limited("s2", message("$5", "five"));
+                sync["rooms"]["join"]["!room:example.org"]["timeline"]["events"] = json!(events);
+                Some((200, sync))
+            }
+            path if path.ends_with("/messages") && token == Some("p0") => {
+                let newest_first = [message("$3", "three"), answer_to("$a1", bot, &["$1"])];
+                Some((200, json!({"start": "p0", "end": "p1", "chunk": newest_first})))
+            }
+            path if path.ends_with("/messages") => {
+                let newest_first = [message("$2", "two"), message("$1", "one"), message("$0", "zero")];
+                Some((200, json!({"start": "p1", "chunk": newest_first})))
+            }
+            path => one_message(number, path, token),
+        }
+    }
+    let homeserver = Homeserver::start(answered).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
+    let given = running.given_so_many(3).await;
+    assert_eq!(briefs(&given), ["said $0: zero", "said $5: five", "edited $4 by $e4: four and a half"]);
+    running.taken().await;
+    assert_eq!(running.end().await, Vec::<String>::new());
+}
+
 /// When the newest message was said that a test's inbox knows, in seconds.
 const NEWEST: i64 = 1_700_000_000;
 
