@@ -273,6 +273,7 @@ impl Gateway {
             rooms: Arc::clone(&rooms),
             outbox: outbox.clone(),
             tasks: tasks.clone(),
+            clock: Arc::clone(&clock),
             watch: Arc::new(Counting {
                 usage: usage.clone(),
                 metrics: metrics.clone(),

@@ -292,6 +292,7 @@ impl Stage {
             rooms: Arc::clone(&rooms),
             outbox: outbox.clone(),
             tasks: tasks.clone(),
+            clock: Arc::clone(&clock),
             watch: Arc::new(Counting { usage: usage.clone(), metrics: metrics.clone(), clock, tasks: tasks.clone() }),
         });
         let carrier = Arc::new(Noting(Arc::clone(&notes), turns.clone())) as Arc<dyn Carrier<_, _>>;

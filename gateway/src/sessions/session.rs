@@ -217,6 +217,8 @@ pub struct Running {
     pub attempt: u32,
     /// Where in the journal it began.
     pub position: u64,
+    /// When it began, by the journal's clock.
+    pub began: Timestamp,
     /// Whom it answers, in order.
     pub answers: Vec<Answered>,
     /// What they said, as it was when the turn began.
@@ -289,6 +291,7 @@ impl Fold for Session {
                     agent,
                     attempt: 1,
                     position: recorded.position,
+                    began: recorded.time,
                     answers: answers.clone(),
                     messages: self.waiting.extract_if(.., of_turn).collect(),
                     decided: Vec::new(),
@@ -319,5 +322,5 @@ fn take_out(messages: &mut Vec<Message>, event_id: &str) -> Option<Message> {
 }
 
 impl Snapshot for Session {
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }

@@ -21,7 +21,7 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use journal::{Actor, Append, Cause};
+use journal::{Actor, Append, Cause, Clock};
 use link::{
     SledClient,
     requests::{Agent, AgentSession, Outcome, Permissions},
@@ -115,6 +115,8 @@ pub struct Parts {
     pub outbox: Outbox,
     /// What runs them.
     pub tasks: Tasks,
+    /// Tells how long those ran that are taken up: the journal's.
+    pub clock: Arc<dyn Clock>,
     /// What counts them.
     pub watch: Arc<dyn Watch>,
 }
@@ -123,10 +125,10 @@ pub struct Parts {
 pub trait Watch: Send + Sync + 'static {
     /// A turn begins, or is taken up again. `accepted` is when its messages were, for one that begins.
     fn began(&self, project: Uuid, room: &Room, turn: Uuid, accepted: &[Timestamp]);
-    /// A turn ends, `lasted` after it began or was taken up: what is journaled together with its end. Asked again when
-    /// the journal did not take that.
+    /// A turn ends, `lasted` after it began, under whichever gateway that was: what is journaled together with its end.
+    /// Asked again when the journal did not take that.
     fn ending(&self, project: Uuid, turn: Uuid, lasted: Duration) -> Result<Option<Append>, Refusal>;
-    /// A turn is journaled as over, `lasted` after it began or was taken up.
+    /// A turn is journaled as over, `lasted` after it began.
     fn ended(&self, project: Uuid, turn: Uuid, ending: Ending, lasted: Duration);
 }
 
@@ -171,7 +173,10 @@ struct Turn {
     cancel: CancellationToken,
     /// Held while the turn is being handed over: a stop that overtakes that finds nothing to end.
     handing: Arc<tokio::sync::Mutex<()>>,
-    began: Instant,
+    /// Since when this gateway follows it.
+    followed: Instant,
+    /// How long it had run until then.
+    before: Duration,
 }
 
 /// What a turn came to.
@@ -216,6 +221,9 @@ impl Turns {
     pub fn resume(&self, unfinished: Unfinished, ended: Ended<Handle, StopRequest>) {
         let Unfinished { session, running } = unfinished;
         let this = self.clone();
+        let followed = Instant::now();
+        // By the journal's clock, which may have been set back since.
+        let before = self.inner.parts.clock.now().duration_since(running.began).try_into().unwrap_or_default();
         let cancel = self.register(running.turn, Some(session.room.clone()));
         // Before its link is there: what the project asks of the model is the turn's.
         self.inner.parts.watch.began(session.project, &session.room, running.turn, &[]);
@@ -237,7 +245,8 @@ impl Turns {
                 signed: AtomicBool::default(),
                 cancel,
                 handing: Arc::default(),
-                began: Instant::now(),
+                followed,
+                before,
             };
             this.questions_decided(&turn, &running.decided);
             let end = this.carry_signed(&turn, true).await;
@@ -330,8 +339,20 @@ impl Turns {
         self.mark(&session.room, &messages, Mark::Running);
         let activity = Progress::new(&self.inner.parts.outbox, quiet(&to), transaction(id));
         let (signed, handing) = Default::default();
-        let turn =
-            Turn { id, session, to, messages, attempt: 1, memory, activity, signed, cancel, handing, began: closed };
+        let turn = Turn {
+            id,
+            session,
+            to,
+            messages,
+            attempt: 1,
+            memory,
+            activity,
+            signed,
+            cancel,
+            handing,
+            followed: closed,
+            before: Duration::ZERO,
+        };
         let accepted: Vec<_> = turn.messages.iter().filter_map(|message| message.accepted).collect();
         self.inner.parts.watch.began(turn.session.project, &turn.session.room, id, &accepted);
         let end = self.carry_signed(&turn, false).await;
@@ -343,7 +364,7 @@ impl Turns {
     fn conclude(&self, turn: Turn, end: End, ended: Ended<Handle, StopRequest>) {
         let this = self.clone();
         self.inner.parts.tasks.spawn_to_end("end of a turn", async move {
-            let Turn { id, session, to, messages, activity, signed, began, .. } = turn;
+            let Turn { id, session, to, messages, activity, signed, followed, before, .. } = turn;
             let told = Told::of(&end, this.why(id));
             let superseded = told.ending == Ending::Superseded;
             // Who waits for one of the messages waits for the answer, or for the turn that they are given to next.
@@ -368,7 +389,7 @@ impl Turns {
             });
             let posts: Vec<_> = posts.into_iter().collect();
             let Parts { sessions, watch, .. } = &this.inner.parts;
-            let (posts, lasted) = (&posts, began.elapsed());
+            let (posts, lasted) = (&posts, before + followed.elapsed());
             let surface = this.inner.parts.outbox.surface(session.room.surface);
             let mut activity = Some(activity);
             if surface.as_ref().is_some_and(|surface| surface.is_instant())

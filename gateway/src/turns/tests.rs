@@ -4,7 +4,10 @@ mod asking;
 mod ends;
 mod signs;
 
-use std::{collections::VecDeque, sync::atomic::AtomicU32};
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicI64, AtomicU32},
+};
 
 use axum::{
     Json, Router,
@@ -13,7 +16,8 @@ use axum::{
     routing::{get, post, put},
 };
 use futures_util::StreamExt;
-use journal::{Expected, NewEvent, StreamId, SystemClock};
+use jiff::SignedDuration;
+use journal::{Expected, NewEvent, StreamId};
 use link::{
     Hello, Side,
     requests::{
@@ -81,6 +85,16 @@ impl Sleds for Arc<Script> {
     }
 }
 
+/// A clock that runs with the machine's, so many seconds ahead of it.
+#[derive(Default)]
+struct Ahead(AtomicI64);
+
+impl Clock for Ahead {
+    fn now(&self) -> Timestamp {
+        Timestamp::now() + SignedDuration::from_secs(self.0.load(Ordering::SeqCst))
+    }
+}
+
 /// Remembers how turns ended.
 #[derive(Default)]
 struct Endings(Mutex<Vec<Ending>>);
@@ -116,6 +130,7 @@ struct Stage {
     tasks: Tasks,
     sent: UnboundedReceiver<Outbound>,
     session: SessionKey,
+    clock: Arc<Ahead>,
     endings: Arc<Endings>,
     _folder: tempfile::TempDir,
 }
@@ -123,7 +138,9 @@ struct Stage {
 impl Stage {
     async fn new(sleds: impl IntoIterator<Item = Option<Router>>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(SystemClock)).expect("it can be made");
+        let clock = Arc::new(Ahead::default());
+        let journal = Journal::open(&folder.path().join("journal.db"), Arc::clone(&clock) as Arc<dyn Clock>);
+        let journal = journal.expect("it can be made");
         let tasks = Tasks::new();
         let outbox = Outbox::open(journal.clone(), tasks.clone()).await.expect("it opens");
         let sessions = Sessions::new(journal.clone(), outbox.clone());
@@ -146,6 +163,7 @@ impl Stage {
             rooms: Arc::clone(&rooms),
             outbox: outbox.clone(),
             tasks: tasks.clone(),
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
             watch: Arc::clone(&endings) as Arc<dyn Watch>,
         });
         let limits = Limits { window: Duration::ZERO, max_window: Duration::ZERO, max_queue: 9, max_turns: 2 };
@@ -165,6 +183,7 @@ impl Stage {
             tasks,
             sent,
             session,
+            clock,
             endings,
             _folder: folder,
         }
@@ -240,9 +259,15 @@ impl Stage {
 
     /// Begins a turn as an earlier gateway did that is gone, and takes it up.
     async fn take_up(&self, text: &str) -> Uuid {
+        self.take_up_after(text, 0).await
+    }
+
+    /// The same, so many seconds after it began.
+    async fn take_up_after(&self, text: &str, seconds: i64) -> Uuid {
         self.accept(text).await;
         let turn = Uuid::now_v7();
         self.sessions.begin(&self.session, turn, &[text]).await.expect("it begins").expect("it waits");
+        self.clock.0.fetch_add(seconds, Ordering::SeqCst);
         let unfinished = self.left().await.unfinished.remove(0);
         self.turns.resume(unfinished, self.dispatcher.adopt(turn));
         turn

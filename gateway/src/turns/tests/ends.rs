@@ -1,5 +1,7 @@
 //! What is true at a turn's end, also where the journal or musher itself fails.
 
+use journal::Decoded;
+
 use super::*;
 
 #[tokio::test]
@@ -14,6 +16,20 @@ async fn a_turns_end_and_its_count_are_one_transaction() {
     let finished = session.last().expect("it is not empty");
     assert_eq!((&*finished.kind, counts.len()), ("session.turn_finished", 1));
     assert_eq!((counts[0].position, counts[0].time), (finished.position + 1, finished.time), "in one transaction");
+}
+
+#[tokio::test]
+async fn a_turn_that_is_taken_up_has_lasted_since_it_began() {
+    // A clock that was set back meanwhile counts for nothing.
+    for (after, least) in [(7200, 7_200_000), (-7200, 0)] {
+        let mut stage = Stage::new([Some(events(finished("done")))]).await;
+        stage.take_up_after("hello", after).await;
+        assert_eq!(stage.answer().await.markdown, "done");
+        let counts = stage.journal.read(&StreamId::new("usage", "one"), 0).await.expect("it is readable");
+        let count = counts.last().expect("it is counted").decode::<UsageEvent>().expect("it is readable");
+        let Decoded::Known(UsageEvent::TurnEnded { millis, .. }) = count else { panic!("{count:?}") };
+        assert!((least..least + 60_000).contains(&millis), "{millis}");
+    }
 }
 
 #[tokio::test]
