@@ -180,6 +180,7 @@ impl Sessions {
                 edits: 0,
                 position: 0,
                 accepted: None,
+                begun: false,
             };
             let mut events = Vec::new();
             if session.key.is_none() {

@@ -41,6 +41,9 @@ pub struct Message {
     /// When it was accepted, by the journal's clock. Not part of the event itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted: Option<Timestamp>,
+    /// Whether a turn had begun with it that was superseded. Not part of the event itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub begun: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's own way to ask")]
@@ -308,7 +311,8 @@ impl Fold for Session {
                     memory.used |= *agent_ran && ended.agent == memory.id;
                 }
                 if *ending == Ending::Superseded {
-                    self.waiting.splice(..0, ended.messages);
+                    let again = ended.messages.into_iter().map(|message| Message { begun: true, ..message });
+                    self.waiting.splice(..0, again);
                 }
             }
         }

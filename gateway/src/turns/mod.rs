@@ -123,7 +123,8 @@ pub struct Parts {
 
 /// Is told of turns, to count them.
 pub trait Watch: Send + Sync + 'static {
-    /// A turn begins, or is taken up again. `accepted` is when its messages were, for one that begins.
+    /// A turn begins, or is taken up again. `accepted` is when its messages were, of one that
+    /// begins: those that no turn had begun with before.
     fn began(&self, project: Uuid, room: &Room, turn: Uuid, accepted: &[Timestamp]);
     /// A turn ends, `lasted` after it began, under whichever gateway that was: what is journaled together with its end.
     /// Asked again when the journal did not take that.
@@ -353,7 +354,9 @@ impl Turns {
             followed: closed,
             before: Duration::ZERO,
         };
-        let accepted: Vec<_> = turn.messages.iter().filter_map(|message| message.accepted).collect();
+        // How long those waited that wait again is known.
+        let new = turn.messages.iter().filter(|message| !message.begun);
+        let accepted: Vec<_> = new.filter_map(|message| message.accepted).collect();
         self.inner.parts.watch.began(turn.session.project, &turn.session.room, id, &accepted);
         let end = self.carry_signed(&turn, false).await;
         self.conclude(turn, end, ended);

@@ -95,12 +95,14 @@ impl Clock for Ahead {
     }
 }
 
-/// Remembers how turns ended.
+/// Remembers how turns ended, and how many messages had waited for each.
 #[derive(Default)]
-struct Endings(Mutex<Vec<Ending>>);
+struct Endings(Mutex<Vec<Ending>>, Mutex<Vec<usize>>);
 
 impl Watch for Endings {
-    fn began(&self, _: Uuid, _: &Room, _: Uuid, _: &[Timestamp]) {}
+    fn began(&self, _: Uuid, _: &Room, _: Uuid, accepted: &[Timestamp]) {
+        self.1.lock().expect("no test panics holding it").push(accepted.len());
+    }
     fn ending(&self, _: Uuid, turn: Uuid, lasted: Duration) -> Result<Option<Append>, Refusal> {
         let millis = u64::try_from(lasted.as_millis()).expect("it is short");
         let event =
@@ -601,4 +603,6 @@ async fn a_message_that_interrupts_begins_anew_with_all_that_is_not_answered() {
     let prompt = prompts.recv().await.expect("it was asked").prompt;
     assert!(prompt.contains("one") && prompt.contains("two"), "{prompt}");
     assert_eq!(stage.endings()[0], Ending::Superseded);
+    let waited = stage.endings.1.lock().expect("no test panics holding it").clone();
+    assert_eq!(waited, [1, 1], "the wait of each is counted once");
 }
