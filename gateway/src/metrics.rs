@@ -168,7 +168,7 @@ impl Metrics {
         self.inner.wait.observe(time.as_secs_f64());
     }
 
-    /// A request to the model is over.
+    /// A request to the model for an answer is over. Its estimates of tokens are none.
     pub fn model_requested(&self, outcome: ModelOutcome) {
         self.inner.model_requests.get_or_create(&outcome.into()).inc();
     }
@@ -244,7 +244,7 @@ impl Inner {
         registry.register("musher_sends_given_up", "Messages that were given up", self.sends_given_up.clone());
         registry.register(
             "musher_model_requests",
-            "Requests to the model, by what became of them",
+            "Requests to the model for answers, by what became of them",
             self.model_requests.clone(),
         );
         registry.register("musher_model_tokens", "Tokens that the model has counted", self.model_tokens.clone());

@@ -106,7 +106,7 @@ async fn messages(State(door): State<Arc<Door>>, request: Request) -> Response {
     forward(&door, request, Some(counted)).await
 }
 
-/// Free of charge, and so not counted.
+/// Free of charge, and so neither counted nor among the requests that metrics show, which agree with `cost`.
 async fn count_tokens(State(door): State<Arc<Door>>, request: Request) -> Response {
     forward(&door, request, None).await
 }
@@ -122,6 +122,12 @@ async fn forward(door: &Door, request: Request, counted: Option<usage::Request>)
         return refused(StatusCode::TOO_MANY_REQUESTS, "too many requests of this project are under way");
     };
     let Proxy { models, metrics, .. } = &*door.proxy;
+    let is_counted = counted.is_some();
+    let over = |outcome| {
+        if is_counted {
+            metrics.model_requested(outcome);
+        }
+    };
     let upload = Arc::default();
     let mut counting = counted.map(|request| Counting::new(request, Arc::clone(&upload), metrics.clone()));
     let name = door.proxy.name(door.project);
@@ -129,7 +135,7 @@ async fn forward(door: &Door, request: Request, counted: Option<usage::Request>)
         Ok(answer) => answer,
         Err(error) => {
             if matches!(error, SendError::Silent | SendError::Unreachable) {
-                metrics.model_requested(ModelOutcome::Unreachable);
+                over(ModelOutcome::Unreachable);
             }
             // It may have got to the model all the same.
             drop(counting.as_mut().and_then(Counting::count));
@@ -144,7 +150,7 @@ async fn forward(door: &Door, request: Request, counted: Option<usage::Request>)
         counting.free();
     }
     if let Some(why) = unfit(status, &headers, counting.is_some()) {
-        metrics.model_requested(ModelOutcome::Refused);
+        over(ModelOutcome::Refused);
         warn!(%status, "the model's answer is not passed on: {why}");
         // The model has done its work all the same.
         drop(counting.as_mut().and_then(Counting::count));
@@ -154,7 +160,8 @@ async fn forward(door: &Door, request: Request, counted: Option<usage::Request>)
         let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         counting.answered(content_type.unwrap_or_default());
     } else {
-        metrics.model_requested(if status.is_success() { ModelOutcome::Answered } else { ModelOutcome::Refused });
+        // An answer that is counted is over when it has been read.
+        over(ModelOutcome::Refused);
     }
     let left = (!status.is_success()).then_some(ERROR_MAX);
     let passing = Passing { answer, counting, left, _place: place };

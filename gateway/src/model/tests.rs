@@ -320,10 +320,13 @@ async fn one_json_answer_is_counted_and_errors_and_estimates_are_not() {
     assert_eq!((status, read.as_str(), setting.counted().1), (StatusCode::OK, ANSWER, 0));
     let (status, _, read) = setting.ask(Method::POST, "/model/v1/messages?beta=true", "hello").await;
     assert_eq!((status, read.as_str(), setting.counted()), (StatusCode::OK, ANSWER, (WHOLE, 1)));
+    assert!(setting.metric("musher_model_requests_total{outcome=\"answered\"} 1"), "the same as `cost` tells");
 
     let setting = Setting::of(fixed(json, "identity", StatusCode::TOO_MANY_REQUESTS, ANSWER)).await;
-    let (status, _, read) = setting.ask(Method::POST, "/model/v1/messages", "hello").await;
-    assert_eq!((status, read.as_str(), setting.counted().1), (StatusCode::TOO_MANY_REQUESTS, ANSWER, 0));
+    for path in ["/model/v1/messages", "/model/v1/messages/count_tokens"] {
+        let (status, _, read) = setting.ask(Method::POST, path, "hello").await;
+        assert_eq!((status, read.as_str(), setting.counted().1), (StatusCode::TOO_MANY_REQUESTS, ANSWER, 0));
+    }
     assert!(setting.metric("musher_model_requests_total{outcome=\"refused\"} 1"));
 }
 
