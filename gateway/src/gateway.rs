@@ -326,6 +326,7 @@ impl Gateway {
             sessions.clone(),
             outbox.clone(),
             nodes.clone(),
+            Arc::clone(&registry),
             containers,
             usage.clone(),
             journal.clone(),

@@ -42,8 +42,12 @@ pub struct Now {
     pub messages_waiting: usize,
     /// What the outbox has sent, and has to send.
     pub sends: Counts,
+    /// Projects that are made and not deleted: each has a sled.
+    pub projects: usize,
     /// Links to sleds that are open.
     pub links_open: usize,
+    /// Sleds that could not be reached when they were wanted last.
+    pub sleds_unreachable: usize,
     /// Whether the container engine answers.
     pub engine_reachable: bool,
     /// Projects whose budget of the day is used up.
@@ -103,7 +107,9 @@ struct Inner {
     turns_running: Gauge,
     messages_waiting: Gauge,
     undelivered: Gauge,
+    projects: Gauge,
     links_open: Gauge,
+    sleds_unreachable: Gauge,
     engine_reachable: Gauge,
     projects_paused: Gauge,
 }
@@ -150,7 +156,9 @@ impl Metrics {
             turns_running: Gauge::default(),
             messages_waiting: Gauge::default(),
             undelivered: Gauge::default(),
+            projects: Gauge::default(),
             links_open: Gauge::default(),
+            sleds_unreachable: Gauge::default(),
             engine_reachable: Gauge::default(),
             projects_paused: Gauge::default(),
         };
@@ -188,7 +196,9 @@ impl Metrics {
             (&self.inner.turns_running, now.turns_running),
             (&self.inner.messages_waiting, now.messages_waiting),
             (&self.inner.undelivered, now.sends.undelivered),
+            (&self.inner.projects, now.projects),
             (&self.inner.links_open, now.links_open),
+            (&self.inner.sleds_unreachable, now.sleds_unreachable),
             (&self.inner.engine_reachable, usize::from(now.engine_reachable)),
             (&self.inner.projects_paused, now.projects_paused),
         ] {
@@ -257,7 +267,13 @@ impl Inner {
             ("musher_turns_running", "Turns that run", &self.turns_running),
             ("musher_messages_waiting", "Messages that wait for a turn", &self.messages_waiting),
             ("musher_messages_undelivered", "Messages of ours that no surface has taken yet", &self.undelivered),
+            ("musher_projects", "Projects, each of which has a sled", &self.projects),
             ("musher_links_open", "Links to sleds that are open", &self.links_open),
+            (
+                "musher_sleds_unreachable",
+                "Sleds that could not be reached when they were wanted last",
+                &self.sleds_unreachable,
+            ),
             ("musher_engine_reachable", "1 when the container engine answers", &self.engine_reachable),
             ("musher_projects_paused", "Projects whose budget of the day is used up", &self.projects_paused),
         ] {
@@ -292,7 +308,9 @@ mod tests {
             turns_running: 1,
             messages_waiting: 2,
             sends: Counts { delivered: 7, retries: 2, given_up: 1, undelivered: 3 },
+            projects: 8,
             links_open: 4,
+            sleds_unreachable: 3,
             engine_reachable: true,
             projects_paused: 5,
             append_failures: 1,
@@ -323,10 +341,12 @@ mod tests {
         musher_model_tokens_total{kind="cache_write"} 4
         musher_model_tokens_total{kind="input"} 1
         musher_model_tokens_total{kind="output"} 2
+        musher_projects 8
         musher_projects_paused 5
         musher_send_retries_total 2
         musher_sends_given_up_total 1
         musher_sends_total 7
+        musher_sleds_unreachable 3
         musher_turn_duration_seconds_count 2
         musher_turn_duration_seconds_sum 3.3
         musher_turns_running 1
@@ -393,6 +413,6 @@ mod tests {
                 _ => {}
             }
         }
-        assert_eq!(types.len(), 17, "{types:?}");
+        assert_eq!(types.len(), 19, "{types:?}");
     }
 }

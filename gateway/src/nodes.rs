@@ -94,6 +94,11 @@ impl Slot {
         is_news
     }
 
+    /// Whether it could not be reached when it was wanted last.
+    fn is_unreachable(&self) -> bool {
+        self.unreachable.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Notes that it has been reached.
     fn heard(&self) {
         *self.unreachable.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -227,6 +232,12 @@ impl Nodes {
         slots.values().filter(|slot| slot.open().is_some()).count()
     }
 
+    /// How many sleds of projects could not be reached when they were wanted last.
+    pub fn unreachable(&self) -> usize {
+        let slots = self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        slots.iter().filter(|(project, slot)| slot.is_unreachable() && self.is_registered(**project)).count()
+    }
+
     fn is_registered(&self, project: Uuid) -> bool {
         self.inner.registry.get(project).is_some_and(|known| known.stage == Stage::Registered)
     }
@@ -345,8 +356,10 @@ mod tests {
         let slot = Slot::default();
         let news = ["no engine", "no engine", "no image", "no image", "no engine"].map(|why| slot.is_news(why));
         assert_eq!(news, [true, false, true, false, true]);
+        assert!(slot.is_unreachable());
         // It was reached.
         slot.heard();
+        assert!(!slot.is_unreachable());
         assert!(slot.is_news("no engine"));
     }
 

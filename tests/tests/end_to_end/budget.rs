@@ -112,7 +112,9 @@ async fn cost_and_metrics_tell_what_was_used_by_day_and_room() -> Result<()> {
         ("musher_send_retries_total", 0),
         ("musher_sends_given_up_total", 0),
         ("musher_journal_append_failures_total", 0),
+        ("musher_projects", 1),
         ("musher_links_open", 1),
+        ("musher_sleds_unreachable", 0),
         ("musher_engine_reachable", 1),
         ("musher_projects_paused", 0),
     ] {
