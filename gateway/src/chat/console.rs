@@ -53,6 +53,8 @@ pub struct Console {
     /// Whether the prompt has colours.
     colours: bool,
     shown: Mutex<VecDeque<(String, String)>>,
+    /// Why the last line that was offered is not taken, while that is so.
+    trouble: Mutex<Option<String>>,
 }
 
 /// The console's one room.
@@ -75,7 +77,7 @@ impl Console {
             writeln!(output, "{lines}")?;
             output.flush()
         })?;
-        Ok(Self { printing, prompt: None, colours: false, shown: Mutex::default() })
+        Ok(Self { printing, prompt: None, colours: false, shown: Mutex::default(), trouble: Mutex::default() })
     }
 
     /// A console that writes above a line-edited prompt, with or without `colours`.
@@ -91,11 +93,21 @@ impl Console {
             // The prompt has ended; the terminal is as it was before.
             Err(Unprinted(lines)) => writeln!(io::stdout(), "{lines}"),
         })?;
-        Ok(Self { printing, prompt: Some(Mutex::new(Some(printer))), colours, shown: Mutex::default() })
+        Ok(Self {
+            printing,
+            prompt: Some(Mutex::new(Some(printer))),
+            colours,
+            shown: Mutex::default(),
+            trouble: Mutex::default(),
+        })
     }
 
     fn layout(&self, message: &Outbound) -> String {
         layout(message, if self.prompt.is_some() { ("\x1b[1m", "\x1b[22m") } else { ("", "") })
+    }
+
+    fn troubled_by(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     fn remember(&self, event: String, text: String) {
@@ -247,7 +259,7 @@ impl Surface for Console {
     }
 
     fn health(&self) -> Result<(), String> {
-        Ok(())
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }
 }
 
@@ -333,10 +345,14 @@ async fn take(
     let mut wait = FIRST_WAIT;
     loop {
         let unjournaled = match inbox.accept(message.clone()).await {
-            Ok(()) => return Ok(Some(this)),
+            Ok(()) => {
+                console.troubled_by(None);
+                return Ok(Some(this));
+            }
             Err(InboxError::Stopping) => return Ok(None),
             Err(InboxError::Journal(error)) => error,
         };
+        console.troubled_by(Some("a line could not be journaled; it is tried again".to_owned()));
         // Once: a disk that is full stays so for some time.
         if wait == FIRST_WAIT {
             let told = Refusal::internal("this line is not taken yet", unjournaled).hint(

@@ -123,12 +123,17 @@ struct Slow {
     failing: Mutex<usize>,
     /// The ids of what it was offered.
     offered: Mutex<Vec<String>>,
+    /// Whose health is looked at whenever it is offered something, and what it was.
+    looked_at: Option<Arc<Console>>,
+    health: Mutex<Vec<Result<(), String>>>,
 }
 
 impl Inbox for Slow {
     fn accept(&self, message: Inbound) -> BoxFuture<'_, Result<(), InboxError>> {
         async move {
             self.offered.lock().expect("no test panics holding it").push(message.event_id.clone());
+            let health = self.looked_at.iter().map(|console| console.health());
+            self.health.lock().expect("no test panics holding it").extend(health);
             let failing = self.failing.lock().expect("no test panics holding it").checked_sub(1);
             if let Some(left) = failing {
                 *self.failing.lock().expect("no test panics holding it") = left;
@@ -236,6 +241,18 @@ async fn a_line_that_cannot_be_journaled_is_told_and_offered_until_it_is() {
     ⚠ This line is not taken yet: the disk is full.
     It is tried again until it is; make room on the disk, if that is full. Later lines wait for it.
     ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_console_is_well_when_its_lines_are_taken() {
+    let console = Arc::new(plain());
+    let inbox = Slow { failing: Mutex::new(2), looked_at: Some(Arc::clone(&console)), ..Slow::default() };
+    assert_eq!(console.health(), Ok(()), "nobody has typed anything");
+    read_lines(&console, &b"a\nb\n"[..], &inbox, &NOON, false).await.expect("it can be read");
+    let refused = Err("a line could not be journaled; it is tried again".to_owned());
+    let seen = inbox.health.lock().expect("no test panics holding it").clone();
+    assert_eq!(seen, [Ok(()), refused.clone(), refused, Ok(())]);
+    assert_eq!(console.health(), Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
