@@ -395,6 +395,39 @@ async fn each_thread_is_a_turn_of_its_own_also_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_room_is_told_once_of_a_restart_however_many_of_its_turns_are_taken_up() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let elsewhere = Room { id: "!b:example.org".into(), ..room() };
+    let life = Life::begin(&folder).await;
+    for name in ["app", "other", "third"] {
+        life.project(name, &[]).await;
+    }
+    life.work("$app", "app").await;
+    life.work("$other", "other").await;
+    for (event_id, text) in [("$switch", "!switch third"), ("$third", "do it")] {
+        let said = Inbound { room: elsewhere.clone(), ..said(event_id, text) };
+        life.gateway.intake.accept(said).await.expect("it is taken");
+    }
+    while life.gateway.intake.turns.running() < 3 {
+        tokio::task::yield_now().await;
+    }
+    while life.gateway.intake.sessions.busy(|_| true).await.iter().any(|(_, session)| session.running.is_none()) {
+        tokio::task::yield_now().await;
+    }
+    life.end().await;
+
+    let life = Life::begin(&folder).await;
+    assert_eq!(life.gateway.intake.turns.running(), 3);
+    for room in [room(), elsewhere] {
+        let stream = StreamId::new("outbox", &room);
+        let queued = life.gateway.journal.read(&stream, 0).await.expect("it is readable");
+        let told = queued.iter().filter(|event| event.data.get().contains("-restart\"")).count();
+        assert_eq!(told, 1, "{room}");
+    }
+    life.end().await;
+}
+
+#[tokio::test]
 async fn a_message_that_is_cancelled_and_the_answer_to_that_are_one_transaction() {
     let folder = tempfile::tempdir().expect("there is room");
     let life = Life::begin(&folder).await;
