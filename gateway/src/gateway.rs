@@ -199,7 +199,7 @@ impl Gateway {
         let journal = tokio::task::spawn_blocking(move || Journal::open(&path, Arc::new(SystemClock)))
             .await
             .map_err(|error| Refusal::internal("the journal cannot be opened", error))?
-            .map_err(|error| Refusal::internal("the journal cannot be opened", error))?;
+            .map_err(Journal::unopened)?;
         Self::assemble(
             config,
             environment.musher.clone(),

@@ -10,13 +10,13 @@ use std::{
 };
 
 use jiff::fmt::strtime;
-use journal::{Actor, Cause, Journal, OpenError, ReadError, Reader, Recorded, StreamId, Verification};
+use journal::{Actor, Cause, Journal, ReadError, Reader, Recorded, StreamId, Verification};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
     gateway::Identity, git::audit, home::Home, outbox, projects::Project, refusal::Refusal, rooms::Remembered,
-    sessions::Session, text, usage::Tally,
+    sessions::Session, store, text, usage::Tally,
 };
 
 /// How often the journal is looked at for what is new.
@@ -36,12 +36,7 @@ fn open(path: &Path) -> Result<Reader, Refusal> {
 
 /// Opens a journal that is there, to look at it.
 pub(crate) fn open_existing(path: &Path) -> Result<Reader, Refusal> {
-    Journal::open_read_only(path).map_err(|error| match error {
-        OpenError::Older { .. } => {
-            Refusal::usage(error.to_string()).hint("`musher up` brings it up to date, after a backup beside it.")
-        }
-        other => Refusal::internal("the journal cannot be opened", other),
-    })
+    Journal::open_read_only(path).map_err(store::Journal::unopened)
 }
 
 fn unreadable(error: ReadError) -> Refusal {
@@ -158,6 +153,30 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::refusal::Kind;
+
+    #[test]
+    fn a_newer_journal_is_named_with_both_versions_and_the_way_back() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let path = folder.path().join("journal.db");
+        drop(Journal::open(&path, Arc::new(jiff::Timestamp::UNIX_EPOCH)).expect("it can be made"));
+        let file = rusqlite::Connection::open(&path).expect("it opens");
+        let supported: i64 = file.pragma_query_value(None, "user_version", |row| row.get(0)).expect("it has one");
+        file.pragma_update(None, "user_version", supported + 1).expect("it can be written");
+        let looked_at = open(&path).map(drop).expect_err("it is not read");
+        let owned = store::Journal::open(&path, Arc::new(jiff::Timestamp::UNIX_EPOCH)).map(drop);
+        let owned = store::Journal::unopened(owned.expect_err("it is not opened"));
+        for refused in [looked_at, owned] {
+            // A start is not tried again and again.
+            assert_eq!(refused.kind, Kind::Config);
+            let said = refused.to_string();
+            let versions =
+                format!("has schema version {}, this program reads up to version {supported}", supported + 1);
+            assert!(said.contains(&versions), "{said}");
+            let backup = format!("journal.db.backup-v{supported}");
+            assert!(said.contains("newer musher") && said.contains(&backup), "{said}");
+        }
+    }
 
     #[test]
     fn an_older_journal_is_named_with_what_brings_it_up_to_date() {

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use journal::{Append, AppendError, Appended, Clock, OpenError};
 use uuid::Uuid;
 
-use crate::failpoint;
+use crate::{failpoint, refusal::Refusal};
 
 /// A [`journal::Journal`] whose appends are watched. Cheap to clone; all clones are the same.
 #[derive(Clone)]
@@ -49,6 +49,20 @@ impl Journal {
             #[cfg(test)]
             refusing: Arc::default(),
         })
+    }
+
+    /// Why a journal is not opened, for whoever wanted to.
+    pub fn unopened(error: OpenError) -> Refusal {
+        match &error {
+            OpenError::Newer { supported, .. } => Refusal::config(error.to_string()).hint(format!(
+                "Install the newer musher again. To go back, remove journal.db with its -wal and -shm, and rename the backup that the newer one \
+                 made of it, journal.db.backup-v{supported}, to journal.db: what happened since is lost."
+            )),
+            OpenError::Older { .. } => {
+                Refusal::usage(error.to_string()).hint("`musher up` brings it up to date, after a backup beside it.")
+            }
+            _ => Refusal::internal("the journal cannot be opened", error),
+        }
     }
 
     /// As [`journal::Journal::append`].
