@@ -514,10 +514,7 @@ impl Gateway {
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }
-                Err(error) => {
-                    let hint = error.hint();
-                    return Err(Refusal::config(error.to_string()).hint(hint));
-                }
+                Err(error) => return Err(error.into_refusal()),
             }
         };
         for (room, event_id, mark) in &self.marks {

@@ -380,7 +380,10 @@ mod tests {
     use matrix_sdk::ruma::{device_id, room_id, user_id};
 
     use super::*;
-    use crate::chat::matrix::{Secret, walk::Until};
+    use crate::{
+        chat::matrix::{Secret, walk::Until},
+        refusal::Kind,
+    };
 
     /// Settings for a homeserver that refuses connections: nothing here may need one.
     fn settings(store_dir: PathBuf) -> MatrixSettings {
@@ -484,6 +487,10 @@ mod tests {
         let damaged = connect(&settings).await.expect_err("it is damaged");
         assert!(matches!(damaged, MatrixError::Store { .. }), "{damaged:?}");
         assert_eq!(std::fs::read(session_path(&settings)).expect("it is there"), b"{");
+        // The disk may be well at the next start, and settings are not by themselves.
+        let (damaged, other) = (damaged.into_refusal(), other.into_refusal());
+        assert_eq!((damaged.kind, other.kind), (Kind::Internal, Kind::Config));
+        assert!(damaged.sentence().contains("cannot be used: "), "what happened is told: {damaged}");
     }
 
     #[test]

@@ -50,6 +50,7 @@ use url::Url;
 
 use self::{ambient::Ambient, marks::Marks, parked::Parked, seen::Seen, typing::Typing};
 use super::{Inbox, Mark, Outbound, Person, Room, SendError, Surface, SurfaceKind};
+use crate::refusal::Refusal;
 
 /// What the surface needs to know to start.
 #[derive(Debug, Clone)]
@@ -172,6 +173,16 @@ impl MatrixError {
             Self::LoginRefused { retry_after, .. } => *retry_after,
             _ => None,
         }
+    }
+
+    /// What ends the gateway: nearly all of it is for a person to set right. A store that fails may be well at the next start.
+    pub fn into_refusal(self) -> Refusal {
+        let (what, hint) = (self.to_string(), self.hint());
+        match self {
+            Self::Store { source, .. } => Refusal::internal(what, source),
+            _ => Refusal::config(what),
+        }
+        .hint(hint)
     }
 
     /// What the person can do about it, one sentence.
