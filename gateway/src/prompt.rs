@@ -2,7 +2,10 @@
 
 use jiff::Timestamp;
 
-use crate::chat::{Person, SurfaceKind};
+use crate::{
+    chat::{Person, SurfaceKind},
+    text,
+};
 
 /// What an agent is told when the attempt before was interrupted.
 const INTERRUPTED: &str =
@@ -25,15 +28,13 @@ pub struct Words {
 }
 
 impl Words {
-    /// At most `share` bytes of each of its texts.
+    fn texts(&self) -> impl Iterator<Item = &String> {
+        self.quoted.iter().chain([&self.text])
+    }
+
+    /// At most `share` bytes of each of its texts, and what is left out said in its place.
     fn cut(&self, share: usize) -> Self {
-        let cut = |text: &String| {
-            if text.len() <= share {
-                return text.clone();
-            }
-            let end = text.floor_char_boundary(share);
-            format!("{}… ({} bytes more were left out)", &text[..end], text.len() - end)
-        };
+        let cut = |text: &String| text::middle_left_out(text, share);
         Self { text: cut(&self.text), quoted: self.quoted.as_ref().map(cut), ..self.clone() }
     }
 }
@@ -41,15 +42,39 @@ impl Words {
 /// The prompt of a batch. On the console, where one person talks, a single message is just its words; elsewhere
 /// each message says who said it when.
 ///
-/// What is longer than a sled takes is cut, of each message as much as it must be, and says so.
+/// What is longer than a sled takes is cut ([`left_out`]), and says so.
 pub fn render(messages: &[Words]) -> String {
-    let all: usize = messages.iter().map(|words| words.text.len() + words.quoted.as_ref().map_or(0, String::len)).sum();
-    if all > TEXT_MAX {
-        let share = TEXT_MAX / messages.len().max(1) / 2;
-        let cut: Vec<_> = messages.iter().map(|words| words.cut(share)).collect();
-        return render_all(&cut);
+    match share(messages) {
+        Some(share) => render_all(&messages.iter().map(|words| words.cut(share)).collect::<Vec<_>>()),
+        None => render_all(messages),
     }
-    render_all(messages)
+}
+
+/// How many bytes of people's words a prompt leaves out, because there are more than a sled takes: of the longest texts, from
+/// their middle.
+pub fn left_out(messages: &[Words]) -> usize {
+    let share = share(messages).unwrap_or(usize::MAX);
+    messages.iter().flat_map(Words::texts).map(|text| text.len().saturating_sub(share)).sum()
+}
+
+/// How much of each text there is room for, in bytes, where there is none for all: shorter ones leave what they do not need to
+/// the longer ones.
+fn share(messages: &[Words]) -> Option<usize> {
+    let mut lengths: Vec<_> = messages.iter().flat_map(Words::texts).map(String::len).collect();
+    if lengths.iter().sum::<usize>() <= TEXT_MAX {
+        return None;
+    }
+    lengths.sort_unstable();
+    let (mut room, mut texts) = (TEXT_MAX, lengths.len());
+    for length in lengths {
+        if length > room / texts {
+            break;
+        }
+        room -= length;
+        texts -= 1;
+    }
+    // Half of it for the beginning, half for the end.
+    Some(room / texts.max(1) / 2 * 2)
 }
 
 fn render_all(messages: &[Words]) -> String {
@@ -134,13 +159,41 @@ mod tests {
 
     #[test]
     fn what_is_too_long_for_a_prompt_is_cut_and_says_so() {
-        let long = words(SurfaceKind::Matrix, "@ann:example.org", &"é".repeat(40_000));
-        let short = words(SurfaceKind::Matrix, "@bob:example.org", "and this");
-        let batch: Vec<_> = std::iter::repeat_n(long, 10).chain([short]).collect();
-        let prompt = render(&batch);
-        assert!(prompt.len() < TEXT_MAX, "{}", prompt.len());
-        assert_eq!(prompt.matches("bytes more were left out").count(), 10);
-        assert!(prompt.contains("\nand this\n"));
+        let check = |lengths: &[usize], kept: &[usize]| {
+            let said = |length: &usize| words(SurfaceKind::Matrix, "@ann:example.org", &"x".repeat(*length));
+            let batch: Vec<_> = lengths.iter().map(said).collect();
+            let prompt = render(&batch);
+            let told: Vec<_> = prompt.lines().filter(|line| line.starts_with('x')).map(str::len).collect();
+            // A text that is cut is two lines, of which each has its half.
+            let expected: Vec<_> = lengths
+                .iter()
+                .zip(kept)
+                .flat_map(|(length, kept)| if kept < length { vec![kept / 2; 2] } else { vec![*kept] })
+                .collect();
+            assert_eq!(told, expected);
+            let missing = lengths.iter().sum::<usize>() - kept.iter().sum::<usize>();
+            assert_eq!(left_out(&batch), missing);
+            assert_eq!(prompt.contains("bytes were left out here"), missing > 0);
+        };
+        check(&[400_000], &[400_000]);
+        check(&[400_002], &[400_000]);
+        check(&[60_000; 6], &[60_000; 6]);
+        // Nearly all of seven logs.
+        check(&[60_000; 7], &[57_142; 7]);
+        // The short ones stay whole, and leave their room to the long ones.
+        check(&[10, 300_000, 20_000, 300_000], &[10, 189_994, 20_000, 189_994]);
+        check(&[1, 1_000_000, 1], &[1, 399_998, 1]);
+    }
+
+    #[test]
+    fn a_text_that_is_cut_keeps_its_beginning_and_its_end() {
+        let mut long = words(SurfaceKind::Matrix, "@ann:example.org", &format!("first{}last", "é".repeat(400_000)));
+        long.quoted = Some("what it replies to".into());
+        let prompt = render(std::slice::from_ref(&long));
+        assert!(prompt.len() < TEXT_MAX + 300, "{}", prompt.len());
+        assert!(prompt.contains("\nwhat it replies to\n") && prompt.contains("\nfirsté") && prompt.contains("élast\n"));
+        let again = render_again(&[long], false);
+        assert!(again.ends_with(&prompt));
     }
 
     #[test]

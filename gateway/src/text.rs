@@ -77,6 +77,18 @@ fn cut(text: String, max: usize) -> String {
     cut
 }
 
+/// The text, of which at most `max` bytes are kept: of one that is longer the beginning and the end, and between them how much
+/// is left out.
+pub fn middle_left_out(text: &str, max: usize) -> String {
+    if text.len() <= max {
+        return text.to_owned();
+    }
+    let beginning = &text[..text.floor_char_boundary(max / 2)];
+    let end = &text[text.ceil_char_boundary(text.len() - max / 2)..];
+    let left_out = text.len() - beginning.len() - end.len();
+    format!("{beginning}\n… ({left_out} bytes were left out here)\n{end}")
+}
+
 /// The text as an inline code span that it cannot leave, on one line of at most 120 characters.
 pub fn code(text: &str) -> String {
     let line = one_line(text, 120).replace('`', "'");
@@ -176,6 +188,18 @@ mod tests {
         let family = "👨\u{200d}👩\u{200d}👧";
         assert!(!family.contains(is_unsafe_in_prose) && family.contains(is_unsafe));
         assert!("\u{202e}\u{1b}".chars().all(is_unsafe_in_prose));
+    }
+
+    #[test]
+    fn what_is_left_out_of_a_text_is_said_in_its_place() {
+        for (text, max, shown) in [
+            ("short", 5, "short"),
+            ("beginning and end", 6, "beg\n… (11 bytes were left out here)\nend"),
+            ("ééééé", 6, "é\n… (6 bytes were left out here)\né"),
+            ("any", 0, "\n… (3 bytes were left out here)\n"),
+        ] {
+            assert_eq!(middle_left_out(text, max), shown);
+        }
     }
 
     #[test]

@@ -64,9 +64,26 @@ impl Turns {
         }
     }
 
+    /// Tells the room, once, that the agent does not hear all that was said.
+    async fn tell_left_out(&self, turn: &Turn, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        let told = Refusal::usage(format!(
+            "that is more than the agent can be told at once: {} kB were left out of the middle of what is longest",
+            bytes.div_ceil(1000)
+        ))
+        .hint("Put long texts into files in the workspace, and name those.");
+        let post = Post::notice(quiet(&turn.to), format!("turn-{}-left-out", turn.id), told.to_markdown());
+        let telling = self.until_journaled("what is left out is told", || self.inner.parts.outbox.post(post.clone()));
+        // Where the gateway stops before, the next one tells it.
+        telling.await.unwrap_or_default();
+    }
+
     /// What the sled is asked for. The same turn, attempt and reading make the same request, also under a later gateway.
     async fn request(&self, turn: &Turn, attempt: u32, reading: &Reading) -> Result<TurnRequest, Refusal> {
         let words = self.inner.parts.sessions.words(&turn.messages).await?;
+        self.tell_left_out(turn, prompt::left_out(&words)).await;
         let settings = &self.inner.parts.settings;
         let prompt = if attempt == 1 { prompt::render(&words) } else { prompt::render_again(&words, reading.heard) };
         let resumed = turn.memory.resumed || (attempt > 1 && reading.agent_ran);

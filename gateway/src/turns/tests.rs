@@ -2,6 +2,7 @@
 
 mod asking;
 mod ends;
+mod prompts;
 mod signs;
 
 use std::{
@@ -206,14 +207,14 @@ impl Stage {
         }
     }
 
-    async fn accept(&self, text: &str) {
-        let accepted = self.sessions.accept(&self.session, &self.said(text), text, Role::Admin).await;
-        assert!(accepted.expect("it is accepted") != crate::sessions::Accepted::Seen);
+    async fn say(&self, text: &str, interrupts: bool) {
+        self.say_as(text, text, interrupts).await;
     }
 
-    async fn say(&self, text: &str, interrupts: bool) {
-        self.accept(text).await;
-        let message = Handle { session: Arc::new(self.session.clone()), event_id: text.into() };
+    async fn say_as(&self, event_id: &str, text: &str, interrupts: bool) {
+        let accepted = self.sessions.accept(&self.session, &self.said(event_id), text, Role::Admin).await;
+        assert!(accepted.expect("it is accepted") != crate::sessions::Accepted::Seen);
+        let message = Handle { session: Arc::new(self.session.clone()), event_id: event_id.into() };
         let session = self.session.clone();
         let common = Common { rights: Role::Admin, thread: None };
         assert!(self.dispatcher.tell(Event::Message { session, common, interrupts, message }));
@@ -266,7 +267,8 @@ impl Stage {
 
     /// The same, so many seconds after it began.
     async fn take_up_after(&self, text: &str, seconds: i64) -> Uuid {
-        self.accept(text).await;
+        let accepted = self.sessions.accept(&self.session, &self.said(text), text, Role::Admin).await;
+        assert!(accepted.expect("it is accepted") != crate::sessions::Accepted::Seen);
         let turn = Uuid::now_v7();
         self.sessions.begin(&self.session, turn, &[text]).await.expect("it begins").expect("it waits");
         self.clock.0.fetch_add(seconds, Ordering::SeqCst);

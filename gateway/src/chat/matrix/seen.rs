@@ -6,9 +6,11 @@ use std::collections::{HashMap, VecDeque};
 
 use matrix_sdk::ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 
+use crate::text;
+
 /// How many events are remembered.
 const CAPACITY: usize = 2048;
-/// How much of each text is remembered, in bytes.
+/// How much of each text is remembered, in bytes; a reply that quotes it tells how much is missing.
 const MAX_TEXT: usize = 4096;
 
 /// A message that was said earlier.
@@ -53,7 +55,7 @@ impl Seen {
     /// Remembers an event, and forgets the oldest one when there are too many.
     pub(super) fn insert(&mut self, room: OwnedRoomId, event: OwnedEventId, mut memory: Memory) {
         if let Memory::Said(known) = &mut memory {
-            known.text.truncate(known.text.floor_char_boundary(MAX_TEXT));
+            known.text = text::middle_left_out(&known.text, MAX_TEXT);
         }
         let key = (room, event);
         if self.entries.insert(key.clone(), memory).is_none() {
@@ -97,7 +99,8 @@ mod tests {
         assert_eq!(seen.get(room.clone(), event(0)), None);
         assert_eq!(seen.get(other, event(1)), None);
         let Some(Memory::Said(kept)) = seen.get(room.clone(), event(1)) else { panic!("it is still known") };
-        assert_eq!(kept.text.len(), MAX_TEXT);
+        let half = "ü".repeat(MAX_TEXT / 4);
+        assert_eq!(kept.text, format!("{half}\n… ({MAX_TEXT} bytes were left out here)\n{half}"));
         assert_eq!((seen.entries.len(), seen.order.len()), (CAPACITY, CAPACITY));
 
         seen.insert(room.clone(), event(1), Memory::InVain);
