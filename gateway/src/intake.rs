@@ -26,7 +26,7 @@ use crate::{
     projects::{Registry, Stage},
     refusal::Refusal,
     rooms::{Mode, Received, Rooms},
-    sessions::{Accepted, Message, Removal, Sessions},
+    sessions::{Accepted, Editing, MAX_EDITS, Message, Removal, Sessions},
     tasks::Tasks,
     turns::{Handle, StopRequest, Turns, Verdict, Word},
     usage::Usage,
@@ -272,15 +272,16 @@ impl Intake {
         });
         let exposes = refusal.is_some() || exposed::has_credential(&grammar::read(&edit.text), &edit.text);
         let admitted = |project| self.admit(project, &edit.sender, role).is_ok();
-        let waited = self.sessions.edit(&edit, admitted).await.map_err(unjournaled)?;
-        debug!(room = %edit.room, event_id = edit.event_id, waited, "a message was edited");
-        if !exposes {
+        let editing = self.sessions.edit(&edit, admitted).await.map_err(unjournaled)?;
+        debug!(room = %edit.room, event_id = edit.event_id, ?editing, "a message was edited");
+        let refusal = refusal.or_else(|| (editing == Editing::TooOften).then(edited_too_often));
+        if !exposes && refusal.is_none() {
             return Ok(());
         }
-        // Whatever became of the message.
         let (room, reply_to) = (edit.room, Some(edit.event_id));
         let to = Address { room, thread: None, reply_to, mention: Some(edit.sender), pending: None };
-        let mut posts = vec![exposed::taken_out(&to, &edit.edit_id)];
+        // Whatever became of the message.
+        let mut posts = Vec::from_iter(exposes.then(|| exposed::taken_out(&to, &edit.edit_id)));
         posts.extend(refusal.map(|refusal| Post::notice(to, format!("edit-{}", edit.edit_id), refusal.to_markdown())));
         self.outbox.commit(posts, Vec::new()).await.map(drop).map_err(unjournaled)
     }
@@ -423,6 +424,12 @@ impl Intake {
     fn tell(&self, event: Event<Handle, StopRequest>) -> Result<(), InboxError> {
         if self.dispatcher.tell(event) { Ok(()) } else { Err(InboxError::Stopping) }
     }
+}
+
+/// What people are told whose edit is one too many.
+fn edited_too_often() -> Refusal {
+    Refusal::usage(format!("this edit is not taken, because the message was edited {MAX_EDITS} times already"))
+        .hint("Delete it, or take it out as `queue` shows, and write it anew.")
 }
 
 /// What a message must share with those that it is answered with.

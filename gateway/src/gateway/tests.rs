@@ -13,7 +13,7 @@ use crate::{
     },
     dispatch::SessionKey,
     projects::{ProjectEvent, Spec},
-    sessions::Ending,
+    sessions::{self, Ending},
 };
 
 /// A gateway's life on a folder.
@@ -305,6 +305,33 @@ async fn a_command_with_a_credential_in_it_is_refused_taken_back_and_nowhere_on_
             assert!(!bytes.windows(6).any(|bytes| bytes == b"s3cret"), "it is in {}", path.display());
         }
     }
+}
+
+#[tokio::test]
+async fn an_edit_too_many_is_answered() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    let session = SessionKey { project: life.project("app", &[]).await, room: room(), thread: None };
+    let Intake { sessions, .. } = &*life.gateway.intake;
+    sessions.accept(&session, &said("$waits", "hello"), "hello", Role::Admin).await.expect("it is accepted");
+    for number in 0..=sessions::MAX_EDITS {
+        let edit = Edited {
+            room: room(),
+            event_id: "$waits".into(),
+            edit_id: format!("$edit{number}"),
+            sender: ann(),
+            text: format!("hello {number}"),
+        };
+        life.gateway.intake.edited(edit).await.expect("it is taken");
+    }
+    let told = life.hear().await;
+    assert_eq!(told.reply_to.as_deref(), Some("$waits"));
+    assert_eq!(
+        told.markdown,
+        "⚠ This edit is not taken, because the message was edited 64 times already.\n\
+         Delete it, or take it out as `queue` shows, and write it anew."
+    );
+    life.end().await;
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ const STREAM: &str = "session";
 /// So many events after a snapshot there is another one.
 const SNAPSHOT_EVERY: u64 = 64;
 /// How often a message that waits can be edited.
-const MAX_EDITS: u64 = 64;
+pub const MAX_EDITS: u64 = 64;
 
 /// A turn that was begun and not finished when the gateway ended.
 #[derive(Debug, Clone)]
@@ -70,6 +70,17 @@ pub enum Accepted {
     },
     /// It was accepted before: by an earlier gateway, or from an earlier sync.
     Seen,
+}
+
+/// What becomes of an edit that is handed to the sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Editing {
+    /// The message has another text now.
+    Taken,
+    /// There is nothing to change: the message does not wait, is somebody else's, or has had this edit.
+    PassedOver,
+    /// The message waits, and was edited too often already.
+    TooOften,
 }
 
 /// A turn that begins.
@@ -201,9 +212,8 @@ impl Sessions {
         Ok(Accepted::New { behind })
     }
 
-    /// Gives a message that still waits in the edit's room another text, once for each edit; whether it has it now, and had
-    /// not before. What it said until then is erased, also when an earlier try came no further than the new text.
-    pub async fn edit(&self, edit: &Edited, admitted: impl Fn(Uuid) -> bool) -> Result<bool, Refusal> {
+    /// Gives a message that still waits in the edit's room another text, once for each edit. What it said until then is erased, also when an earlier try came no further than the new text.
+    pub async fn edit(&self, edit: &Edited, admitted: impl Fn(Uuid) -> bool) -> Result<Editing, Refusal> {
         let Edited { room, event_id, edit_id, sender, text } = edit;
         for key in self.live_in(room).into_iter().filter(|key| admitted(key.project)) {
             let actor = Actor::Person(sender.to_string());
@@ -211,7 +221,7 @@ impl Sessions {
                 let theirs = |message: &&Message| message.event_id == *event_id && message.sender == *sender;
                 let Some(message) = session.waiting.iter().find(theirs) else {
                     let running = session.running.iter().flat_map(|running| &running.messages).find(theirs);
-                    return Ok((Change::of([])?, running.map(|message| message.edits)));
+                    return Ok((Change::of([])?, (running.map(|message| message.edits), false)));
                 };
                 let mut change = Change { key: Some(seen_key(room, edit_id)), ..Change::of([])? };
                 if message.edits < MAX_EDITS {
@@ -219,15 +229,25 @@ impl Sessions {
                     let edited = SessionEvent::Edited { event_id: event_id.clone(), text: id };
                     change.events.push(encode(&edited)?.with_text(id, masked(text)));
                 }
-                Ok((change, Some(message.edits)))
+                Ok((change, (Some(message.edits), message.edits >= MAX_EDITS)))
             };
-            let (new, edits) = self.change(&key, actor, Cause::Command(edit_id.clone()), decide).await?;
+            let (new, (edits, too_often)) = self.change(&key, actor, Cause::Command(edit_id.clone()), decide).await?;
             if let Some(edits) = edits {
                 self.erase_before_edit(room, event_id, edits + u64::from(new)).await?;
-                return Ok(new);
+                return match new {
+                    true => Ok(Editing::Taken),
+                    false if too_often && !self.has_had(room, edit_id).await? => Ok(Editing::TooOften),
+                    false => Ok(Editing::PassedOver),
+                };
             }
         }
-        Ok(false)
+        Ok(Editing::PassedOver)
+    }
+
+    /// Whether what was said by this event is journaled.
+    async fn has_had(&self, room: &Room, event_id: &str) -> Result<bool, Refusal> {
+        let events = self.inner.journal.events_of_key(&seen_key(room, event_id)).await;
+        events.map(|events| !events.is_empty()).map_err(|error| unreadable(&error))
     }
 
     /// Takes messages out that wait, or, when they are redacted, are being answered and could wait again; those that did, in

@@ -65,7 +65,11 @@ impl Setting {
     }
 
     async fn edit(&self, event_id: &str, edit_id: &str, text: &str) -> bool {
-        self.sessions.edit(&edit(&self.key, event_id, edit_id, text), |_| true).await.expect("it is taken")
+        self.editing(event_id, edit_id, text).await == Editing::Taken
+    }
+
+    async fn editing(&self, event_id: &str, edit_id: &str, text: &str) -> Editing {
+        self.sessions.edit(&edit(&self.key, event_id, edit_id, text), |_| true).await.expect("it is read")
     }
 
     async fn begin(&self, event_ids: &[&str]) -> (Uuid, Option<Begun>) {
@@ -155,7 +159,8 @@ async fn what_was_edited_or_taken_out_before_its_turn_is_so_in_the_turn() {
     let bob = Person { id: "@bob:example.org".into(), ..ann() };
     assert!(setting.edit("$2", "$2e", "two").await, "it is edited");
     let by_bob = Edited { sender: bob, ..edit(&setting.key, "$2", "$2f", "mine") };
-    assert!(!setting.sessions.edit(&by_bob, |_| true).await.expect("it is somebody else's"));
+    let by_bob = setting.sessions.edit(&by_bob, |_| true).await.expect("it is read");
+    assert_eq!(by_bob, Editing::PassedOver, "it is somebody else's");
     assert!(!setting.edit("$9", "$9e", "nine").await, "it is unknown");
     let removed = setting
         .sessions
@@ -224,8 +229,24 @@ async fn an_edit_is_taken_once_however_often_it_comes_and_leaves_nothing_of_befo
     let next = Sessions::new(setting.sessions.inner.journal.clone(), setting.sessions.inner.outbox.clone());
     next.accept(&setting.key, &said(&setting.key, "$2"), "$2", Role::Member).await.expect("it is accepted");
     let again = next.edit(&edit(&setting.key, "$1", "$e4", "$e4"), |_| true).await.expect("it is taken");
-    assert!(!again, "it was taken before");
+    assert_eq!(again, Editing::PassedOver, "it was taken before");
     assert_eq!(texts().await, ["$e4"], "and the edit erases it when it comes again");
+}
+
+#[tokio::test]
+async fn an_edit_too_many_is_told_from_one_that_was_taken() {
+    let setting = setting().await;
+    setting.say("$1").await;
+    for number in 1..=MAX_EDITS {
+        assert_eq!(setting.editing("$1", &format!("$e{number}"), "new").await, Editing::Taken);
+    }
+    assert_eq!(setting.editing("$1", "$one-more", "newer").await, Editing::TooOften);
+    assert_eq!(setting.editing("$1", "$one-more", "newer").await, Editing::TooOften, "however often it comes");
+    assert_eq!(setting.editing("$1", &format!("$e{MAX_EDITS}"), "new").await, Editing::PassedOver);
+    let (_, begun) = setting.begin(&["$1"]).await;
+    let words = setting.sessions.words(&begun.expect("it waits").messages).await.expect("they are readable");
+    assert_eq!(words[0].text, "new");
+    assert_eq!(setting.editing("$1", "$late", "late").await, Editing::PassedOver, "its turn runs");
 }
 
 #[tokio::test]
