@@ -4,6 +4,7 @@
 
 mod lines;
 mod printing;
+mod waits;
 
 use std::{
     collections::VecDeque,
@@ -30,7 +31,7 @@ use tokio_util::{codec::FramedRead, sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 use uuid::Uuid;
 
-use self::{lines::Lines, printing::Printing};
+use self::{lines::Lines, printing::Printing, waits::Waits};
 use super::{Inbound, Inbox, InboxError, Mark, Outbound, Person, Room, SendError, Surface, SurfaceKind, Weight};
 use crate::{refusal::Refusal, text};
 
@@ -53,6 +54,7 @@ pub struct Console {
     /// Whether the prompt has colours.
     colours: bool,
     shown: Mutex<VecDeque<(String, String)>>,
+    waits: Waits,
     /// Why the last line that was offered is not taken, while that is so.
     trouble: Mutex<Option<String>>,
 }
@@ -77,7 +79,14 @@ impl Console {
             writeln!(output, "{lines}")?;
             output.flush()
         })?;
-        Ok(Self { printing, prompt: None, colours: false, shown: Mutex::default(), trouble: Mutex::default() })
+        Ok(Self {
+            printing,
+            prompt: None,
+            colours: false,
+            shown: Mutex::default(),
+            waits: Waits::default(),
+            trouble: Mutex::default(),
+        })
     }
 
     /// A console that writes above a line-edited prompt, with or without `colours`.
@@ -98,6 +107,7 @@ impl Console {
             prompt: Some(Mutex::new(Some(printer))),
             colours,
             shown: Mutex::default(),
+            waits: Waits::default(),
             trouble: Mutex::default(),
         })
     }
@@ -243,7 +253,14 @@ impl Surface for Console {
         async { Ok(None) }.boxed()
     }
 
-    fn mark(&self, _: &Room, _: &str, _: Mark) {}
+    /// That a line waits is told once; what else becomes of it is seen.
+    fn mark(&self, _: &Room, event_id: &str, mark: Mark) {
+        match mark {
+            Mark::Accepted => {}
+            Mark::Waiting => self.waits.begin(event_id, &self.printing),
+            Mark::Running | Mark::Delivered | Mark::Failed => self.waits.end(event_id),
+        }
+    }
 
     fn typing<'a>(&'a self, _: &'a Room, _: bool) -> BoxFuture<'a, ()> {
         async {}.boxed()

@@ -8,7 +8,8 @@ use tokio::sync::{mpsc, oneshot};
 /// How many texts may wait to be written.
 const QUEUE: usize = 20;
 
-/// The way to the thread. It ends when this is dropped and what waits is written.
+/// The way to the thread, and its clones. It ends when all are dropped and what waits is written.
+#[derive(Clone)]
 pub(super) struct Printing(mpsc::Sender<Job>);
 
 struct Job {

@@ -256,6 +256,37 @@ async fn a_console_is_well_when_its_lines_are_taken() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn that_lines_wait_is_told_once_where_it_takes_longer_than_a_moment() {
+    let page = Page::default();
+    let console = Console::plain(page.clone()).expect("a thread");
+    let mark = |event_id: &str, mark: Mark| console.mark(&room(), event_id, mark);
+    let moment = async || {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        // What was printed before this is written.
+        console.printing.print("-".to_owned()).await.expect("it is written");
+        page.0.lock().expect("no test panics holding it").split_off(0)
+    };
+    for event_id in ["begins at once", "is cancelled"] {
+        mark(event_id, Mark::Accepted);
+        mark(event_id, Mark::Waiting);
+    }
+    mark("begins at once", Mark::Running);
+    mark("is cancelled", Mark::Delivered);
+    assert_eq!(moment().await, b"-\n");
+    mark("one", Mark::Waiting);
+    mark("one", Mark::Waiting);
+    assert_eq!(moment().await, b"  (waits; `queue` shows what is before it)\n-\n");
+    mark("two", Mark::Waiting);
+    mark("three", Mark::Waiting);
+    mark("one", Mark::Running);
+    assert_eq!(moment().await, b"  (2 lines wait; `queue` shows what is before it)\n-\n");
+    assert_eq!(moment().await, b"-\n", "it was told");
+    // Its turn was interrupted by another line.
+    mark("one", Mark::Waiting);
+    assert_eq!(moment().await, b"  (waits; `queue` shows what is before it)\n-\n");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_input_that_breaks_off_does_so_after_what_is_under_way() {
     let inbox = Slow::default();
     let input = broken_off();
