@@ -309,6 +309,7 @@ impl Gateway {
             dispatcher: dispatcher.clone(),
             turns: turns.clone(),
             usage: usage.clone(),
+            max_turns: settings.limits.max_turns,
             deletions: Mutex::default(),
             people: settings.people.clone(),
         });

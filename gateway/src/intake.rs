@@ -44,6 +44,8 @@ pub(crate) const UNSAID: &str = "The edit of this message was removed, and what 
 const AWAITED: &str = "What was said here lately could not be fetched yet: the homeserver does not give it to me. I keep asking for it; \
     until it comes I hear nothing that is written in this room, `stop` included, and then I take all of it in its order. \
     I do hear you in other rooms.";
+/// What people are told who call the bot and say nothing.
+const NOTHING_SAID: &str = "Write what the agent is to do, or `help` for what else there is.";
 /// What approves, as a reaction.
 const APPROVING: [&str; 2] = ["👍", "✅"];
 /// What denies, as a reaction.
@@ -123,7 +125,7 @@ impl Intake {
         let exposes = exposed::has_credential(&said, &message.text);
         let taken_out: Vec<_> = exposes.then(|| exposed::taken_out(&to, &message.event_id)).into_iter().collect();
         match said {
-            Said::Text(text) if text.is_empty() => Ok(()),
+            Said::Text(text) if text.is_empty() => self.answer(&message, to, NOTHING_SAID.to_owned()).await,
             Said::Text(text) => self.words(message, &text, role, project, to).await,
             Said::Misused(answer) => self.answer_with(&message, to, answer, taken_out).await,
             Said::Command(command) => {

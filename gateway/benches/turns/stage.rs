@@ -333,6 +333,7 @@ impl Stage {
             dispatcher: dispatcher.clone(),
             turns: turns.clone(),
             usage: usage.clone(),
+            max_turns: settings.limits.max_turns,
             deletions: Mutex::default(),
             people: settings.people.clone(),
         });

@@ -8,6 +8,7 @@ pub mod exposed;
 pub mod git_audit;
 pub mod grammar;
 mod members;
+mod queue;
 pub mod rights;
 mod ssh;
 pub mod stacks;
@@ -50,7 +51,7 @@ use crate::{
     tasks::Tasks,
     text,
     turns::{Handle, StopRequest, Turns, Verdict, Word},
-    usage::{Usage, pause_text},
+    usage::Usage,
 };
 
 /// How long a sled may take to tell its status before it counts as silent.
@@ -119,6 +120,8 @@ pub struct Inner {
     pub turns: Turns,
     /// What the model was used for.
     pub usage: Usage,
+    /// Turns that may run at the same time.
+    pub max_turns: usize,
     /// Deletions that wait to be confirmed, with their time.
     pub deletions: Mutex<HashMap<(Room, Person, Uuid), Instant>>,
     /// Who may speak.
@@ -256,50 +259,6 @@ impl Commands {
         self.inner.sessions.reset(&key, &asked.by, asked.cause()).await?;
         let name = project.spec.map(|spec| spec.name).unwrap_or_default();
         Ok(format!("The agent of **{name}** begins afresh with your next message. The files stay as they are."))
-    }
-
-    /// What runs and waits for the chosen project: here in full, elsewhere as a number.
-    async fn queue(&self, asked: &Asked) -> Result<String, Refusal> {
-        let (id, project) = self.chosen(asked)?;
-        let name = project.spec.map(|spec| spec.name).unwrap_or_default();
-        let busy = self.inner.sessions.busy(|key| key.project == id).await;
-        let mut lines = Vec::new();
-        let (mut busy_here, mut elsewhere) = (0, 0);
-        let mut first = None;
-        for (key, session) in busy {
-            if key.room != asked.to.room {
-                elsewhere += session.waiting.len() + session.running.map_or(0, |running| running.messages.len());
-                continue;
-            }
-            let running = session.running.map(|running| running.messages).unwrap_or_default();
-            let said = self.inner.sessions.words(&running).await?;
-            lines.extend(said.iter().map(|words| format!("- running: {}", quoted(&words.sender, &words.text))));
-            busy_here += session.waiting.len();
-            first = first.or(session.waiting.first().map(|message| message.number));
-            let said = self.inner.sessions.words(&session.waiting).await?;
-            lines.extend(session.waiting.iter().zip(&said).map(|(message, words)| {
-                format!("- **{}** waiting: {}", message.number, quoted(&words.sender, &words.text))
-            }));
-        }
-        let undelivered = self.inner.outbox.undelivered_in(&asked.to.room);
-        if undelivered > 0 {
-            lines.push(format!("- on the way to this room: {}", text::count(undelivered, "answer")));
-        }
-        if elsewhere > 0 {
-            lines.push(format!("- in other rooms: {}", text::count(elsewhere, "message")));
-        }
-        if let Some(pause) = self.inner.usage.paused(id) {
-            let waiting = busy_here + elsewhere;
-            lines.push(format!("- {}", pause_text(&name, &pause, waiting)));
-        }
-        if lines.is_empty() {
-            return Ok(format!("**{name}**: nothing runs and nothing waits."));
-        }
-        // Shown with a number that is there.
-        let hint =
-            first.map(|number| format!("\n`{}` takes the message with that number out.", Command::Cancel { number }));
-        let hint = hint.unwrap_or_default();
-        Ok(format!("**{name}**\n{}{hint}", lines.join("\n")))
     }
 
     async fn cancel(&self, number: u64, asked: &Asked) -> Result<String, Refusal> {

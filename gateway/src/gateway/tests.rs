@@ -491,6 +491,84 @@ async fn how_a_message_is_taken_out_is_shown_with_a_number_that_is_there() {
 }
 
 #[tokio::test]
+async fn a_queue_tells_what_waits_from_what_is_about_to_begin_and_what_is_not_sent() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let config = CONFIG.replace(
+        "coalesce_window_ms = 0",
+        "coalesce_window_ms = 60000\ncoalesce_max_ms = 60000\nmax_concurrent_turns = 1",
+    );
+    let mut life = Life::configured(&folder, &config).await;
+    life.project("app", &[]).await;
+    life.project("other", &[]).await;
+    life.say("$switch", "!switch app").await;
+    life.say("$one", "do it").await;
+    life.say("$queue", "queue").await;
+    assert_eq!(
+        life.answer_to("$queue").await,
+        "**app**\n- **1** about to begin: @ann:example.org: `do it`\n`cancel 1` takes the message with that number out."
+    );
+    // Another project has the only place.
+    let session = SessionKey { project: Uuid::now_v7(), room: room(), thread: None };
+    let sessions = &life.gateway.intake.sessions;
+    sessions.accept(&session, &said("$its", "its"), "its", Role::Admin).await.expect("it is accepted");
+    let turn = Uuid::now_v7();
+    sessions.begin(&session, turn, &["$its"]).await.expect("it begins").expect("it waits");
+    let running = sessions.busy(|key| *key == session).await.remove(0).1.running.expect("it runs");
+    let ended = life.gateway.intake.dispatcher.adopt(turn);
+    life.gateway.intake.turns.resume(Unfinished { session, running }, ended);
+    life.say("$again", "queue").await;
+    let listed = life.answer_to("$again").await;
+    assert!(listed.contains("\n- **1** waiting for other projects: "), "{listed}");
+    // A room that takes nothing is told, once it does, what it had not got by then.
+    let silent = Room { surface: SurfaceKind::Console, ..room() };
+    let to = Address { room: silent.clone(), thread: None, reply_to: None, mention: None, pending: None };
+    for number in 1..=5 {
+        let post = Post::notice(to.clone(), format!("post-{number}"), format!("number {number}"));
+        life.gateway.outbox.post(post).await.expect("it is journaled");
+    }
+    let asked = |event_id: &str, text: &str| Inbound {
+        room: silent.clone(),
+        sender: Person { surface: SurfaceKind::Console, id: "you".into() },
+        ..said(event_id, text)
+    };
+    for (event_id, text) in [("$there", "!switch other"), ("$listed", "!queue")] {
+        life.gateway.intake.accept(asked(event_id, text)).await.expect("it is taken");
+        while life.gateway.intake.rooms.waiting_commands(&silent) > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let (hall, mut heard) = Hall::new(SurfaceKind::Console);
+    life.gateway.outbox.add(Arc::new(hall));
+    let listed = loop {
+        let heard = heard.sent.recv().await.expect("the surface is alive");
+        if heard.answers == ["$listed"] {
+            break heard.markdown;
+        }
+    };
+    let lines: Vec<_> = listed.lines().collect();
+    assert_eq!(lines.len(), 5, "{listed}");
+    assert!(
+        lines[1].starts_with("- on the way to this room since ") && lines[1].ends_with(" UTC: `number 1`"),
+        "{listed}"
+    );
+    assert_eq!(lines[4], "- on the way to this room: 3 more", "{listed}");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn who_calls_the_bot_and_says_nothing_is_answered() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    life.say("$nothing", "").await;
+    assert_eq!(life.answer_to("$nothing").await, "Write what the agent is to do, or `help` for what else there is.");
+    let aside = Inbound { addressed: false, ..said("$aside", "") };
+    life.gateway.intake.accept(aside).await.expect("it is taken");
+    life.say("$version", "!version").await;
+    assert_eq!(life.hear().await.answers, ["$version"]);
+    life.end().await;
+}
+
+#[tokio::test]
 async fn a_stop_by_who_has_chosen_nothing_ends_what_works_in_the_room_as_far_as_they_may() {
     let folder = tempfile::tempdir().expect("there is room");
     let mut life = Life::begin(&folder).await;

@@ -216,6 +216,11 @@ impl Undelivered {
         self.entries.len()
     }
 
+    /// All, oldest first.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
+    }
+
     /// The oldest.
     pub fn first(&self) -> Option<&Entry> {
         self.entries.first()

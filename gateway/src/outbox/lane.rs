@@ -291,7 +291,7 @@ impl Lane {
             Ok(events)
         };
         self.settle(entry, events).await?;
-        self.outbox.inner.given_up.fetch_add(1, Ordering::Relaxed);
+        *self.outbox.places().given_up.entry(self.room.clone()).or_default() += 1;
         self.tell(entry, Outcome::GivenUp);
         Ok(())
     }

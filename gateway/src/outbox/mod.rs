@@ -123,6 +123,15 @@ pub struct Settled {
     pub outcome: Outcome,
 }
 
+/// A message that its room has not got yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnTheWay {
+    /// What it says, Markdown.
+    pub text: String,
+    /// Since when.
+    pub queued: Timestamp,
+}
+
 /// What has been sent since the start of the process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -151,7 +160,6 @@ struct Inner {
     listeners: Mutex<Vec<mpsc::UnboundedSender<Settled>>>,
     delivered: AtomicU64,
     retries: AtomicU64,
-    given_up: AtomicU64,
 }
 
 /// Where messages can go now, and where some are on their way.
@@ -159,6 +167,8 @@ struct Inner {
 struct Places {
     surfaces: HashMap<SurfaceKind, SharedSurface>,
     busy: HashMap<Room, Busy>,
+    /// How many messages were given up.
+    given_up: HashMap<Room, u64>,
 }
 
 /// A room that something is on its way to, or that a draft is shown in.
@@ -224,11 +234,11 @@ impl Outbox {
             let found = Busy { undelivered: loaded.state.len(), unsure_up_to: loaded.version, ..Busy::default() };
             busy.insert(room, found);
         }
-        let places = Mutex::new(Places { surfaces: HashMap::new(), busy });
-        let (delivered, retries, given_up) = Default::default();
+        let places = Mutex::new(Places { surfaces: HashMap::new(), busy, given_up: HashMap::new() });
+        let (delivered, retries) = Default::default();
         let listeners = Mutex::default();
         let arrived = Notify::new();
-        let inner = Inner { journal, tasks, places, arrived, listeners, delivered, retries, given_up };
+        let inner = Inner { journal, tasks, places, arrived, listeners, delivered, retries };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -318,6 +328,32 @@ impl Outbox {
         self.places().busy.get(room).map_or(0, |busy| busy.undelivered)
     }
 
+    /// The messages that are on their way to a room, oldest first.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn on_the_way(&self, room: &Room) -> Result<Vec<OnTheWay>, Refusal> {
+        if self.undelivered_in(room) == 0 {
+            return Ok(Vec::new());
+        }
+        let known = self.inner.journal.load_snapshot::<Undelivered>(&events::stream(room)).await.map_err(unreadable)?;
+        // What is to be taken out of the room is no message.
+        let entries = || known.state.entries().filter(|entry| entry.send.takes_back.is_none());
+        let mut texts =
+            self.inner.journal.texts(entries().map(|entry| entry.send.text).collect()).await.map_err(unreadable)?;
+        Ok(entries()
+            .map(|entry| OnTheWay {
+                text: texts.remove(&entry.send.text).unwrap_or_else(|| "(erased)".to_owned()),
+                queued: entry.at,
+            })
+            .collect())
+    }
+
+    /// How many messages to a room were given up since the start.
+    pub fn given_up_in(&self, room: &Room) -> u64 {
+        self.places().given_up.get(room).copied().unwrap_or_default()
+    }
+
     /// When the oldest message was queued that is on its way. What waits for a surface that is not coming is left out: its
     /// text may be erased, and it is given up then, should the surface come after all.
     ///
@@ -341,10 +377,11 @@ impl Outbox {
 
     /// What has been sent since the start.
     pub fn counts(&self) -> Counts {
+        let given_up = self.places().given_up.values().sum();
         Counts {
             delivered: self.inner.delivered.load(Ordering::Relaxed),
             retries: self.inner.retries.load(Ordering::Relaxed),
-            given_up: self.inner.given_up.load(Ordering::Relaxed),
+            given_up,
             undelivered: self.undelivered(),
         }
     }
@@ -455,7 +492,7 @@ impl Outbox {
     /// What the lane of a room does next, if `state` is what it knows.
     fn step(&self, room: &Room, state: &Undelivered) -> Step {
         let mut places = self.places();
-        let Places { surfaces, busy: rooms } = &mut *places;
+        let Places { surfaces, busy: rooms, .. } = &mut *places;
         let Some(busy) = rooms.get_mut(room) else { return Step::End };
         if busy.woken {
             busy.woken = false;

@@ -141,6 +141,8 @@ async fn a_refused_message_is_given_up_visibly_and_the_room_is_told_once() {
     let given_up = OutboxEvent::GivenUp { transaction: "bad".to_owned(), reason: "too long".to_owned() };
     assert!(life.events().await.contains(&given_up));
     assert_eq!((life.outbox.counts().delivered, life.outbox.counts().given_up), (3, 2));
+    let elsewhere = Room { id: "!elsewhere:b.c".into(), ..room() };
+    assert_eq!((life.outbox.given_up_in(&room()), life.outbox.given_up_in(&elsewhere)), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]
