@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use jiff::{SignedDuration, Timestamp};
-use journal::{Append, Clock};
+use journal::{Append, Cause, Clock};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -50,8 +50,8 @@ pub struct Counting {
 }
 
 impl Watch for Counting {
-    fn began(&self, project: Uuid, room: &Room, turn: Uuid, accepted: &[Timestamp]) {
-        self.usage.begin(project, room, turn);
+    fn began(&self, project: Uuid, room: &Room, turn: Uuid, cause: Cause, accepted: &[Timestamp]) {
+        self.usage.begin(project, room, turn, cause);
         let now = self.clock.now();
         for at in accepted {
             self.metrics.waited(Duration::try_from(now.duration_since(*at)).unwrap_or_default());

@@ -35,7 +35,7 @@ use crate::{
     },
     doctor::Doctor,
     followers::{self, Counting},
-    git::{Audit, Credentials, Git},
+    git::{Audit, Credentials, Git, audit},
     health,
     home::{Home, Owned},
     intake::Intake,
@@ -161,6 +161,8 @@ async fn resume(
     if told.insert(session.room.clone()) {
         let transaction = format!("turn-{}-restart", running.turn);
         let post = Post::notice(to, transaction, "musher was restarted, and goes on with what was asked.");
+        let asked = running.answers.last().map_or(Cause::None, |last| Cause::Command(last.event_id.clone()));
+        let post = post.because_of(asked);
         outbox.post(post).await?;
     }
     let batch = running.turn;
@@ -245,7 +247,13 @@ impl Gateway {
             settings.git,
             Credentials::new(Secrets::new(&home)),
             Arc::new(move |project| remotes.get(project)?.spec?.git),
-            Audit::new(journal.clone(), tasks.clone()),
+            Audit::new(journal.clone(), tasks.clone(), {
+                let (usage, registry) = (usage.clone(), Arc::clone(&registry));
+                Arc::new(move |project, by| match by {
+                    audit::By::Clone => registry.claims().cause(project),
+                    audit::By::Container => usage.cause(project),
+                })
+            }),
             tasks.clone(),
         )?;
         let nodes = Nodes::new(

@@ -118,7 +118,8 @@ impl Intake {
             }
             // Its caption is taken all the same.
             let beside = Address { mention: None, pending: None, ..to.clone() };
-            let post = Post::notice(beside, format!("file-{}", message.event_id), told);
+            let post = Post::notice(beside, format!("file-{}", message.event_id), told)
+                .because_of(Cause::Command(message.event_id.clone()));
             self.outbox.post(post).await.map_err(unjournaled)?;
         }
         let said = grammar::read(&message.text);
@@ -284,7 +285,10 @@ impl Intake {
         let to = Address { room, thread: None, reply_to, mention: Some(edit.sender), pending: None };
         // Whatever became of the message.
         let mut posts = Vec::from_iter(exposes.then(|| exposed::taken_out(&to, &edit.edit_id)));
-        posts.extend(refusal.map(|refusal| Post::notice(to, format!("edit-{}", edit.edit_id), refusal.to_markdown())));
+        posts.extend(refusal.map(|refusal| {
+            let told = Post::notice(to, format!("edit-{}", edit.edit_id), refusal.to_markdown());
+            told.because_of(Cause::Command(edit.edit_id))
+        }));
         self.outbox.commit(posts, Vec::new()).await.map(drop).map_err(unjournaled)
     }
 
@@ -372,7 +376,8 @@ impl Intake {
             let to = Address { room: room.clone(), thread: None, reply_to: Some(on), mention: None, pending: None };
             let post = |told: Result<_, Refusal>| {
                 let markdown = told.unwrap_or_else(|refusal| refusal.to_markdown());
-                Post::notice(to, format!("reaction-{reaction_id}"), markdown)
+                let post = Post::notice(to, format!("reaction-{reaction_id}"), markdown);
+                post.because_of(Cause::Command(reaction_id.clone()))
             };
             rooms.answer_in_the_end(&tasks, &room, &reaction_id, told.map(post).into_iter().collect()).await;
         });

@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
-use journal::{Actor, Cause};
+use journal::Actor;
 use link::{CallError, Hello, Link, Side, SledClient};
 use musher_docker::{ContainerId, ExecSession, SLED};
 use tokio::{
@@ -290,7 +290,8 @@ impl Nodes {
     async fn move_port(&self, id: Uuid, port: u16) -> Result<(), Refusal> {
         info!(%id, port, "the SSH door moves");
         let moved = [ProjectEvent::PortMoved { port }];
-        self.inner.registry.append(id, &moved, Actor::Gateway, Cause::None).await?;
+        let registry = &self.inner.registry;
+        registry.append(id, &moved, Actor::Gateway, registry.claims().cause(id)).await?;
         self.inner.doors.write()
     }
 
@@ -302,7 +303,7 @@ impl Nodes {
         containers.ensure_image(&plan, &mut |progress| debug!(%id, ?progress, "image")).await?;
         self.live(id)?;
         let chosen = [ProjectEvent::ImageChosen { image: plan.tag().to_owned() }];
-        registry.append(id, &chosen, Actor::Gateway, Cause::None).await.map(drop)
+        registry.append(id, &chosen, Actor::Gateway, registry.claims().cause(id)).await.map(drop)
     }
 
     async fn reach(&self, project: Uuid, slot: &Slot) -> Result<Link, Refusal> {

@@ -212,6 +212,7 @@ fn answer(key: &SessionKey, turn: Uuid, event_id: String) -> Post {
         answers: vec![event_id],
         failed: false,
         takes_back: None,
+        cause: journal::Cause::None,
     }
 }
 

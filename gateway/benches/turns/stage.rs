@@ -267,7 +267,7 @@ impl Stage {
             settings.git,
             Credentials::new(Secrets::new(&home)),
             Arc::new(|_| None),
-            Audit::new(journal.clone(), tasks.clone()),
+            Audit::new(journal.clone(), tasks.clone(), Arc::new(|_, _| Cause::None)),
             tasks.clone(),
         )?;
         let engine = Nodes::new(

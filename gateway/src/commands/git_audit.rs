@@ -189,7 +189,7 @@ mod tests {
             }
             registry.append(id, &events, Actor::Gateway, Cause::None).await.expect("it can follow");
         }
-        let audit = Audit::new(journal, Tasks::new());
+        let audit = Audit::new(journal, Tasks::new(), Arc::new(|_, _| Cause::None));
         for (id, remote) in [(old, "https://example.org/old"), (new, "https://example.org/new")] {
             let used = audit.begin(id, (Service::Push, Part::Whole), remote.to_owned(), By::Container).await;
             used.expect("it is journaled").end(Outcome::Denied).await.expect("it is journaled");

@@ -442,7 +442,7 @@ impl Commands {
         }
         let to = Address { pending: None, ..asked.to.clone() };
         let told = format!("`{what}` is still under way; the answer follows.");
-        let post = Post::notice(to, format!("under-way-{}", asked.event_id), told);
+        let post = Post::notice(to, format!("under-way-{}", asked.event_id), told).because_of(asked.cause());
         self.inner.outbox.post(post).await?;
         work.await
     }

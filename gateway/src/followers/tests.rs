@@ -153,7 +153,7 @@ async fn a_turn_is_counted_by_its_end_and_over_a_restart_right_after_it() {
     let counting = open().await;
     setting.accept("one").await;
     let (turn, _) = setting.begin("one").await;
-    counting.began(key.project, &key.room, turn, &[]);
+    counting.began(key.project, &key.room, turn, Cause::None, &[]);
     let lasted = Duration::from_secs(3);
     let count = counting.ending(key.project, turn, lasted).expect("it can be encoded");
     let counts = sessions.finish(key, turn, Ending::Answered, true, Vec::new(), count.into_iter().collect());
@@ -163,7 +163,7 @@ async fn a_turn_is_counted_by_its_end_and_over_a_restart_right_after_it() {
     let next = open().await;
     let used = next.usage.today(key.project);
     assert_eq!((used.turns, used.millis), (1, 3000));
-    next.began(key.project, &key.room, turn, &[]);
+    next.began(key.project, &key.room, turn, Cause::None, &[]);
     assert!(next.ending(key.project, turn, lasted).expect("it can be encoded").is_none(), "it is counted once");
 
     counting.usage.end(key.project, turn).await.expect("it is taken in");

@@ -168,17 +168,21 @@ impl Fold for Uses {
     }
 }
 
+/// What a project's uses follow from at the moment: the turn that runs in it, or the command that makes it.
+pub type Causes = Arc<dyn Fn(Uuid, By) -> Cause + Send + Sync>;
+
 /// Journals uses. Cheap to clone.
 #[derive(Clone)]
 pub struct Audit {
     journal: Journal,
     tasks: Tasks,
+    causes: Causes,
 }
 
 impl Audit {
     /// Uses go into this journal.
-    pub fn new(journal: Journal, tasks: Tasks) -> Self {
-        Self { journal, tasks }
+    pub fn new(journal: Journal, tasks: Tasks, causes: Causes) -> Self {
+        Self { journal, tasks, causes }
     }
 
     /// Journals that a credential is about to be used. When this fails it must not be.
@@ -193,9 +197,10 @@ impl Audit {
         by: By,
     ) -> Result<Use, Refusal> {
         let id = Uuid::now_v7();
-        self.append(project, by, &GitEvent::UseBegun { id, service, part, remote, by }).await?;
+        let begun = GitEvent::UseBegun { id, service, part, remote, by };
+        let begun = self.append(project, by, &begun, (self.causes)(project, by)).await?;
         let (sent, received) = (Arc::default(), Arc::default());
-        Ok(Use { audit: self.clone(), project, by, id, sent, received, ended: false })
+        Ok(Use { audit: self.clone(), project, by, id, begun, sent, received, ended: false })
     }
 
     /// The latest uses of a project's credential.
@@ -209,7 +214,8 @@ impl Audit {
             .map_err(|error| Refusal::internal("the uses cannot be read from the journal", error))
     }
 
-    async fn append(&self, project: Uuid, by: By, event: &GitEvent) -> Result<(), Refusal> {
+    /// Gives what follows from the event.
+    async fn append(&self, project: Uuid, by: By, event: &GitEvent, cause: Cause) -> Result<Cause, Refusal> {
         let failed = |error: &dyn std::fmt::Display| {
             Refusal::internal("the use of the git credential could not be journaled", error.to_string())
         };
@@ -222,9 +228,10 @@ impl Audit {
                 By::Clone => Actor::Gateway,
                 By::Container => Actor::Sled(project.to_string()),
             },
-            cause: Cause::None,
+            cause,
         };
-        self.journal.append(append).await.map(drop).map_err(|error| failed(&error))
+        let appended = self.journal.append(append).await.map_err(|error| failed(&error))?;
+        Ok(appended.events.first().map_or(Cause::None, |event| Cause::Event(event.id)))
     }
 }
 
@@ -235,6 +242,8 @@ pub struct Use {
     project: Uuid,
     by: By,
     id: Uuid,
+    /// What its end follows from.
+    begun: Cause,
     sent: Arc<AtomicU64>,
     received: Arc<AtomicU64>,
     ended: bool,
@@ -260,10 +269,10 @@ impl Use {
         self.ended = true;
         let (sent, received) = (self.sent.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed));
         let event = GitEvent::UseEnded { id: self.id, outcome, sent, received };
-        let (audit, project, by) = (self.audit.clone(), self.project, self.by);
+        let (audit, project, by, begun) = (self.audit.clone(), self.project, self.by, self.begun.clone());
         let (sender, written) = tokio::sync::oneshot::channel();
         self.audit.tasks.spawn_to_end("git audit", async move {
-            let result = audit.append(project, by, &event).await;
+            let result = audit.append(project, by, &event, begun).await.map(drop);
             if let Err(refusal) = &result {
                 tracing::error!(%project, %refusal, ?event, "the end of a use is not journaled");
             }
@@ -291,14 +300,18 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let journal = Journal::open(&folder.path().join("journal.db"), Arc::new(Timestamp::UNIX_EPOCH));
         let (journal, tasks) = (journal.expect("it can be made"), Tasks::new());
-        (folder, journal.clone(), Audit::new(journal, tasks.clone()), tasks)
+        let causes = Arc::new(|_, by| match by {
+            By::Clone => Cause::Command("$new".to_owned()),
+            By::Container => Cause::None,
+        });
+        (folder, journal.clone(), Audit::new(journal, tasks.clone(), causes), tasks)
     }
 
     const FETCH: (Service, Part) = (Service::Fetch, Part::Whole);
 
     #[tokio::test]
     async fn uses_are_told_with_their_ends_and_the_dropped_ones_as_cut_off() {
-        let (_folder, _journal, audit, tasks) = audit();
+        let (_folder, journal, audit, tasks) = audit();
         let project = Uuid::now_v7();
         let remote = || "https://example.org/a".to_owned();
         let first = audit.begin(project, FETCH, remote(), By::Clone).await.expect("it is journaled");
@@ -322,6 +335,11 @@ mod tests {
                 (Service::Fetch, By::Container, None),
             ]
         );
+        let events = journal.read(&StreamId::new(STREAM, project), 0).await.expect("it can be read");
+        let causes: Vec<_> = events.iter().map(|event| event.cause.clone()).collect();
+        let new = Cause::Command("$new".to_owned());
+        let [first_begun, second_begun] = [&events[0], &events[1]].map(|event| Cause::Event(event.id));
+        assert_eq!(causes, [new, Cause::None, Cause::None, first_begun, second_begun]);
         assert_eq!(audit.uses(Uuid::now_v7()).await.expect("it can be read"), Uses::default());
         drop(third);
     }

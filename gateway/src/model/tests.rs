@@ -356,7 +356,12 @@ async fn a_budget_that_is_used_up_ends_no_turn_and_bars_everything_else() {
     let budget = Budget { daily_tokens: Some(1), ..Budget::default() };
     let setting = Setting::with(base, Key::Given("outside".into()), budget).await;
     let turn = Uuid::now_v7();
-    setting.usage.begin(setting.project, &Room { surface: SurfaceKind::Console, id: "main".into() }, turn);
+    setting.usage.begin(
+        setting.project,
+        &Room { surface: SurfaceKind::Console, id: "main".into() },
+        turn,
+        journal::Cause::None,
+    );
     for requests in 1..=2 {
         let (status, _, _) = setting.ask(Method::POST, "/model/v1/messages", "hello").await;
         assert_eq!((status, setting.counted().1), (StatusCode::OK, requests), "the turn goes on");

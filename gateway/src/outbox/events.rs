@@ -155,12 +155,12 @@ pub(super) fn key(room: &Room, transaction: &str) -> String {
 
 /// A post as the journal takes it, once under its key.
 pub(super) fn queue(post: Post) -> Result<Append, EncodeError> {
-    let Post { to, weight, markdown, transaction, answers, failed, takes_back } = post;
+    let Post { to, weight, markdown, transaction, answers, failed, takes_back, cause } = post;
     let key = key(&to.room, &transaction);
     // The same for a post that is made again, which is then the same append, whatever its text.
     let text = Uuid::new_v5(&Uuid::NAMESPACE_OID, key.as_bytes());
     let follows = answers.last().or(takes_back.as_ref().map(|taken| &taken.event_id));
-    let cause = follows.map_or(Cause::None, |event| Cause::Command(event.clone()));
+    let cause = follows.map_or(cause, |event| Cause::Command(event.clone()));
     let (reply_to, mention, thread) = (to.reply_to, to.mention, to.thread);
     let send =
         Queued { transaction, weight, text, reply_to, mention, thread, answers, failed, refused: None, takes_back };

@@ -24,7 +24,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use journal::{Append, AppendError, Appended, Problem, ReadError, Reader};
+use journal::{Append, AppendError, Appended, Cause, Problem, ReadError, Reader};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 use tracing::warn;
@@ -73,20 +73,40 @@ pub struct Post {
     pub failed: bool,
     /// The message that is taken out of the room in place of sending this; its text is told where that one stays.
     pub takes_back: Option<TakenBack>,
+    /// What it follows from, where it answers nothing: otherwise that is the last event that it answers.
+    pub cause: Cause,
 }
 
 impl Post {
     /// The answer to an event.
     pub fn answer(to: Address, event_id: &str, markdown: String) -> Self {
         let (transaction, answers) = (format!("answer-{event_id}"), vec![event_id.to_owned()]);
-        Self { to, weight: Weight::Answer, markdown, transaction, answers, failed: false, takes_back: None }
+        Self {
+            to,
+            weight: Weight::Answer,
+            markdown,
+            transaction,
+            answers,
+            failed: false,
+            takes_back: None,
+            cause: Cause::None,
+        }
     }
 
     /// An aside that answers nothing.
     pub fn notice(to: Address, transaction: String, markdown: impl Into<String>) -> Self {
         let markdown = markdown.into();
         let answers = Vec::new();
-        Self { to, weight: Weight::Notice, markdown, transaction, answers, failed: false, takes_back: None }
+        Self {
+            to,
+            weight: Weight::Notice,
+            markdown,
+            transaction,
+            answers,
+            failed: false,
+            takes_back: None,
+            cause: Cause::None,
+        }
     }
 
     /// That an event is taken out of its room, with `why` in its place. `otherwise` is what whom `to` mentions is told, with
@@ -96,6 +116,12 @@ impl Post {
         let transaction = format!("take-back-{event_id}");
         let takes_back = Some(TakenBack { event_id, why });
         Self { weight: Weight::Answer, takes_back, ..Self::notice(to, transaction, otherwise) }
+    }
+
+    /// The same, and what it follows from.
+    #[must_use]
+    pub fn because_of(self, cause: Cause) -> Self {
+        Self { cause, ..self }
     }
 }
 

@@ -47,7 +47,7 @@ impl Sagas {
         if !matches!(project.stage, Stage::Making | Stage::Undoing | Stage::Deleting) {
             return None;
         }
-        let claim = self.registry.claims().claim(id)?;
+        let claim = self.registry.claims().claim(id, Cause::None)?;
         // Whoever had it before may just have done it.
         match self.registry.get(id)?.stage {
             Stage::Making => {

@@ -103,7 +103,7 @@ impl Sagas {
     ) -> Result<Created, Refusal> {
         let began = Instant::now();
         let mut steps = Steps::new(progress);
-        let reserved = self.reserve(ask, by, role, cause).await?;
+        let reserved = self.reserve(ask, by, role, cause.clone()).await?;
         let id = reserved.claim.id();
         match self.make(&reserved, ask, by, &mut steps).await {
             Ok((project, remarks)) => {
@@ -114,7 +114,7 @@ impl Sagas {
                 warn!(%id, %refusal, "the project cannot come to be");
                 steps.fail();
                 steps.next("removing what was made");
-                let origin = (Actor::Gateway, Cause::None);
+                let origin = (Actor::Gateway, cause);
                 let undone = self.abandon(&reserved.claim, refusal.what.clone(), origin).await;
                 if undone.is_ok() {
                     steps.finish();
@@ -149,7 +149,7 @@ impl Sagas {
     ) -> Result<Option<String>, Refusal> {
         let busy =
             || Refusal::usage("the project is being made or removed just now").hint("`projects` shows how far it is.");
-        let claim = self.registry.claims().claim(id).ok_or_else(busy)?;
+        let claim = self.registry.claims().claim(id, cause.clone()).ok_or_else(busy)?;
         let stage = self.registry.get(id).map(|project| project.stage);
         let actor = Actor::Person(by.to_string());
         match stage {
@@ -216,7 +216,7 @@ impl Sagas {
             port: free_port(&self.registry, *PORTS.start() - 1)?,
             asked_by: by.clone(),
         };
-        let claim = self.registry.claims().mint();
+        let claim = self.registry.claims().mint(cause.clone());
         let reserved = [ProjectEvent::Reserved(spec)];
         self.registry.append(claim.id(), &reserved, Actor::Person(by.to_string()), cause).await?;
         Ok(Reserved { claim, place, remote, heritage })
@@ -226,8 +226,9 @@ impl Sagas {
         self.tell(id, &[ProjectEvent::StepBegun { step }]).await.map(drop)
     }
 
+    /// Journals what is done to a project that is being made or removed, because of what that follows from.
     async fn tell(&self, id: Uuid, events: &[ProjectEvent]) -> Result<Project, Refusal> {
-        self.registry.append(id, events, Actor::Gateway, Cause::None).await
+        self.registry.append(id, events, Actor::Gateway, self.registry.claims().cause(id)).await
     }
 
     async fn make(

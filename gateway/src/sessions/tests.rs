@@ -294,6 +294,7 @@ async fn an_end_and_its_answer_are_one_transaction_and_happen_once() {
         answers: vec!["$1".to_owned()],
         failed: false,
         takes_back: None,
+        cause: Cause::None,
     };
     let count = Append {
         stream: StreamId::new("usage", "one"),

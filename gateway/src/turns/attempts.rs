@@ -54,6 +54,7 @@ impl Turns {
                 info!(turn = %turn.id, attempt, "an interrupted turn is tried again");
                 let told = "⚠ The agent was interrupted before it answered. It goes on by itself.";
                 let post = Post::notice(quiet(&turn.to), format!("turn-{}-interrupted", turn.id), told);
+                let post = post.because_of(turn.cause());
                 let resuming = self.until_journaled("an interrupted turn is tried again", || {
                     self.inner.parts.sessions.resume(&turn.session, turn.id, attempt, post.clone())
                 });
@@ -74,10 +75,7 @@ impl Turns {
             bytes.div_ceil(1000)
         ))
         .hint("Put long texts into files in the workspace, and name those.");
-        let post = Post::notice(quiet(&turn.to), format!("turn-{}-left-out", turn.id), told.to_markdown());
-        let telling = self.until_journaled("what is left out is told", || self.inner.parts.outbox.post(post.clone()));
-        // Where the gateway stops before, the next one tells it.
-        telling.await.unwrap_or_default();
+        self.tell(turn, "left-out", &told.to_markdown()).await;
     }
 
     /// What the sled is asked for. The same turn, attempt and reading make the same request, also under a later gateway.

@@ -319,7 +319,7 @@ impl Turns {
     /// Tells a room something of a turn, once for each `what`.
     pub(super) async fn tell(&self, turn: &Turn, what: &str, markdown: &str) {
         let post = Post::notice(super::quiet(&turn.to), format!("turn-{}-{what}", turn.id), markdown);
-        self.post(post).await;
+        self.post(post.because_of(turn.cause())).await;
     }
 
     /// Posts something of a turn, as often as it takes.

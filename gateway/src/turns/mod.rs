@@ -123,9 +123,9 @@ pub struct Parts {
 
 /// Is told of turns, to count them.
 pub trait Watch: Send + Sync + 'static {
-    /// A turn begins, or is taken up again. `accepted` is when its messages were, of one that
+    /// A turn begins, or is taken up again; `cause` is what it follows from. `accepted` is when its messages were, of one that
     /// begins: those that no turn had begun with before.
-    fn began(&self, project: Uuid, room: &Room, turn: Uuid, accepted: &[Timestamp]);
+    fn began(&self, project: Uuid, room: &Room, turn: Uuid, cause: Cause, accepted: &[Timestamp]);
     /// A turn ends, `lasted` after it began, under whichever gateway that was: what is journaled together with its end.
     /// Asked again when the journal did not take that.
     fn ending(&self, project: Uuid, turn: Uuid, lasted: Duration) -> Result<Option<Append>, Refusal>;
@@ -180,6 +180,13 @@ struct Turn {
     before: Duration,
 }
 
+impl Turn {
+    /// What it follows from, as its beginning does: the last message that it answers.
+    fn cause(&self) -> Cause {
+        self.to.reply_to.clone().map_or(Cause::None, Cause::Command)
+    }
+}
+
 /// What a turn came to.
 struct End {
     /// A refusal, when the turn could not be carried out or followed.
@@ -227,7 +234,8 @@ impl Turns {
         let before = self.inner.parts.clock.now().duration_since(running.began).try_into().unwrap_or_default();
         let cancel = self.register(running.turn, Some(session.room.clone()));
         // Before its link is there: what the project asks of the model is the turn's.
-        self.inner.parts.watch.began(session.project, &session.room, running.turn, &[]);
+        let cause = running.answers.last().map_or(Cause::None, |last| Cause::Command(last.event_id.clone()));
+        self.inner.parts.watch.began(session.project, &session.room, running.turn, cause, &[]);
         self.inner.parts.tasks.spawn("turn", async move {
             let to = address(&session, running.answers.last().map(|last| (&last.event_id, &last.sender, &last.thread)));
             let reading =
@@ -357,7 +365,7 @@ impl Turns {
         // How long those waited that wait again is known.
         let new = turn.messages.iter().filter(|message| !message.begun);
         let accepted: Vec<_> = new.filter_map(|message| message.accepted).collect();
-        self.inner.parts.watch.began(turn.session.project, &turn.session.room, id, &accepted);
+        self.inner.parts.watch.began(turn.session.project, &turn.session.room, id, turn.cause(), &accepted);
         let end = self.carry_signed(&turn, false).await;
         self.conclude(turn, end, ended);
     }
@@ -389,6 +397,7 @@ impl Turns {
                 answers,
                 failed: matches!(told.ending, Ending::Failed | Ending::Interrupted),
                 takes_back: None,
+                cause: Cause::None,
             });
             let posts: Vec<_> = posts.into_iter().collect();
             let Parts { sessions, watch, .. } = &this.inner.parts;
@@ -475,6 +484,7 @@ impl Carrier<Handle, StopRequest> for Turns {
                     answers: vec![message.event_id.to_string()],
                     failed: true,
                     takes_back: None,
+                    cause: Cause::None,
                 }]
             };
             let ids = [&*message.event_id];

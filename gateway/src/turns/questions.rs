@@ -236,6 +236,7 @@ impl Turns {
             answers: Vec::new(),
             failed: false,
             takes_back: None,
+            cause: turn.cause(),
         };
         // Nobody answers what they have not heard.
         self.post(post).await;

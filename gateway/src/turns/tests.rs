@@ -101,7 +101,7 @@ impl Clock for Ahead {
 struct Endings(Mutex<Vec<Ending>>, Mutex<Vec<usize>>);
 
 impl Watch for Endings {
-    fn began(&self, _: Uuid, _: &Room, _: Uuid, accepted: &[Timestamp]) {
+    fn began(&self, _: Uuid, _: &Room, _: Uuid, _: Cause, accepted: &[Timestamp]) {
         self.1.lock().expect("no test panics holding it").push(accepted.len());
     }
     fn ending(&self, _: Uuid, turn: Uuid, lasted: Duration) -> Result<Option<Append>, Refusal> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
+use journal::Cause;
 use link::requests::{FailureReason, Outcome};
 use uuid::Uuid;
 
@@ -143,6 +144,7 @@ pub fn dropped(session: &SessionKey, messages: &[Message]) -> Vec<Post> {
         answers: messages.iter().map(|message| message.event_id.clone()).collect(),
         failed: true,
         takes_back: None,
+        cause: Cause::None,
     }]
 }
 

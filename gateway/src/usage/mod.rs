@@ -54,6 +54,8 @@ struct Inner {
 struct Running {
     turn: Uuid,
     room: Room,
+    /// What it follows from.
+    cause: Cause,
 }
 
 #[derive(Default)]
@@ -98,8 +100,13 @@ impl Usage {
     /// A turn of this project runs from here on: what the project asks of the model is the turn's. At most one runs. A
     /// turn that is taken up at start is told before its sled's link opens: while a project rests, only what a turn asks
     /// is passed on.
-    pub fn begin(&self, project: Uuid, room: &Room, turn: Uuid) {
-        locked(&self.inner.running).insert(project, Running { turn, room: room.clone() });
+    pub fn begin(&self, project: Uuid, room: &Room, turn: Uuid, cause: Cause) {
+        locked(&self.inner.running).insert(project, Running { turn, room: room.clone(), cause });
+    }
+
+    /// What the turn follows from that runs in this project; nothing when none does.
+    pub fn cause(&self, project: Uuid) -> Cause {
+        locked(&self.inner.running).get(&project).map_or(Cause::None, |running| running.cause.clone())
     }
 
     /// What is to be journaled together with a turn's end: that it took this long. Nothing for a turn that is counted
@@ -109,12 +116,12 @@ impl Usage {
     /// When it cannot be given its stored form.
     pub fn ending(&self, project: Uuid, turn: Uuid, took: Duration) -> Result<Option<Append>, Refusal> {
         let running = locked(&self.inner.running).get(&project).cloned();
-        let Some(Running { room, .. }) = running.filter(|running| running.turn == turn) else { return Ok(None) };
+        let Some(Running { room, cause, .. }) = running.filter(|running| running.turn == turn) else { return Ok(None) };
         if self.read(project, |tally| tally.turn(turn).is_some_and(|turn| turn.used.turns > 0)) {
             return Ok(None);
         }
         let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        append_of(project, &UsageEvent::TurnEnded { turn, room, millis }).map(Some)
+        append_of(project, &UsageEvent::TurnEnded { turn, room, millis }, cause).map(Some)
     }
 
     /// The turn is over, and that is journaled. From this call on the project's requests are not the turn's; what is
@@ -198,11 +205,16 @@ impl Usage {
     }
 
     /// Journals an event, folds it, and looks at the budget. It happens whether or not the caller waits for it.
-    fn write(&self, project: Uuid, event: UsageEvent) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
+    fn write(
+        &self,
+        project: Uuid,
+        event: UsageEvent,
+        cause: Cause,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
         let (sender, written) = oneshot::channel();
         let this = self.clone();
         self.inner.tasks.spawn_to_end("counting", async move {
-            let result = this.append(project, &event).await;
+            let result = this.append(project, &event, cause).await;
             if let Err(refusal) = &result {
                 tracing::error!(%project, %refusal, ?event, "what was used is not counted");
             }
@@ -212,8 +224,8 @@ impl Usage {
         async move { written.await.unwrap_or_else(|_| Err(Refusal::unavailable("the gateway is stopping"))) }
     }
 
-    async fn append(&self, project: Uuid, event: &UsageEvent) -> Result<(), Refusal> {
-        let append = append_of(project, event)?;
+    async fn append(&self, project: Uuid, event: &UsageEvent, cause: Cause) -> Result<(), Refusal> {
+        let append = append_of(project, event, cause)?;
         let ledger = self.ledger(project);
         let _writing = ledger.writing.lock().await;
         self.inner.journal.append(append).await.map_err(|error| failed(&error))?;
@@ -286,10 +298,10 @@ fn stream(project: Uuid) -> StreamId {
 }
 
 /// An event as the journal takes it.
-fn append_of(project: Uuid, event: &UsageEvent) -> Result<Append, Refusal> {
+fn append_of(project: Uuid, event: &UsageEvent, cause: Cause) -> Result<Append, Refusal> {
     let events = vec![NewEvent::encode(event).map_err(|error| failed(&error))?];
     let (expected, actor) = (Expected::Any, Actor::Gateway);
-    Ok(Append { stream: stream(project), expected, events, key: None, actor, cause: Cause::None })
+    Ok(Append { stream: stream(project), expected, events, key: None, actor, cause })
 }
 
 fn failed(error: &dyn std::fmt::Display) -> Refusal {
@@ -313,8 +325,9 @@ impl Request {
 
     /// Journals what the model has counted. It happens whether or not the caller waits for it.
     pub fn count(self, model: String, tokens: Tokens) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
+        let cause = self.running.as_ref().map_or(Cause::None, |running| running.cause.clone());
         let (turn, room) = self.running.map(|running| (running.turn, running.room)).unzip();
-        self.usage.write(self.project, UsageEvent::Counted { turn, room, model, tokens, requests: 1 })
+        self.usage.write(self.project, UsageEvent::Counted { turn, room, model, tokens, requests: 1 }, cause)
     }
 }
 

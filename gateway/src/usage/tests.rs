@@ -117,7 +117,7 @@ impl Setting {
 
     async fn turn(&self, project: Uuid, room_id: &str, counts: &[(&str, Tokens)], took: Duration) -> Uuid {
         let turn = Uuid::now_v7();
-        self.usage.begin(project, &room(room_id), turn);
+        self.usage.begin(project, &room(room_id), turn, Cause::None);
         for (model, tokens) in counts {
             self.count(project, model, *tokens).await;
         }
@@ -151,7 +151,7 @@ async fn open(folder: &tempfile::TempDir, clock: &Arc<TestClock>, budget: Budget
 async fn requests_belong_to_the_turn_that_ran_when_they_were_made() {
     let setting = Setting::new(Budget::default()).await;
     let (one, other, turn) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
-    setting.usage.begin(one, &room("!a:b"), turn);
+    setting.usage.begin(one, &room("!a:b"), turn, Cause::Command("$said".into()));
     let late = setting.usage.request(one);
     setting.count(one, "claude-x", tokens(1, 2)).await;
     setting.count(other, "claude-x", tokens(100, 0)).await;
@@ -168,9 +168,15 @@ async fn requests_belong_to_the_turn_that_ran_when_they_were_made() {
     assert_eq!((today.amount().tokens, today.amount().requests, today.turns), (tokens(1011, 22), 3, 1));
     assert_eq!(setting.usage.today(other).amount().tokens, tokens(100, 0));
 
+    // Each event of the turn's follows from what the turn does, and what nobody asked for from nothing.
+    let events = setting.journal.read(&stream(one), 0).await.expect("it is readable");
+    let said = || Cause::Command("$said".into());
+    let causes: Vec<_> = events.into_iter().map(|event| event.cause).collect();
+    assert_eq!(causes, [said(), said(), said(), Cause::None]);
+
     // A turn that is taken up after a restart and ends there again is counted once.
     let setting = setting.restart(Budget::default()).await;
-    setting.usage.begin(one, &room("!a:b"), turn);
+    setting.usage.begin(one, &room("!a:b"), turn, Cause::Command("$said".into()));
     setting.end(one, turn, Duration::from_secs(9)).await;
     assert_eq!(setting.usage.today(one), today);
     assert_eq!(setting.used_by(one, turn), Some(used));

@@ -136,11 +136,35 @@ async fn what_a_failure_left_half_made_is_deleted_while_the_gateway_runs() {
 }
 
 #[tokio::test]
+async fn every_event_of_a_project_follows_from_the_command_that_asked_for_it() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::configured(&folder, &beside_an_engine(&folder)).await;
+    life.ask("$failed", "!new project once").await;
+    life.gateway.journal.refuse("project.abandoned", 2);
+    life.ask("$new", "!new project app").await;
+    life.ask("$delete", "!delete project app").await;
+    life.ask("$confirm", "!confirm delete app").await;
+    let home = life.gateway.home.clone();
+    life.end().await;
+    let journal = journal::Journal::open_read_only(&home.journal()).expect("it opens");
+    let events = journal.read_all(0, 500).expect("it is readable");
+    let without: Vec<_> = events.iter().filter(|event| event.cause == Cause::None).map(|event| &*event.kind).collect();
+    assert_eq!(without, ["gateway.created"]);
+    let by = |kind: &str| -> Vec<_> {
+        events.iter().filter(|event| event.kind == kind).map(|event| event.cause.clone()).collect()
+    };
+    let commands = |ids: &[&str]| ids.iter().map(|id| Cause::Command((*id).to_owned())).collect::<Vec<_>>();
+    assert_eq!(by("project.reserved"), commands(&["$failed", "$new"]));
+    assert_eq!(by("project.stack_chosen"), commands(&["$failed", "$new"]));
+    assert_eq!(by("project.removed"), commands(&["$failed", "$confirm"]));
+}
+
+#[tokio::test]
 async fn what_is_being_made_is_not_deleted_and_what_nobody_makes_any_more_is() {
     let folder = tempfile::tempdir().expect("there is room");
     let mut life = Life::configured(&folder, &beside_an_engine(&folder)).await;
     let registry = Arc::clone(&life.gateway.intake.registry);
-    let claim = registry.claims().mint();
+    let claim = registry.claims().mint(Cause::None);
     let path = folder.path().canonicalize().expect("it is there").join("musher/app");
     fs::create_dir_all(&path).expect("there is room");
     fs::write(path.join("thesis"), "what somebody copied there meanwhile").expect("there is room");

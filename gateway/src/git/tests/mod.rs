@@ -55,7 +55,7 @@ impl Scene {
             Settings { known_hosts: vec![known], ..Settings::default() },
             Credentials::new(secrets.clone()),
             Arc::new(move |asked| (asked == project).then(|| remote.clone())),
-            Audit::new(journal.clone(), tasks.clone()),
+            Audit::new(journal.clone(), tasks.clone(), Arc::new(|_, _| journal::Cause::None)),
             tasks.clone(),
         );
         let git = git.map_err(|refusal| refusal.to_string()).expect("it can be made");

@@ -403,6 +403,7 @@ fn post(text: &str) -> Post {
         answers: vec![text.to_owned()],
         failed: false,
         takes_back: None,
+        cause: Cause::None,
     }
 }
 
