@@ -22,7 +22,7 @@ use crate::{
     metrics::{self, Metrics, Now},
     nodes::Nodes,
     outbox::{Address, Outbox, Outcome, Post, Settled},
-    projects::{Registry, Stage},
+    projects::Registry,
     refusal::Refusal,
     rooms::Rooms,
     sessions::{Ending, Sessions},
@@ -215,7 +215,6 @@ pub fn sources(
     sessions: Sessions,
     outbox: Outbox,
     nodes: Nodes,
-    registry: Arc<Registry>,
     containers: SharedContainers,
     usage: Usage,
     journal: Journal,
@@ -224,14 +223,13 @@ pub fn sources(
         let (turns, sessions, outbox) = (turns.clone(), sessions.clone(), outbox.clone());
         let (nodes, containers, usage) = (nodes.clone(), Arc::clone(&containers), usage.clone());
         let append_failures = journal.append_failures();
-        let projects = registry.all().into_iter().filter(|(_, project)| project.stage == Stage::Registered).count();
         async move {
             let waiting = sessions.busy(|_| true).await;
             Now {
                 turns_running: turns.running(),
                 messages_waiting: waiting.iter().map(|(_, session)| session.waiting.len()).sum(),
                 sends: outbox.counts(),
-                projects,
+                projects: nodes.projects(),
                 links_open: nodes.open_links(),
                 sleds_unreachable: nodes.unreachable(),
                 engine_reachable: containers.is_engine_there().await,

@@ -335,7 +335,6 @@ impl Gateway {
             sessions.clone(),
             outbox.clone(),
             nodes.clone(),
-            Arc::clone(&registry),
             containers,
             usage.clone(),
             journal.clone(),

@@ -232,6 +232,12 @@ impl Nodes {
         slots.values().filter(|slot| slot.open().is_some()).count()
     }
 
+    /// How many projects have a sled, whether or not there is a link to it.
+    pub fn projects(&self) -> usize {
+        let all = self.inner.registry.all().into_iter();
+        all.filter(|(_, project)| project.stage == Stage::Registered).count()
+    }
+
     /// How many sleds of projects could not be reached when they were wanted last.
     pub fn unreachable(&self) -> usize {
         let slots = self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner).clone();
