@@ -3,6 +3,8 @@
 //! Who may speak is decided before what was said (invariant 12). What is taken is journaled before the surface may forget
 //! it, and handled once however often it comes (DUR-1). Commands never wait for a turn.
 
+pub(crate) mod told;
+
 use std::sync::Arc;
 
 use futures_util::{FutureExt, future::BoxFuture};
@@ -26,7 +28,7 @@ use crate::{
     projects::{Registry, Stage},
     refusal::Refusal,
     rooms::{Mode, Received, Rooms},
-    sessions::{Accepted, Editing, MAX_EDITS, Message, Removal, Sessions},
+    sessions::{Accepted, Editing, Message, Removal, Sessions},
     tasks::Tasks,
     turns::{Handle, StopRequest, Turns, Verdict, Word},
     usage::Usage,
@@ -34,18 +36,6 @@ use crate::{
 
 /// How many commands of a room may be under way.
 const MAX_COMMANDS: usize = 50;
-/// What people are told when their words were not to be had.
-const MISSED: &str = "Some of what was said here while I was away could not be read: the homeserver does not give it to me. \
-    Please say again what I have not answered.";
-/// What people are told whose message waits no longer, because its edit was taken back.
-pub(crate) const UNSAID: &str = "The edit of this message was removed, and what it said before that is not kept: it waits no longer. \
-    Please write it again if it is to be answered.";
-/// What people are told whose words are late.
-const AWAITED: &str = "What was said here lately could not be fetched yet: the homeserver does not give it to me. I keep asking for it; \
-    until it comes I hear nothing that is written in this room, `stop` included, and then I take all of it in its order. \
-    I do hear you in other rooms.";
-/// What people are told who call the bot and say nothing.
-const NOTHING_SAID: &str = "Write what the agent is to do, or `help` for what else there is.";
 /// What approves, as a reaction.
 const APPROVING: [&str; 2] = ["👍", "✅"];
 /// What denies, as a reaction.
@@ -126,7 +116,7 @@ impl Intake {
         let exposes = exposed::has_credential(&said, &message.text);
         let taken_out: Vec<_> = exposes.then(|| exposed::taken_out(&to, &message.event_id)).into_iter().collect();
         match said {
-            Said::Text(text) if text.is_empty() => self.answer(&message, to, NOTHING_SAID.to_owned()).await,
+            Said::Text(text) if text.is_empty() => self.answer(&message, to, told::NOTHING_SAID.to_owned()).await,
             Said::Text(text) => self.words(message, &text, role, project, to).await,
             Said::Misused(answer) => self.answer_with(&message, to, answer, taken_out).await,
             Said::Command(command) => {
@@ -277,7 +267,7 @@ impl Intake {
         let admitted = |project| self.admit(project, &edit.sender, role).is_ok();
         let editing = self.sessions.edit(&edit, admitted).await.map_err(unjournaled)?;
         debug!(room = %edit.room, event_id = edit.event_id, ?editing, "a message was edited");
-        let refusal = refusal.or_else(|| (editing == Editing::TooOften).then(edited_too_often));
+        let refusal = refusal.or_else(|| (editing == Editing::TooOften).then(told::edited_too_often));
         if !exposes && refusal.is_none() {
             return Ok(());
         }
@@ -310,7 +300,7 @@ impl Intake {
             }
             // Who took the message itself back knows that it is not answered.
             let tell = |removed: &[Message]| match removed {
-                [message] if waits && edit.is_some() => vec![unsaid(&room, message, &event_id)],
+                [message] if waits && edit.is_some() => vec![told::unsaid(&room, message, &event_id)],
                 _ => Vec::new(),
             };
             let removed = self
@@ -433,12 +423,6 @@ impl Intake {
     }
 }
 
-/// What people are told whose edit is one too many.
-fn edited_too_often() -> Refusal {
-    Refusal::usage(format!("this edit is not taken, because the message was edited {MAX_EDITS} times already"))
-        .hint("Delete it, or take it out as `queue` shows, and write it anew.")
-}
-
 /// What a message must share with those that it is answered with.
 fn common(rights: Role, thread: Option<String>) -> Common {
     Common { rights, thread: thread.map(Into::into) }
@@ -508,26 +492,6 @@ async fn decide(commands: &Commands, turns: &Turns, sign: &Sign) -> Option<Resul
     Some(commands.rule_on(question, *verdict, sender, *role, room, Cause::Command(reaction_id.clone())).await)
 }
 
-/// Tells who said a message that it is taken out with an edit of it, which was the event `edit_id`.
-fn unsaid(room: &Room, message: &Message, edit_id: &str) -> Post {
-    let to = Address {
-        room: room.clone(),
-        thread: message.thread.clone(),
-        reply_to: Some(message.event_id.clone()),
-        mention: Some(message.sender.clone()),
-        pending: None,
-    };
-    Post::notice(to, format!("unsaid-{edit_id}"), UNSAID)
-}
-
-/// Tells a room that some of what was said there is not to be had, or not yet, once however often the gap is met.
-fn tell_missed(Missed { room, gap, awaited }: Missed) -> Post {
-    let name = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{room} {gap}").as_bytes());
-    let to = Address { room, thread: None, reply_to: None, mention: None, pending: None };
-    let (kind, told) = if awaited { ("late", AWAITED) } else { ("gap", MISSED) };
-    Post::notice(to, format!("{kind}-{name}"), told)
-}
-
 fn unjournaled(refusal: Refusal) -> InboxError {
     warn!(%refusal, "not journaled");
     InboxError::Journal(Box::new(refusal))
@@ -551,7 +515,7 @@ impl Inbox for Intake {
     }
 
     fn missed(&self, missed: Missed) -> BoxFuture<'_, Result<(), InboxError>> {
-        async { self.outbox.post(tell_missed(missed)).await.map_err(unjournaled) }.boxed()
+        async { self.outbox.post(told::missed(missed)).await.map_err(unjournaled) }.boxed()
     }
 
     fn newest(&self, surface: SurfaceKind) -> BoxFuture<'_, Result<Option<Timestamp>, InboxError>> {
@@ -595,24 +559,5 @@ mod tests {
         for key in ["", "🎉", "approve", "👍👍", "👍 "] {
             check(key, None);
         }
-    }
-
-    #[test]
-    fn a_gap_is_told_under_one_transaction_per_room_and_gap() {
-        let room = |id: &str| Room { surface: SurfaceKind::Matrix, id: id.to_owned() };
-        let missed = |id: &str, gap: &str, awaited| Missed { room: room(id), gap: gap.to_owned(), awaited };
-        let told = |id: &str, gap: &str| tell_missed(missed(id, gap, false)).transaction;
-        assert_eq!(told("!a:b.c", "s1_2~3"), told("!a:b.c", "s1_2~3"));
-        assert_ne!(told("!a:b.c", "s1_2~3"), told("!a:b.c", "s1_2~4"));
-        assert_ne!(told("!a:b.c", "s1_2~3"), told("!b:b.c", "s1_2~3"));
-        // It stands in the path of a request.
-        assert!(told("!a:b.c", "s1/2?3").chars().all(|char| char.is_ascii_alphanumeric() || char == '-'));
-        let post = tell_missed(missed("!a:b.c", "s1", false));
-        assert_eq!((post.to.room, post.weight), (room("!a:b.c"), crate::chat::Weight::Notice));
-        assert!(post.markdown.contains("say again"), "{}", post.markdown);
-        // What is late first may be refused in the end.
-        let late = tell_missed(missed("!a:b.c", "s1", true));
-        assert_ne!(late.transaction, post.transaction);
-        assert!(late.markdown.contains("I keep asking for it"), "{}", late.markdown);
     }
 }

@@ -81,16 +81,7 @@ impl Post {
     /// The answer to an event.
     pub fn answer(to: Address, event_id: &str, markdown: String) -> Self {
         let (transaction, answers) = (format!("answer-{event_id}"), vec![event_id.to_owned()]);
-        Self {
-            to,
-            weight: Weight::Answer,
-            markdown,
-            transaction,
-            answers,
-            failed: false,
-            takes_back: None,
-            cause: Cause::None,
-        }
+        Self { weight: Weight::Answer, answers, ..Self::notice(to, transaction, markdown) }
     }
 
     /// An aside that answers nothing.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     chat::Redacted,
-    intake::UNSAID,
+    intake::told::UNSAID,
     outbox::{Address, Post},
 };
 
