@@ -366,7 +366,10 @@ async fn take(
                 console.troubled_by(None);
                 return Ok(Some(this));
             }
-            Err(InboxError::Stopping) => return Ok(None),
+            Err(InboxError::Stopping) => {
+                console.troubled_by(None);
+                return Ok(None);
+            }
             Err(InboxError::Journal(error)) => error,
         };
         console.troubled_by(Some("a line could not be journaled; it is tried again".to_owned()));
@@ -378,6 +381,7 @@ async fn take(
             console.printing.print(told.to_markdown()).await?;
         }
         if ended.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+            console.troubled_by(None);
             return Ok(None);
         }
         wait = (wait * 2).min(LONGEST_WAIT);

@@ -32,6 +32,9 @@ const SHORTEST_ASKED: Duration = Duration::from_millis(100);
 /// How long a message that its surface does not take is tried, counted from its first try since the start of the
 /// process; the next failure after it is the last.
 pub(super) const LONGEST_TRYING: Duration = Duration::from_hours(24);
+/// The same for a message that is to be taken out of its room: everything else for the room waits behind it, and its sender
+/// had better do it than hear of it late.
+const LONGEST_TAKING_OUT: Duration = Duration::from_mins(10);
 /// How much is shown of a message that was refused, and of the reason, in characters.
 const REFUSED_CHARS: usize = 300;
 /// How long before the end of the process a message must be begun to be sent, so that there is time for it.
@@ -82,7 +85,7 @@ enum Lost {
     /// Sending it panicked.
     Panicked,
     /// The surface has not taken it for too long, lastly in these words.
-    NotTaken(String),
+    NotTaken(String, Duration),
     /// Its text is not there any more.
     Erased,
 }
@@ -92,8 +95,8 @@ impl Lost {
         match self {
             Self::Refused(message) => text::one_line(message, REFUSED_CHARS),
             Self::Panicked => "a fault in the gateway; its log tells more".to_owned(),
-            Self::NotTaken(message) => {
-                format!("not taken for {}: {}", text::span(LONGEST_TRYING), text::one_line(message, REFUSED_CHARS))
+            Self::NotTaken(message, longest) => {
+                format!("not taken for {}: {}", text::span(*longest), text::one_line(message, REFUSED_CHARS))
             }
             Self::Erased => "its text was erased before".to_owned(),
         }
@@ -193,10 +196,12 @@ impl Lane {
                 Err(Failed::Lost(lost)) => return Ok(Err(lost)),
                 Err(Failed::NotTaken(why, asked)) => (why, asked),
             };
-            if began.elapsed() >= LONGEST_TRYING {
-                return Ok(Err(Lost::NotTaken(why)));
-            }
+            let longest = if entry.send.takes_back.is_some() { LONGEST_TAKING_OUT } else { LONGEST_TRYING };
             let wait = backoff.next(asked);
+            // A wait that is asked for and ends too late is no reason to be silent until then.
+            if began.elapsed() >= longest || (longest < LONGEST_TRYING && wait > longest) {
+                return Ok(Err(Lost::NotTaken(why, longest)));
+            }
             warn!(room = %self.room, transaction = part.transaction, why, ?wait, "a message was not taken");
             match asked {
                 Some(_) => self.wait_as_asked(wait).await?,
@@ -291,7 +296,9 @@ impl Lane {
             Ok(events)
         };
         self.settle(entry, events).await?;
-        *self.outbox.places().given_up.entry(self.room.clone()).or_default() += 1;
+        // Of what stays where it was taken back from, its sender is told.
+        let is_message = entry.send.takes_back.is_none();
+        *self.outbox.places().given_up.entry(self.room.clone()).or_default() += u64::from(is_message);
         self.tell(entry, Outcome::GivenUp);
         Ok(())
     }

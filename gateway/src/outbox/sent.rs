@@ -1,7 +1,17 @@
 //! What was delivered, found again in the journal, and erased when it is taken back.
 
-use super::{Outbox, events, unreadable};
+use journal::Recorded;
+
+use super::{
+    Outbox,
+    events::{self, Undelivered},
+    unreadable,
+};
 use crate::{chat::Room, refusal::Refusal};
+
+/// How many events of a room are looked through, the latest: anybody may redact and react as often as they like, and a room's
+/// history may be years.
+const LOOKED_THROUGH: u64 = 10_000;
 
 impl Outbox {
     /// The event under which a message, or the last of its parts, was delivered to a room, if it was.
@@ -22,22 +32,26 @@ impl Outbox {
     /// # Errors
     /// When the journal cannot be read.
     pub async fn transaction_of(&self, room: &Room, event_id: &str) -> Result<Option<String>, Refusal> {
-        let events = self.inner.journal.read(&events::stream(room), 0).await.map_err(unreadable)?;
+        let events = self.latest(room).await?;
         Ok(events.iter().rev().find_map(|event| events::delivered_as(event, event_id)))
     }
 
+    async fn latest(&self, room: &Room) -> Result<Vec<Recorded>, Refusal> {
+        let (journal, stream) = (&self.inner.journal, events::stream(room));
+        let known = journal.load_snapshot::<Undelivered>(&stream).await.map_err(unreadable)?;
+        journal.read(&stream, known.version.saturating_sub(LOOKED_THROUGH)).await.map_err(unreadable)
+    }
+
     /// Erases all that a message of ours said that was delivered to a room under this event, or of whose parts one was;
-    /// whether there is one. What is still on its way is nowhere yet that it could be taken back from.
+    /// whether there is one. A message of which a part is still on its way is not found yet.
     ///
     /// # Errors
     /// When the journal cannot be read, or does not take the erasure.
     pub async fn erase_sent(&self, room: &Room, event_id: &str) -> Result<bool, Refusal> {
         let journal = &self.inner.journal;
-        let events = journal.read(&events::stream(room), 0).await.map_err(unreadable)?;
-        let Some(transaction) = events.iter().rev().find_map(|event| events::delivered_as(event, event_id)) else {
-            return Ok(false);
-        };
-        let texts = events.iter().filter_map(|event| events::text_of(event, &transaction)).collect();
+        let Some(transaction) = self.transaction_of(room, event_id).await? else { return Ok(false) };
+        let queued = journal.events_of_key(&events::key(room, &transaction)).await.map_err(unreadable)?;
+        let texts = queued.iter().filter_map(|event| events::text_of(event, &transaction)).collect();
         let erased = journal.erase(texts).await;
         erased.map(|_| true).map_err(|error| Refusal::internal("a text could not be erased", error))
     }

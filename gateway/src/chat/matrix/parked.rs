@@ -15,7 +15,7 @@ use matrix_sdk::{
     Client, RoomState,
     ruma::{OwnedRoomId, RoomId},
 };
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -25,7 +25,7 @@ use super::{
     failure::{Backoff, Failure},
     handover::Handed,
     lock, login,
-    sync::{Halt, Hearing, Whose, own},
+    sync::{Halt, Hearing, ROOMS_AT_ONCE, Whose, own},
     walk::Until,
 };
 
@@ -33,11 +33,19 @@ use super::{
 pub(super) type Places = BTreeMap<OwnedRoomId, Until>;
 
 /// The rooms that are set aside.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Parked {
     rooms: Mutex<HashMap<OwnedRoomId, Place>>,
     /// What the client's store has of them; nothing before it was looked at. Held while it is written.
     stored: AsyncMutex<Option<Places>>,
+    /// Turns of those that are walked back.
+    turns: Semaphore,
+}
+
+impl Default for Parked {
+    fn default() -> Self {
+        Self { rooms: Mutex::default(), stored: AsyncMutex::default(), turns: Semaphore::new(ROOMS_AT_ONCE) }
+    }
 }
 
 /// What is known of one of them.
@@ -208,6 +216,7 @@ impl MatrixSurface {
     /// Hands over what was left out of a room until nothing is left out any more.
     async fn hear_out(&self, Begun { room, restored, halted }: Begun) {
         let (room, handed) = (&*room, Handed::default());
+        let _in_hand = InHand { parked: &self.parked, room, halted: halted.clone() };
         let mut hearing = Hearing { handed: &handed, halted, whose: Whose::Parked { room, told: false } };
         let mut backoff = Backoff::new();
         let mut is_to_be_told = !restored;
@@ -258,8 +267,28 @@ impl MatrixSurface {
         };
         let mut answered = Answered::default();
         let own = own(&room).await;
+        // As many at a time as of a sync: each may hold pages of history.
+        let _turn = self.parked.turns.acquire().await;
         Box::pin(self.take_gap(&room, from, until, &own, &mut answered, hearing)).await?;
         Ok(Heard::All)
+    }
+}
+
+/// A task sees to the room. However it ends, the next sync begins another if the room is still set aside.
+struct InHand<'a> {
+    parked: &'a Parked,
+    room: &'a RoomId,
+    halted: CancellationToken,
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        // A room that was left and set aside anew has another task.
+        if !self.halted.is_cancelled()
+            && let Some(place) = lock(&self.parked.rooms).get_mut(self.room)
+        {
+            place.in_hand = false;
+        }
     }
 }
 

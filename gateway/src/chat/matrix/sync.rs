@@ -65,7 +65,7 @@ pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 /// How many events a room gives in one sync; what is missing before them is walked back to.
 const TIMELINE_LIMIT: u32 = 50;
 /// From how many rooms events are handed over at once.
-const ROOMS_AT_ONCE: usize = 16;
+pub(super) const ROOMS_AT_ONCE: usize = 16;
 /// How far the clocks of homeservers and of this machine may be apart.
 const CLOCK_SLACK: SignedDuration = SignedDuration::from_mins(10);
 
@@ -84,7 +84,8 @@ pub(super) enum Halt {
 struct Taking<'a> {
     since: Option<&'a Position>,
     next_batch: &'a str,
-    hearing: Hearing<'a>,
+    handed: &'a Handed,
+    halted: CancellationToken,
 }
 
 /// What events are handed over with.
@@ -99,7 +100,7 @@ pub(super) struct Hearing<'a> {
 
 /// Who waits for what is handed over.
 pub(super) enum Whose<'a> {
-    /// All rooms, until then.
+    /// All rooms, until then: each has its own time from when it begins.
     Sync(Instant),
     /// The room alone, which is set aside.
     Parked {
@@ -277,9 +278,7 @@ impl MatrixSurface {
         response: &SyncResponse,
         handed: &Handed,
     ) -> Result<(), Halt> {
-        let whose = Whose::Sync(Instant::now() + self.patience);
-        let hearing = Hearing { handed, halted: CancellationToken::new(), whose };
-        let taking = Taking { since, next_batch: &response.next_batch, hearing };
+        let taking = Taking { since, next_batch: &response.next_batch, handed, halted: CancellationToken::new() };
         let mut rooms = Vec::with_capacity(response.rooms.joined.len());
         for (room_id, update) in &response.rooms.joined {
             let Some(room) = client.get_room(room_id) else { continue };
@@ -298,7 +297,7 @@ impl MatrixSurface {
     }
 
     async fn take_room(&self, room: SdkRoom, update: &JoinedRoomUpdate, taking: &Taking<'_>) -> Result<(), Halt> {
-        if taking.hearing.halted.is_cancelled() {
+        if taking.halted.is_cancelled() {
             return Err(Halt::Elsewhere);
         }
         if self.parked.leaves_out(room.room_id(), taking.next_batch) {
@@ -306,13 +305,15 @@ impl MatrixSurface {
         }
         let taken = Box::pin(self.take_timeline(&room, update, taking)).await;
         if taken.is_err() {
-            taking.hearing.halted.cancel();
+            taking.halted.cancel();
         }
         taken
     }
 
     async fn take_timeline(&self, room: &SdkRoom, update: &JoinedRoomUpdate, taking: &Taking<'_>) -> Result<(), Halt> {
         let own = own(room).await;
+        let whose = Whose::Sync(Instant::now() + self.patience);
+        let hearing = Hearing { handed: taking.handed, halted: taking.halted.clone(), whose };
         let timeline = &update.timeline;
         let Some(since) = taking.since else {
             // The very first sync: what was said before the bot came is history.
@@ -334,7 +335,7 @@ impl MatrixSurface {
         let mut answered = Answered::default();
         timeline.events.iter().for_each(|event| answered.learn(event, &own));
         if let Some((from, until)) = gap {
-            let taken = self.take_gap(room, from, until.clone(), &own, &mut answered, &taking.hearing);
+            let taken = self.take_gap(room, from, until.clone(), &own, &mut answered, &hearing);
             match Box::pin(taken).await {
                 Err(Halt::Failed(Failure::Transient { reason, .. } | Failure::Local { reason })) => {
                     let trouble = format!("the history of {}: {reason}", room.room_id());
@@ -345,7 +346,7 @@ impl MatrixSurface {
             }
         }
         for event in recent {
-            self.take_event(room, event, &own, &answered, &taking.hearing).await?;
+            self.take_event(room, event, &own, &answered, &hearing).await?;
         }
         Ok(())
     }

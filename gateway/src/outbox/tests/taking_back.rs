@@ -66,6 +66,24 @@ async fn where_it_is_refused_whose_it_is_is_told_that_it_stays() {
     );
 }
 
+/// Everything else for the room waits so long, too, and who wrote it had better do it.
+#[tokio::test(start_paused = true)]
+async fn where_it_is_not_taken_for_ten_minutes_whose_it_is_is_told_that_it_stays() {
+    for does in [Does::Fails, Does::AsksToWait(Duration::from_hours(1))] {
+        let folder = folder();
+        let hall = Hall::new(move |_, ask| if *ask == take_back() { does } else { Does::Takes });
+        let mut life = Life::begin(&folder, &hall).await;
+        let begun = Instant::now();
+        life.outbox.post(taking_back()).await.unwrap();
+        life.post("one").await;
+        assert_eq!(life.outcomes(2).await, [Outcome::GivenUp, Outcome::Delivered("0".to_owned())]);
+        assert!(begun.elapsed() < Duration::from_mins(12), "{:?}", begun.elapsed());
+        life.idle().await;
+        let told = hall.texts().into_iter().find(|text| text.starts_with("⚠ it stays")).unwrap();
+        assert!(told.contains("not taken for 10 min"), "{told}");
+    }
+}
+
 #[tokio::test]
 async fn a_gateway_that_ends_before_it_is_done_leaves_it_to_the_next() {
     let (folder, hall) = (folder(), Hall::new(|_, _| Does::TakesAndHangs));
