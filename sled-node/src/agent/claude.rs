@@ -5,12 +5,13 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Result, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Result, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use link::requests::{AgentSession, Permissions};
 use serde::Deserialize;
+use serde_json::json;
 use uuid::Uuid;
 
 /// Telemetry, self-update and whatever else is not the model itself: off (SEC-8). So is what goes on behind a turn's result, because a turn
@@ -68,7 +69,10 @@ pub fn argv(
             std::fs::rename(file, file.with_extension("jsonl.unusable"))?;
         }
     }
-    let found = matches!(memory, Memory::Found);
+    if let Memory::Found(path, file) = &memory {
+        point_at_end(path, file, session.id)?;
+    }
+    let found = matches!(memory, Memory::Found(..));
     let mut argv: Vec<OsString> = ALWAYS.map(Into::into).into();
     let permissions = match permissions {
         Permissions::Bypass => BYPASS.as_slice(),
@@ -84,7 +88,8 @@ pub fn argv(
 }
 
 enum Memory {
-    Found,
+    /// In this file.
+    Found(PathBuf, File),
     Absent,
     /// Files of that session without a conversation, such as a crash right after the start leaves, and what is no file at all.
     Unusable(Vec<PathBuf>),
@@ -95,11 +100,41 @@ fn memory(home: &Path, session: Uuid) -> Result<Memory> {
     let mut unusable = Vec::new();
     for (path, file) in files(home, session)? {
         match file {
-            Some(file) if any_entry(BufReader::new(&file), Entry::is_of_conversation)? => return Ok(Memory::Found),
+            Some(file) if any_entry(BufReader::new(&file), Entry::is_of_conversation)? => {
+                return Ok(Memory::Found(path, file));
+            }
             _ => unusable.push(path),
         }
     }
     Ok(if unusable.is_empty() { Memory::Absent } else { Memory::Unusable(unusable) })
+}
+
+/// Sees to it that the session is resumed where it ended. When the CLI is asked to end it writes down where that was, and resumes there ever after,
+/// also when it was killed since: all that was said in between would be forgotten.
+fn point_at_end(path: &Path, mut file: &File, session: Uuid) -> Result<()> {
+    let length = file.metadata()?.len();
+    let from = length.saturating_sub(MAX_SEARCH);
+    file.seek(SeekFrom::Start(from))?;
+    // What is not looked through may hold such a note.
+    let (mut noted, mut end, mut outdated) = (from > 0, None, false);
+    any_entry(BufReader::new(file), |entry| {
+        if entry.r#type == NOTE {
+            (noted, outdated) = (true, false);
+        } else if entry.is_of_conversation() && !entry.is_sidechain && entry.uuid.is_some() {
+            (end, outdated) = (entry.uuid.clone(), noted);
+        }
+        false
+    })?;
+    let Some(end) = end.filter(|_| outdated) else { return Ok(()) };
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    // A line that was cut off stays apart from what follows it.
+    let before = if last == *b"\n" { "" } else { "\n" };
+    let note = json!({ "type": NOTE, "leafUuid": end, "sessionId": session });
+    tracing::info!(%session, "the session was killed since it last ended: it is resumed at its end");
+    let mut file = OpenOptions::new().append(true).custom_flags(nix::libc::O_NOFOLLOW).open(path)?;
+    file.write_all(format!("{before}{note}\n").as_bytes())
 }
 
 /// Whether one of the lines by which the agent was handed words stands in the session. The latest are looked through.
@@ -143,11 +178,17 @@ fn open_regular(path: &Path) -> Result<Option<File>> {
     OpenOptions::new().read(true).custom_flags(flags).open(path).map(Some)
 }
 
+/// The line in which the CLI notes where a session ended.
+const NOTE: &str = "last-prompt";
+
 /// What of a session's line matters here.
 #[derive(Deserialize)]
 struct Entry {
     r#type: String,
     uuid: Option<String>,
+    /// Whether it is a conversation between agents.
+    #[serde(default, rename = "isSidechain")]
+    is_sidechain: bool,
 }
 
 impl Entry {
@@ -161,7 +202,7 @@ impl Entry {
     }
 }
 
-fn any_entry(file: impl BufRead, wanted: impl Fn(&Entry) -> bool) -> Result<bool> {
+fn any_entry(file: impl BufRead, mut wanted: impl FnMut(&Entry) -> bool) -> Result<bool> {
     let mut file = file.take(MAX_SEARCH);
     let mut line = Vec::new();
     while file.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? > 0 {
@@ -230,6 +271,41 @@ mod tests {
             std::fs::write(folder.join(format!("{session}.jsonl")), format!("{before}{end}")).unwrap();
             assert_eq!(remembers(), remembered, "{end}");
         }
+    }
+
+    #[test]
+    fn a_session_that_was_killed_is_resumed_at_its_end_and_not_where_it_ended_in_order_before() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join(".claude/projects/-workspace");
+        std::fs::create_dir_all(&folder).unwrap();
+        let id = Uuid::from_u128(7);
+        let path = folder.join(format!("{id}.jsonl"));
+        let said = |kind: &str, uuid: u128| {
+            json!({ "type": kind, "uuid": Uuid::from_u128(uuid), "isSidechain": false }).to_string()
+        };
+        let aside = json!({ "type": "assistant", "uuid": Uuid::from_u128(9), "isSidechain": true }).to_string();
+        let note = |leaf: u128| json!({ "type": NOTE, "leafUuid": Uuid::from_u128(leaf), "sessionId": id }).to_string();
+        let session = AgentSession { id, resumed: true };
+        let after_resuming = |lines: &[String], cut: &str| {
+            std::fs::write(&path, format!("{}\n{cut}", lines.join("\n"))).unwrap();
+            argv(&session, None, Permissions::Bypass, home.path()).unwrap();
+            std::fs::read_to_string(&path).unwrap()
+        };
+        let killed = [said("user", 1), note(1), said("user", 2), said("assistant", 3), aside];
+        let resumed = after_resuming(&killed, "");
+        assert_eq!(resumed, format!("{}\n{}\n", killed.join("\n"), note(3)));
+        let resumed = after_resuming(&killed, "{\"type\":\"user\",\"uu");
+        assert!(resumed.ends_with(&format!("\n{{\"type\":\"user\",\"uu\n{}\n", note(3))), "{resumed}");
+        // Once is enough; and one that ended in order, or never has, is resumed well as it is.
+        for lines in [&[said("user", 1), said("assistant", 3), note(3)][..], &[said("user", 1), said("assistant", 3)]] {
+            assert_eq!(after_resuming(lines, ""), format!("{}\n", lines.join("\n")));
+        }
+        let path_of_link = folder.join("elsewhere");
+        std::fs::write(&path_of_link, killed.join("\n")).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&path_of_link, &path).unwrap();
+        argv(&session, None, Permissions::Bypass, home.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(&path_of_link).unwrap(), killed.join("\n"), "a link is not followed");
     }
 
     #[test]
