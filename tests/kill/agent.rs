@@ -6,7 +6,7 @@ use ::tests::model::{Gate, Model, Request, Step};
 use serde_json::{Value, json};
 
 use crate::{
-    ledger::{Asked, wanted},
+    ledger::{Asked, numbers as named, wanted},
     plan::{Effort, Plan},
     record::Record,
 };
@@ -31,9 +31,13 @@ pub fn teach(model: &Model, plan: Arc<Plan>, record: Arc<Record>) {
 }
 
 fn steps(plan: &Plan, request: &Request, prompts: &[String]) -> Vec<Step> {
-    let numbers: Vec<u32> = prompts.iter().flat_map(|prompt| wanted(prompt)).collect();
-    let named: Vec<String> = numbers.iter().map(|number| format!("m{number}")).collect();
-    let answer = Step::say(format!("{ANSWER} {}", named.join(" ")));
+    let mut numbers: Vec<u32> = prompts.iter().flat_map(|prompt| wanted(prompt)).collect();
+    if numbers.is_empty() {
+        // It was interrupted after it had answered, and is asked for its answer again.
+        numbers = last_answer(&request.body);
+    }
+    let names: Vec<String> = numbers.iter().map(|number| format!("m{number}")).collect();
+    let answer = Step::say(format!("{ANSWER} {}", names.join(" ")));
     let efforts = || numbers.iter().filter_map(|number| plan.effort(*number));
     let tool = efforts().filter_map(|effort| if let Effort::Work(ms) = effort { Some(ms) } else { None }).max();
     let wait = efforts().filter_map(|effort| if let Effort::Say(ms) = effort { Some(ms) } else { None }).max();
@@ -61,6 +65,13 @@ fn opens_after(wait: Duration) -> Gate {
         opened.open();
     });
     gate
+}
+
+/// What the last answer was about.
+fn last_answer(body: &Value) -> Vec<u32> {
+    let messages = body["messages"].as_array().into_iter().flatten().rev();
+    let said = messages.filter(|message| message["role"] == "assistant").flat_map(texts);
+    said.filter(|text| text.trim_start().starts_with(ANSWER)).map(|text| named(&text)).next().unwrap_or_default()
 }
 
 /// The texts of the user's side after the last answer, the agent's own reminders apart. An agent that is interrupted
@@ -102,5 +113,6 @@ mod tests {
             { "role": "user", "content": "You were interrupted." },
         ] });
         assert_eq!(since_the_last_answer(&body), ["m2 please answer", "You were interrupted."]);
+        assert_eq!(last_answer(&body), [1]);
     }
 }

@@ -14,6 +14,9 @@ pub const PLEASE: &str = " please answer";
 /// since: the gateway's own patience with a sled that it has started.
 const RECOVERY: Duration = Duration::from_secs(20);
 
+/// How soon after its answer an agent that is killed may not remember it.
+const FORGETS: Duration = Duration::from_secs(1);
+
 /// How much of what happened around a fault is shown.
 const AROUND: Duration = Duration::from_secs(8);
 
@@ -297,8 +300,13 @@ impl Ledger {
         self.outages.iter().all(|outage| outage.to < said.at || settled < outage.from)
     }
 
-    /// Whether another text than the one that settles it is about this message, though it names others or none.
+    /// Whether another text than the one that settles it is about this message, though it names others or none. An agent that
+    /// was killed before it put its answer away gives it again.
     fn is_answered_beside(&self, said: &Said, settled: usize) -> bool {
+        let (project, end) = (project_of(said.room), self.heard[settled].at.saturating_add(FORGETS));
+        if self.outages.iter().any(|outage| outage.what.touches(project) && (said.at..=end).contains(&outage.from)) {
+            return false;
+        }
         self.heard.iter().enumerate().any(|(at, heard)| {
             let about = heard.text && !heard.edit && !heard.failed() && numbers(&heard.body).contains(&said.number);
             at != settled && heard.room == said.room && about && !heard.answers.contains(&said.event)
@@ -322,18 +330,13 @@ impl Ledger {
     /// not recovered before it. Gateway and homeserver may be killed as often as they like: what runs goes on without them.
     fn touched(&self, said: &Said, settled: Duration, answered: &[Answered], which: impl Fn(Target) -> bool) -> bool {
         let project = project_of(said.room);
-        let touches = |what: Target| match what {
-            Target::Sled(of) | Target::Agent(of) | Target::Container(of) => of == project,
-            Target::Engine | Target::Start(_) => true,
-            Target::Gateway | Target::Homeserver => false,
-        };
         // With the first answer that an agent was asked for since.
         let recovered = |outage: &Outage| {
             let since = answered.iter().filter(|answer| answer.project == project && answer.asked > outage.to);
             since.map(|answer| answer.at).min().unwrap_or(Duration::MAX).min(outage.to.saturating_add(RECOVERY))
         };
         let within = |outage: &Outage| outage.from <= settled && said.at <= recovered(outage);
-        self.outages.iter().any(|outage| which(outage.what) && touches(outage.what) && within(outage))
+        self.outages.iter().any(|outage| which(outage.what) && outage.what.touches(project) && within(outage))
     }
 
     /// All messages that were answered.

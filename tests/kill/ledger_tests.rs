@@ -151,14 +151,18 @@ fn only_an_interruption_allows_a_second_attempt() {
 #[test]
 fn what_was_answered_is_not_answered_again_beside_another_message() {
     let mut ledger = said(2);
-    ledger.outages = vec![killed(Target::Agent(0), 10)];
     ledger.heard = vec![heard(15, "answer: m1", &["$1"]), heard(25, "answer: m1 m2", &["$2"])];
+    assert_eq!(faults(&ledger), [Fault::Twice]);
+    ledger.outages = vec![killed(Target::Agent(0), 16)];
+    assert_eq!(faults(&ledger), [], "it had not put it away");
+    ledger.outages = vec![killed(Target::Agent(0), 17)];
     assert_eq!(faults(&ledger), [Fault::Twice]);
     ledger.heard[1].answers.clear();
     ledger.heard[1].body = "answer: m1".into();
     ledger.heard.push(heard(26, "answer: m2", &["$2"]));
     assert_eq!(faults(&ledger), [Fault::Twice], "it names nobody");
     // An agent may remember what it could not answer.
+    ledger.outages = vec![killed(Target::Agent(0), 12)];
     ledger.heard = vec![heard(15, "⚠ It failed.", &["$1"]), heard(25, "answer: m1 m2", &["$2"])];
     assert_eq!(faults(&ledger), []);
 }

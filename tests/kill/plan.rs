@@ -35,6 +35,17 @@ pub enum Target {
     Homeserver,
 }
 
+impl Target {
+    /// Whether a project's turns cannot go on without it.
+    pub fn touches(self, project: usize) -> bool {
+        match self {
+            Self::Sled(of) | Self::Agent(of) | Self::Container(of) => of == project,
+            Self::Engine | Self::Start(_) => true,
+            Self::Gateway | Self::Homeserver => false,
+        }
+    }
+}
+
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
