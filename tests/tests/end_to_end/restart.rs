@@ -45,6 +45,29 @@ async fn projects_containers_and_sessions_survive_a_restart() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_agent_that_was_killed_remembers_what_was_said_since_it_last_ended_in_order() -> Result<()> {
+    let model = Model::start().await?;
+    model.on("remember", [Step::say("I will remember the heron.")]);
+    model.on("and the fox", [Step::say("The fox, too.")]);
+    model.on("what animals", [Step::say("A heron and a fox.")]);
+    let home = Home::real(&model).await?;
+    let mut gateway = Gateway::console(&home).await?;
+    gateway.make("memory", "").await?;
+    let container = home.container("memory").await?;
+    gateway.ask("please remember the heron").await?;
+    engine::docker(&["stop", &container]).await?;
+    gateway.ask("and the fox, please").await?;
+    engine::docker(&["kill", &container]).await?;
+    let answer = gateway.ask("what animals were they?").await?;
+    assert!(answer.contains("A heron and a fox."), "{answer}");
+    let conversation = model.asked("what animals")[0].conversation();
+    for said in ["please remember the heron", "and the fox, please", "The fox, too."] {
+        assert!(conversation.contains(said), "`{said}` is forgotten:\n{conversation}");
+    }
+    gateway.finish().await.map(drop)
+}
+
+#[tokio::test]
 async fn reset_begins_a_session_that_remembers_nothing() -> Result<()> {
     let model = Model::start().await?;
     model.on("remember", [Step::say("I will remember the heron.")]);
