@@ -10,6 +10,9 @@ use crate::plan::{Target, project_of};
 /// What every message that wants an answer ends with; its number stands before it.
 pub const PLEASE: &str = " please answer";
 
+/// DESIGN's bound on the attempts of a batch.
+pub const MAX_ATTEMPTS: u64 = 2;
+
 /// How long after a part of a project was killed that may still fail what is said, if nothing of the project was answered
 /// since: the gateway's own patience with a sled that it has started.
 const RECOVERY: Duration = Duration::from_secs(20);
@@ -317,13 +320,6 @@ impl Ledger {
     fn attempts_allowed(&self, said: &Said, answered: &[Answered]) -> u64 {
         let settled = self.settled_at(said).map_or(Duration::MAX, |at| self.heard[at].at);
         1 + u64::from(self.touched(said, settled, answered, |what| !matches!(what, Target::Agent(_))))
-    }
-
-    /// How often a turn that answers these events may be handed over.
-    pub fn attempts_allowed_of(&self, events: &[String]) -> u64 {
-        let answered = self.answered();
-        let said = self.said.iter().filter(|said| events.contains(&said.event));
-        said.map(|said| self.attempts_allowed(said, &answered)).max().unwrap_or(1)
     }
 
     /// Whether one of these parts, without which its project's turns cannot go on, was killed in the message's life, or had
