@@ -161,8 +161,7 @@ async fn resume(
     if told.insert(session.room.clone()) {
         let transaction = format!("turn-{}-restart", running.turn);
         let post = Post::notice(to, transaction, "musher was restarted, and goes on with what was asked.");
-        let asked = running.answers.last().map_or(Cause::None, |last| Cause::Command(last.event_id.clone()));
-        let post = post.because_of(asked);
+        let post = post.because_of(running.cause().unwrap_or(Cause::None));
         outbox.post(post).await?;
     }
     let batch = running.turn;

@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io::{self, ErrorKind},
     os::fd::{AsRawFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -54,7 +54,7 @@ async fn connect(folder: &Path) -> io::Result<UnixStream> {
 }
 
 /// A path that is short however long the socket's own is.
-fn by_descriptor(socket: &OwnedFd) -> std::path::PathBuf {
+fn by_descriptor(socket: &OwnedFd) -> PathBuf {
     Path::new("/proc/self/fd").join(socket.as_raw_fd().to_string())
 }
 

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ::tests::{model::Model, product};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -25,6 +25,9 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 
 /// How soon it is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// Of so many kills some meet the engine while it starts a container.
+const MANY: usize = 200;
 
 /// A long storm says how far it is, each so many kills.
 const TOLD_EVERY: usize = 25;
@@ -68,7 +71,14 @@ pub async fn run(engine: Engine, options: &Options, seed: u64) -> Result<bool> {
     };
     background.shutdown().await;
     let verdict = record.ledger().judge();
-    println!("{verdict}{} sleds ran unseen, and were ended", world.unseen()?);
+    let unseen = world.unseen()?;
+    println!("{verdict}{unseen} sleds ran unseen, and were ended");
+    if kills >= MANY {
+        ensure!(
+            unseen > 0,
+            "not one of {kills} kills made the engine lose sight of a container: is the log read rightly?"
+        );
+    }
     println!("seed {seed}; {:.1} s in all", record.now().as_secs_f64());
     if ended.is_err() || !verdict.is_clean() {
         let folder = product::kept()?.join(format!("kill-{seed}"));

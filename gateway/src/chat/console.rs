@@ -359,17 +359,18 @@ async fn take(
         waited.wait().await;
         drop(token);
     });
+    let taken = offer(console, message, inbox, ended).await;
+    console.troubled_by(None);
+    Ok(taken?.then_some(this))
+}
+
+/// Whether it is taken in the end.
+async fn offer(console: &Console, message: Inbound, inbox: &dyn Inbox, ended: &CancellationToken) -> io::Result<bool> {
     let mut wait = FIRST_WAIT;
     loop {
         let unjournaled = match inbox.accept(message.clone()).await {
-            Ok(()) => {
-                console.troubled_by(None);
-                return Ok(Some(this));
-            }
-            Err(InboxError::Stopping) => {
-                console.troubled_by(None);
-                return Ok(None);
-            }
+            Ok(()) => return Ok(true),
+            Err(InboxError::Stopping) => return Ok(false),
             Err(InboxError::Journal(error)) => error,
         };
         console.troubled_by(Some("a line could not be journaled; it is tried again".to_owned()));
@@ -381,8 +382,7 @@ async fn take(
             console.printing.print(told.to_markdown()).await?;
         }
         if ended.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
-            console.troubled_by(None);
-            return Ok(None);
+            return Ok(false);
         }
         wait = (wait * 2).min(LONGEST_WAIT);
     }

@@ -34,7 +34,7 @@ const SHORTEST_ASKED: Duration = Duration::from_millis(100);
 pub(super) const LONGEST_TRYING: Duration = Duration::from_hours(24);
 /// The same for a message that is to be taken out of its room: everything else for the room waits behind it, and its sender
 /// had better do it than hear of it late.
-const LONGEST_TAKING_OUT: Duration = Duration::from_mins(10);
+pub(super) const LONGEST_TAKING_OUT: Duration = Duration::from_mins(10);
 /// How much is shown of a message that was refused, and of the reason, in characters.
 const REFUSED_CHARS: usize = 300;
 /// How long before the end of the process a message must be begun to be sent, so that there is time for it.

@@ -15,7 +15,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::{Address, Draft, Outbox, gate::Gate, lane::Backoff};
+use super::{
+    Address, Draft, Outbox,
+    gate::Gate,
+    lane::{Backoff, LONGEST_TAKING_OUT},
+};
 use crate::{
     chat::{Outbound, Room, SendError, SharedSurface, Weight},
     failpoint, text,
@@ -25,8 +29,6 @@ use crate::{
 const TICK: Duration = Duration::from_secs(15);
 /// How long the last text may take on a surface that has no pace, or a very fast one.
 const SHORTEST_CLOSE: Duration = Duration::from_millis(500);
-/// For how long what came too late is tried to be taken out.
-const LONGEST_TAKING_OUT: Duration = Duration::from_mins(10);
 /// What people see in the place of what came too late.
 const TOO_LATE: &str = "it came after its end";
 

@@ -330,7 +330,7 @@ impl Sessions {
             let running = running
                 .ok_or_else(|| Refusal::internal("the turn does not run any more", "its session's stream says so"))?;
             let mut change = Change::of([&SessionEvent::TurnResumed { turn, attempt }])?;
-            change.cause = asked_by(running);
+            change.cause = running.cause();
             change.posts.push(post.clone());
             Ok((change, ()))
         };
@@ -380,7 +380,7 @@ impl Sessions {
             };
             let again = if ending == Ending::Superseded { running.messages.clone() } else { Vec::new() };
             let mut change = Change::of([&SessionEvent::TurnFinished { turn, ending, agent_ran }])?;
-            change.cause = asked_by(running);
+            change.cause = running.cause();
             change.posts.clone_from(&posts);
             change.with.clone_from(&with);
             Ok((change, again))
@@ -567,11 +567,6 @@ impl Sessions {
         }
         Ok((true, decided))
     }
-}
-
-/// What a turn follows from, as its beginning does: the last message that it answers.
-fn asked_by(running: &Running) -> Option<Cause> {
-    running.answers.last().map(|last| Cause::Command(last.event_id.clone()))
 }
 
 fn opened(key: &SessionKey, agent_session: Uuid) -> SessionEvent {

@@ -3,7 +3,7 @@
 //! Pure. Texts are not in here: they lie in the journal's erasable table, under the ids that stand in the events.
 
 use jiff::Timestamp;
-use journal::{DomainEvent, Fold, Recorded, Snapshot};
+use journal::{Cause, DomainEvent, Fold, Recorded, Snapshot};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -228,6 +228,13 @@ pub struct Running {
     pub messages: Vec<Message>,
     /// What people decided on the agent's questions.
     pub decided: Vec<(String, bool)>,
+}
+
+impl Running {
+    /// What the turn follows from, as its beginning does: the last message that it answers.
+    pub fn cause(&self) -> Option<Cause> {
+        self.answers.last().map(|last| Cause::Command(last.event_id.clone()))
+    }
 }
 
 /// An event that cannot follow from those before it.

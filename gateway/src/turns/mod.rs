@@ -234,7 +234,7 @@ impl Turns {
         let before = self.inner.parts.clock.now().duration_since(running.began).try_into().unwrap_or_default();
         let cancel = self.register(running.turn, Some(session.room.clone()));
         // Before its link is there: what the project asks of the model is the turn's.
-        let cause = running.answers.last().map_or(Cause::None, |last| Cause::Command(last.event_id.clone()));
+        let cause = running.cause().unwrap_or(Cause::None);
         self.inner.parts.watch.began(session.project, &session.room, running.turn, cause, &[]);
         self.inner.parts.tasks.spawn("turn", async move {
             let to = address(&session, running.answers.last().map(|last| (&last.event_id, &last.sender, &last.thread)));

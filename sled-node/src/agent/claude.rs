@@ -54,6 +54,9 @@ const MAX_SEARCH: u64 = 64 * 1024 * 1024;
 /// Longest line that is understood there, in bytes.
 const MAX_LINE: u64 = 8 * 1024 * 1024;
 
+/// How much of its end is looked through for where it ends, in bytes: each start does that.
+const MAX_END: u64 = 2 * MAX_LINE;
+
 /// The command line, and whether the session's memory is as expected.
 pub fn argv(
     session: &AgentSession,
@@ -113,7 +116,7 @@ fn memory(home: &Path, session: Uuid) -> Result<Memory> {
 /// also when it was killed since: all that was said in between would be forgotten.
 fn point_at_end(path: &Path, mut file: &File, session: Uuid) -> Result<()> {
     let length = file.metadata()?.len();
-    let from = length.saturating_sub(MAX_SEARCH);
+    let from = length.saturating_sub(MAX_END);
     file.seek(SeekFrom::Start(from))?;
     // What is not looked through may hold such a note.
     let (mut noted, mut end, mut outdated) = (from > 0, None, false);
@@ -300,6 +303,10 @@ mod tests {
         for lines in [&[said("user", 1), said("assistant", 3), note(3)][..], &[said("user", 1), said("assistant", 3)]] {
             assert_eq!(after_resuming(lines, ""), format!("{}\n", lines.join("\n")));
         }
+        // Of a long session the end alone is looked through, and what stands before it may be such a note.
+        let filler = format!("{}\n", "x".repeat(1023)).repeat(usize::try_from(MAX_END / 1024).unwrap());
+        let long = [note(1), filler, said("user", 2)];
+        assert_eq!(after_resuming(&long, ""), format!("{}\n{}\n", long.join("\n"), note(2)));
         let path_of_link = folder.join("elsewhere");
         std::fs::write(&path_of_link, killed.join("\n")).unwrap();
         std::fs::remove_file(&path).unwrap();

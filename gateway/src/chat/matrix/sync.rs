@@ -59,7 +59,7 @@ use crate::failpoint;
 const LONG_POLL: Duration = Duration::from_secs(30);
 /// How long is waited for a message that somebody replied to, or for the room of an alias.
 pub(super) const LOOK_UP_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a sync waits in all for what the homeserver does not give: histories, members and single events. Long enough for a worker
+/// How long a sync waits for what the homeserver does not give of a room: history, members and single events. Long enough for a worker
 /// or a proxy to be started anew, and short, for meanwhile nobody is heard in any room, `stop` included.
 pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 /// How many events a room gives in one sync; what is missing before them is walked back to.
