@@ -14,7 +14,13 @@ use crate::value::{Problems, Text, Value, wrong_type};
 /// Longer waits are mistakes, and far longer ones would overflow a clock.
 const WEEK_SECS: u32 = 7 * 24 * 60 * 60;
 
-/// A time in milliseconds, at most a week.
+/// The longest that the sled keeps an agent's process.
+const DAY_SECS: u32 = 24 * 60 * 60;
+
+/// Nobody waits so long in a chat; the longest that the sled lets a turn go on that is stopped.
+const TEN_MINUTES_MS: u32 = 10 * 60 * 1000;
+
+/// A time in milliseconds, at most ten minutes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Millis(pub(crate) u32);
 
@@ -22,7 +28,7 @@ pub(crate) struct Millis(pub(crate) u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Secs(pub(crate) u32);
 
-/// A time in seconds, at most a week; zero stands for "not at all".
+/// A time in seconds, at most a day; zero stands for "not at all".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SecsOrZero(pub(crate) u32);
 
@@ -80,12 +86,12 @@ whole_numbers! {
         |n| Self::new(u32::try_from(n).ok()?).filter(|n| n.get() < u32::MAX), |n| n.get().into();
     NonZeroU64: format!("a whole number, 1 to {}", i64::MAX),
         |n| Self::new(n).filter(|_| i64::try_from(n).is_ok()), Self::get;
-    Millis: format!("a number of milliseconds, 0 to {}", WEEK_SECS * 1000),
-        |n| u32::try_from(n).ok().filter(|&n| n <= WEEK_SECS * 1000).map(Self), |millis| millis.0.into();
+    Millis: format!("a number of milliseconds, 0 to {TEN_MINUTES_MS}"),
+        |n| u32::try_from(n).ok().filter(|&n| n <= TEN_MINUTES_MS).map(Self), |millis| millis.0.into();
     Secs: format!("a number of seconds, 1 to {WEEK_SECS}"),
         |n| u32::try_from(n).ok().filter(|n| (1..=WEEK_SECS).contains(n)).map(Self), |secs| secs.0.into();
-    SecsOrZero: format!("a number of seconds, 0 to {WEEK_SECS}"),
-        |n| u32::try_from(n).ok().filter(|&n| n <= WEEK_SECS).map(Self), |secs| secs.0.into();
+    SecsOrZero: format!("a number of seconds, 0 to {DAY_SECS}"),
+        |n| u32::try_from(n).ok().filter(|&n| n <= DAY_SECS).map(Self), |secs| secs.0.into();
 }
 
 /// Memory for a container: at least 256 MiB. Written as the engine writes it, `512m`, `4g`, `2GiB`: units are powers of

@@ -139,9 +139,9 @@ sections! {
         pub(crate) coalesce_max_ms: Millis = Millis(8000);
         /// How long a turn that is stopped may take to end by itself before it is killed.
         pub(crate) stop_grace_ms: Millis = Millis(5000);
-        /// How many messages may wait in a session. Past that the sender is told.
+        /// How many messages may wait in a conversation. Past that the sender is told.
         pub max_queue: NonZeroU16 = const { NonZeroU16::new(100).unwrap() };
-        /// How many turns run at once, over all sessions. The rest wait in order.
+        /// How many turns run at once, over all conversations. The rest wait in order.
         pub max_concurrent_turns: NonZeroU16 = const { NonZeroU16::new(4).unwrap() };
         /// What a message does that comes while a turn runs: "queue" lets it wait for the turn's end, "interrupt" ends
         /// the turn and answers anew. Each room can change it for itself with `mode`.
@@ -149,7 +149,7 @@ sections! {
         /// How long an agent's question for permission waits before it counts as denied.
         pub(crate) permission_timeout_secs: Secs = Secs(300);
         /// Whether a reaction to such a question answers it in encrypted rooms too. Reactions travel unencrypted, so the
-        /// homeserver could forge one. In unencrypted rooms they always count; `!approve` and `!deny` do everywhere.
+        /// homeserver could forge one. In unencrypted rooms they always count; `!approve` and `!deny` count there too.
         pub reaction_approvals: bool = false;
         /// For how many days the texts of messages and answers are kept. After that they are erased for good from the
         /// journals of the gateway and of the sleds in the containers; what happened, and when, stays. The homeserver and
@@ -195,7 +195,7 @@ sections! {
         /// Whether the agent asks people in the room before it uses a tool that changes something, and waits up to
         /// `permission_timeout_secs`. This helps people to keep an eye on it; it is no fence. The container is.
         pub permissions: Permissions = Permissions::AllowInContainer;
-        /// How long an agent's process stays up after a turn, so that the session's next turn begins at once. Takes
+        /// How long an agent's process stays up after a turn, so that the conversation's next turn begins at once. Takes
         /// memory meanwhile. 0: it ends with the turn.
         pub(crate) keep_warm_secs: SecsOrZero = SecsOrZero(120);
     }

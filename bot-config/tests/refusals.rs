@@ -133,7 +133,7 @@ fn wrong_values() {
     permissions = "never"
     keep_warm_secs = 700000
     => bot.toml:2: `agent.permissions` must be "allow-in-container" or "ask"
-    bot.toml:3: `agent.keep_warm_secs` must be a number of seconds, 0 to 604800
+    bot.toml:3: `agent.keep_warm_secs` must be a number of seconds, 0 to 86400
 
     mode = "que"
     reaction_approvals = "yes"
@@ -156,13 +156,13 @@ fn wrong_values() {
     => bot.toml:1: `max_concurrent_turns` must be a whole number, 1 to 65535, not a fraction
 
     stop_grace_ms = -1
-    => bot.toml:1: `stop_grace_ms` must be a number of milliseconds, 0 to 604800000
+    => bot.toml:1: `stop_grace_ms` must be a number of milliseconds, 0 to 600000
 
     permission_timeout_secs = 0
     => bot.toml:1: `permission_timeout_secs` must be a number of seconds, 1 to 604800
 
     coalesce_window_ms = 99999999999999999999
-    => bot.toml:1: `coalesce_window_ms` must be a number of milliseconds, 0 to 604800000
+    => bot.toml:1: `coalesce_window_ms` must be a number of milliseconds, 0 to 600000
 
     allowed_users = "@ann:example.org"
     => bot.toml:1: `allowed_users` must be a list, each entry a Matrix user id such as `@you:example.org`, not text

@@ -1,6 +1,6 @@
 //! The control socket: how the command line speaks to the gateway that owns the state directory (DUR-9).
 //!
-//! HTTP over a Unix socket of mode 0600, whose peers must have the gateway's own uid. An upgraded connection carries the
+//! HTTP over a Unix socket of mode 0600, whose peers must have the gateway's own uid or be root. An upgraded connection carries the
 //! bytes of an SSH session.
 
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, time::Duration};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use jiff::fmt::strtime;
-use journal::{Actor, Cause, Journal, ReadError, Reader, Recorded, StreamId, Verification};
+use journal::{Actor, Cause, Journal, ReadError, Reader, Recorded, StreamId};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -78,8 +78,8 @@ pub fn show(home: &Home, stream: &str) -> Result<(), Refusal> {
 /// Goes over the whole journal: its form, and that every snapshot is what its events make. Whether all is well.
 pub fn verify(home: &Home) -> Result<bool, Refusal> {
     let reader = open(&home.journal())?;
-    let Verification { events, streams, keys, texts, erased, snapshots, mut problems } =
-        reader.verify().map_err(unreadable)?;
+    let mut seen = reader.verify().map_err(unreadable)?;
+    let problems = &mut seen.problems;
     problems.extend(reader.verify_snapshots::<Session>("session").map_err(unreadable)?);
     problems.extend(reader.verify_snapshots::<Remembered>("room").map_err(unreadable)?);
     problems.extend(outbox::verify(&reader).map_err(unreadable)?);
@@ -87,14 +87,8 @@ pub fn verify(home: &Home) -> Result<bool, Refusal> {
     problems.extend(reader.verify_fold::<Project>("project").map_err(unreadable)?);
     problems.extend(reader.verify_fold::<Identity>("gateway").map_err(unreadable)?);
     problems.extend(reader.verify_fold::<audit::Uses>(audit::STREAM).map_err(unreadable)?);
-    println!(
-        "{events} events in {streams} streams, {keys} keys, {texts} texts ({erased} erased), {snapshots} snapshots"
-    );
-    for problem in &problems {
-        println!("- {problem}");
-    }
-    println!("{}", if problems.is_empty() { "all is well" } else { "something is wrong" });
-    Ok(problems.is_empty())
+    println!("{seen}");
+    Ok(seen.problems.is_empty())
 }
 
 /// Prints events; `false` when nobody reads on.

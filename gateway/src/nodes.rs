@@ -342,7 +342,7 @@ impl Nodes {
                 }
                 Err(error) if began.elapsed() > PATIENCE => {
                     let said = text::one_line(&process.stderr_tail(), 300);
-                    return Err(Refusal::internal("its sled does not answer", format!("{error} {said}"))
+                    return Err(Refusal::internal("the project's sled does not answer", format!("{error} {said}"))
                         .hint(container.look_at_its_log()));
                 }
                 Err(error) => {

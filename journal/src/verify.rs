@@ -1,6 +1,7 @@
 //! Going over a whole file: does it keep what the crate promises of it?
 
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::ControlFlow;
 
 use crate::links::{Place, Spine, jump_version};
@@ -27,6 +28,19 @@ pub struct Verification {
     pub snapshots: u64,
     /// What is not as it should be. Empty when all is well.
     pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for Verification {
+    /// What there is, a line for each problem, and whether all is well.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { events, streams, keys, texts, erased, snapshots, problems } = self;
+        writeln!(
+            f,
+            "{events} events in {streams} streams, {keys} keys, {texts} texts ({erased} erased), {snapshots} snapshots"
+        )?;
+        problems.iter().try_for_each(|problem| writeln!(f, "- {problem}"))?;
+        f.write_str(if problems.is_empty() { "all is well" } else { "something is wrong" })
+    }
 }
 
 /// Something in a journal's file that is not as it should be.

@@ -200,7 +200,7 @@ pub enum TurnEvent {
     /// The agent has the people's words: it has echoed them, or has spoken since it was given them. Told once an attempt.
     #[serde(rename = "turn.heard")]
     Heard,
-    /// The agent asks for leave to use a tool, and waits.
+    /// The agent asks for permission to use a tool, and waits.
     #[serde(rename = "turn.permission_asked")]
     PermissionAsked {
         /// Names the question within the turn: letters, digits, `-` and `_`, bounded.

@@ -52,7 +52,7 @@ pub async fn erased_up_to(journal: &Journal) -> anyhow::Result<u64> {
 /// Reads what is new alone: it is done after every turn, and journals grow for years.
 pub async fn erase_prompts(journal: &Journal, actor: &Actor) -> anyhow::Result<u64> {
     let erased_up_to = erased_up_to(journal).await?;
-    let (mut prompts, mut up_to, mut lives) = (Vec::new(), erased_up_to, false);
+    let (mut prompts, mut up_to, mut cause, mut lives) = (Vec::new(), erased_up_to, Cause::None, false);
     for last in journal.last_events_after(record::STREAM, erased_up_to).await? {
         if !record::has_ended(&last)? {
             // What follows is looked at again, so that this turn is not passed over when it ends without a further word.
@@ -60,7 +60,7 @@ pub async fn erase_prompts(journal: &Journal, actor: &Actor) -> anyhow::Result<u
             continue;
         }
         if !lives {
-            up_to = last.position;
+            (up_to, cause) = (last.position, Cause::Event(last.id));
         }
         let events = journal.read(&last.stream, 0).await?;
         // What follows is of an attempt that has begun since.
@@ -74,9 +74,7 @@ pub async fn erase_prompts(journal: &Journal, actor: &Actor) -> anyhow::Result<u
     if up_to > erased_up_to {
         let events = vec![NewEvent::encode(&Forgotten::Prompts { up_to })?];
         let (stream, actor) = (StreamId::new(STREAM, "erased"), actor.clone());
-        journal
-            .append(Append { stream, expected: Expected::Any, events, key: None, actor, cause: Cause::None })
-            .await?;
+        journal.append(Append { stream, expected: Expected::Any, events, key: None, actor, cause }).await?;
     }
     Ok(erased)
 }
@@ -129,6 +127,12 @@ mod tests {
             erase_prompts(&self.journal, &self.actor).await.unwrap()
         }
 
+        /// The latest event of a kind of streams.
+        async fn last(&self, kind: &str) -> journal::Recorded {
+            let last = self.journal.last_events(kind).await.unwrap();
+            last.into_iter().max_by_key(|event| event.position).unwrap()
+        }
+
         /// What can be read of a turn's prompts, its answer last.
         async fn read(&self, turn: u128) -> Vec<String> {
             let mut read = Vec::new();
@@ -158,6 +162,8 @@ mod tests {
         interrupted.finish(Outcome::Interrupted, None).await.unwrap();
         assert_eq!(turns.forget().await, 2);
         assert_eq!(turns.read(1).await, [FORGOTTEN, "answer"]);
+        let (end, said) = (turns.last(record::STREAM).await, turns.last(STREAM).await);
+        assert_eq!(said.cause, Cause::Event(end.id));
         assert_eq!(turns.forget().await, 0);
 
         let mut again = turns.begin(2, 2, 2).await;

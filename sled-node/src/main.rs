@@ -33,6 +33,7 @@ mod supervisor;
 mod takeover;
 mod text;
 mod turns;
+mod verify;
 mod warm;
 mod workspace;
 
@@ -49,6 +50,9 @@ use crate::sshd::Sshd;
 
 /// Where a sled listens in its container.
 const SOCKET: &str = "/run/musher/sled.sock";
+
+/// Where a sled keeps its journal in its container.
+const DATA: &str = "/var/lib/musher/sled";
 
 /// The sled: what runs in a project's container
 #[derive(Debug, Parser)]
@@ -67,6 +71,12 @@ enum Command {
         /// The sled's socket
         #[arg(long, default_value = SOCKET)]
         socket: PathBuf,
+    },
+    /// Go over the sled's journal: its form, and that each turn's events make sense; 1 when something is wrong
+    Verify {
+        /// The folder of the sled's journal
+        #[arg(long, default_value = DATA)]
+        data: PathBuf,
     },
     /// Say which version this is
     Version,
@@ -119,6 +129,7 @@ fn main() -> anyhow::Result<ExitCode> {
             runtime.block_on(serve::run(settings, environment, log))?;
         }
         Command::Connect { socket } => connect::run(&socket)?,
+        Command::Verify { data } => return Ok(if verify::run(&data)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Command::Version => writeln!(std::io::stdout(), "sled {}", env!("CARGO_PKG_VERSION"))?,
         Command::Supervise { control, argv } => return supervisor::run(&control, &argv),
         Command::Sshd { settings, .. } => {

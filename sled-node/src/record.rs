@@ -36,6 +36,8 @@ const OVER: &str = "… this turn has said more than is kept; what else it says 
 pub struct Turn {
     /// The request of the latest attempt.
     pub request: Option<Apart<TurnRequest>>,
+    /// The event that said so.
+    pub accepted: Option<Uuid>,
     /// How the latest attempt ended.
     pub outcome: Option<Apart<Outcome>>,
     /// How each permission question of all attempts was settled; `None` while it is open.
@@ -53,11 +55,12 @@ impl Fold for Turn {
     type Event = Journaled;
     type Error = std::convert::Infallible;
 
-    fn apply(&mut self, event: &Journaled, _: &Recorded) -> Result<(), Self::Error> {
+    fn apply(&mut self, event: &Journaled, recorded: &Recorded) -> Result<(), Self::Error> {
         let texts = || event.texts.clone();
         match &event.rest {
             TurnEvent::Accepted(request) => {
                 self.request = Some(Apart { rest: request.clone(), texts: texts() });
+                self.accepted = Some(recorded.id);
                 self.outcome = None;
             }
             TurnEvent::Finished { outcome, .. } => {
@@ -164,6 +167,7 @@ impl Recorder {
 
     /// Stores the end of a turn that did not live to see it: what it had asked is denied, and then it is interrupted.
     pub async fn interrupt(mut self, turn: &Turn) -> Result<(), AppendError> {
+        self.cause = turn.accepted.map_or(Cause::None, Cause::Event);
         let denied = turn
             .open_questions()
             .map(|request| TurnEvent::PermissionSettled { request: request.clone(), decision: Decision::Denied });
@@ -341,6 +345,9 @@ mod tests {
         assert_eq!((after.version, after.state.outcome.unwrap().rest), (6, Outcome::Interrupted));
         let wanted = [("1-1".to_owned(), Some(Decision::Allowed)), ("1-2".to_owned(), Some(Decision::Denied))];
         assert_eq!(after.state.questions, BTreeMap::from(wanted));
+        let events = journal.read(&stream, 0).await.unwrap();
+        assert_eq!(events[0].cause, Cause::Command(format!("{}#1", Uuid::nil())));
+        assert!(events[1..].iter().all(|event| event.cause == Cause::Event(events[0].id)), "{events:?}");
     }
 
     #[tokio::test]

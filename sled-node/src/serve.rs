@@ -46,7 +46,7 @@ pub struct Settings {
     #[arg(long, default_value = "/workspace")]
     workspace: PathBuf,
     /// The folder of the sled's journal
-    #[arg(long, default_value = "/var/lib/musher/sled")]
+    #[arg(long, default_value = crate::DATA)]
     data: PathBuf,
     /// The project's id, for the journal; otherwise `MUSHER_PROJECT_ID`
     #[arg(long)]

@@ -107,7 +107,7 @@ pub enum Fault {
     Misattributed,
     /// The gateway ended by itself, for no reason that lies in what was away.
     Crash,
-    /// The gateway's journal is not sound.
+    /// The journal of the gateway or of a sled is not sound.
     Journal,
     /// A process is left.
     Process,

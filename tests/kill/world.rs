@@ -329,6 +329,12 @@ impl World {
             for line in self.strays(project, container).await {
                 self.record.found(Fault::Process, format!("in the container of {}: {line}", project_name(project)));
             }
+            // It may be down, when that was the last thing that was killed.
+            docker(&["start", container]).await?;
+            let verified = docker(&["exec", container, "sled", "verify"]).await;
+            if let Err(unsound) = verified {
+                self.record.found(Fault::Journal, format!("of the sled of {}: {unsound:#}", project_name(project)));
+            }
         }
         let ids = docker(&["ps", "--all", "--quiet", "--no-trunc"]).await?;
         let ids: Vec<String> = ids.lines().map(str::to_owned).collect();

@@ -48,18 +48,18 @@ pub enum Command {
     },
     /// Begin a new agent session; the files stay
     Reset,
-    /// Choose what messages do that come while the agent works, or tell it
+    /// Choose what messages do that come while the agent works, or show what holds
     Mode {
         /// What they do; without it, what holds is told
         mode: Option<Mode>,
     },
-    /// Allow what the agent asks leave for
+    /// Allow what the agent asks permission for
     Approve {
         /// The six characters that the question was told with, such as 3fa81c
         #[arg(value_parser = question)]
         question: String,
     },
-    /// Deny what the agent asks leave for
+    /// Deny what the agent asks permission for
     Deny {
         /// The six characters that the question was told with, such as 3fa81c
         #[arg(value_parser = question)]

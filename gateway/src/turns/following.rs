@@ -36,7 +36,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How long a turn's events must have been read for that the node counts as reached, though nothing was said. It is more than
 /// opening them may take.
 const STEADY: Duration = Duration::from_secs(30);
-/// The first version of the link whose sleds ask for leave.
+/// The first version of the link whose sleds ask for permission.
 const ASKS: u32 = 2;
 /// When a node has been away for so long, people are told what is waited for.
 const TOLD_AFTER: Duration = Duration::from_secs(3);
@@ -192,7 +192,7 @@ impl Turns {
         if let Some(wanted) = request {
             if wanted.permissions != Permissions::Bypass && sled.link().peer().protocol < ASKS {
                 // It would not ask (SEC-8). An idle container is made anew on the present image at the next rebuild.
-                let message = "its sled is of an older version, whose agents do not ask for leave".to_owned();
+                let message = "its sled is of an older version, whose agents do not ask for permission".to_owned();
                 return Err(CallError::Refused(Refused { kind: RefusalKind::Invalid, message }));
             }
             // From the first try on it may run, whatever the answer is.

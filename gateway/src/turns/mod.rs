@@ -2,7 +2,7 @@
 //!
 //! A turn belongs to its sled and outlives the gateway. Its end and its answer are journaled in one transaction, before
 //! people read either. [`attempts`] carries a turn to its end; [`following`] hands one attempt over and reads it;
-//! [`questions`] are what an agent asks leave for; [`stops`] report what a stop did; [`told`] is what people hear.
+//! [`questions`] are what an agent asks permission for; [`stops`] report what a stop did; [`told`] is what people hear.
 
 mod attempts;
 mod following;

@@ -1,4 +1,4 @@
-//! What agents ask leave for (MTX-11): a question is told in its room, and a person who may decides it.
+//! What agents ask permission for (MTX-11): a question is told in its room, and a person who may decides it.
 //!
 //! That something was allowed is journaled here before the sled hears of it: approvals never come from inside a
 //! container (DESIGN, invariant 9). The deadline is the sled's.
@@ -231,7 +231,7 @@ impl Turns {
         let post = Post {
             to: Address { pending: None, ..turn.to.clone() },
             weight: Weight::Answer,
-            markdown: format!("⚠ The agent asks for leave: {shown}\n`{approve}` or `{deny}`, until {until}."),
+            markdown: format!("⚠ The agent asks for permission: {shown}\n`{approve}` or `{deny}`, until {until}."),
             transaction: question.transaction(),
             answers: Vec::new(),
             failed: false,

@@ -126,7 +126,7 @@ pub enum Heard {
     Events(Vec<TurnEvent>),
     /// The agent is ready: its start is over.
     Ready,
-    /// It asks for leave, after what was still held back.
+    /// It asks for permission, after what was still held back.
     Asked(Vec<TurnEvent>, Question),
     /// It no longer wants to know what it asked under this name of its own.
     Withdrawn(String),

@@ -16,5 +16,6 @@ mod takeover;
 mod trees;
 mod turns;
 mod undo;
+mod verify;
 mod warm;
 mod workspace;

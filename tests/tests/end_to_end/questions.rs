@@ -1,4 +1,4 @@
-//! An agent asks leave, and a person decides (MTX-11).
+//! An agent asks permission, and a person decides (MTX-11).
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ use crate::scene::{Cast, Scene};
 const ASK: &str = "permissions = \"ask\"";
 
 /// In every question.
-const QUESTION: &str = "asks for leave";
+const QUESTION: &str = "asks for permission";
 
 /// A model that makes the file `<name>` of the project when it is asked to `make <name>`, and then says `Done with <name>.`
 async fn model_that_makes(names: &[&str]) -> Result<Model> {

@@ -332,7 +332,7 @@ fn help_shows_how_a_command_is_written() {
     ");
     insta::assert_snapshot!(explained("approve"), @r"
     ```
-    Allow what the agent asks leave for
+    Allow what the agent asks permission for
 
     Usage: approve <question>
 

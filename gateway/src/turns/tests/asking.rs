@@ -1,4 +1,4 @@
-//! What agents ask leave for, between a sled and a room.
+//! What agents ask permission for, between a sled and a room.
 
 use super::*;
 
@@ -122,7 +122,7 @@ async fn a_question_is_told_and_decided_by_whom_it_concerns() {
     assert_eq!(
         question.markdown,
         format!(
-            "⚠ The agent asks for leave: Bash `rm -r target`\n`!approve {name}` or `!deny {name}`, until 03:04:05 UTC."
+            "⚠ The agent asks for permission: Bash `rm -r target`\n`!approve {name}` or `!deny {name}`, until 03:04:05 UTC."
         )
     );
     let bob = Person { id: "bob".into(), ..ann() };
@@ -176,7 +176,7 @@ async fn a_question_shows_each_line_of_what_is_asked_and_no_sign_as_another() {
         let mut stage = Stage::new([Some(accepting().merge(events(told)))]).await;
         stage.say("hello", false).await;
         let question = stage.answer().await.markdown;
-        assert!(question.starts_with(&format!("⚠ The agent asks for leave: {shown}\n`!approve ")), "{question}");
+        assert!(question.starts_with(&format!("⚠ The agent asks for permission: {shown}\n`!approve ")), "{question}");
     }
 }
 
@@ -255,7 +255,7 @@ async fn what_is_asked_beyond_what_a_room_hears_is_denied_at_once_and_the_room_h
         };
         assert_eq!(answer, "done");
         assert!(answers.try_recv().is_err(), "nothing else is denied");
-        assert_eq!(told.iter().filter(|told| told.contains("asks for leave")).count(), heard);
+        assert_eq!(told.iter().filter(|told| told.contains("asks for permission")).count(), heard);
         assert_eq!(told.iter().filter(|told| told.starts_with("Not every question")).count(), 1, "{told:?}");
     }
 }
