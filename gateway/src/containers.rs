@@ -39,6 +39,8 @@ const NAMES: u32 = 20;
 const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a sled that the engine does not see may take to end.
 const UNSEEN_PATIENCE: Duration = takeover::LIMIT.saturating_add(Duration::from_secs(2));
+/// How many such sleds of a project are ended at once. There is one; a program of the project could act as any number.
+const UNSEEN_ROUNDS: usize = 3;
 /// How long the engine has for learning of that.
 const UNSEEN_PAUSE: Duration = Duration::from_millis(500);
 
@@ -356,7 +358,7 @@ impl Containers {
     async fn end_unseen(&self, project: Uuid) -> Result<bool, Refusal> {
         let folder = self.home.project(project).sled();
         let mut ended = false;
-        loop {
+        for _ in 0..UNSEEN_ROUNDS {
             match failpoint::around("end_unseen", takeover::ask(&folder, UNSEEN_PATIENCE)).await {
                 Ok(false) => return Ok(ended),
                 Ok(true) => {
@@ -365,16 +367,14 @@ impl Containers {
                     // The engine learns of its end, and tidies up after it.
                     sleep(UNSEEN_PAUSE).await;
                 }
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    let what =
-                        "a sled of the project runs in a container that the engine takes for stopped, and does not end";
-                    return Err(Refusal::unavailable(what).hint(
-                        "On the host `pgrep --full --list-full 'sled serve'` shows it, and `kill -9` ends it; then try again.",
-                    ));
-                }
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
                 Err(error) => return Err(Refusal::internal("it cannot be seen whether a sled runs unseen", error)),
             }
         }
+        let what = "a sled of the project runs in a container that the engine takes for stopped, and does not end";
+        Err(Refusal::unavailable(what).hint(
+            "On the host `pgrep --full --list-full 'sled serve'` shows it, and `kill -9` ends it; then try again.",
+        ))
     }
 
     /// Refuses what the engine's host does not have, asked for or by the setting, before anything is made.

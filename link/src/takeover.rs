@@ -4,9 +4,12 @@
 //! removed: no question to the engine reaches what runs in it. The folder is mounted from the host, and a socket in it does.
 
 use std::{
-    fs::File,
+    fs::{self, File, Permissions},
     io::{self, ErrorKind},
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -44,13 +47,32 @@ pub async fn ask(folder: &Path, patience: Duration) -> io::Result<bool> {
 }
 
 async fn connect(folder: &Path) -> io::Result<UnixStream> {
+    let reach = async || UnixStream::connect(by_descriptor(&socket(folder)?)).await;
+    match reach().await {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            open_up(folder)?;
+            reach().await
+        }
+        reached => reached,
+    }
+}
+
+/// What has the socket's name, if it is one.
+fn socket(folder: &Path) -> io::Result<OwnedFd> {
     let folder = File::open(folder)?;
     // Programs of the project may put anything there, at any time: what was looked at is what is opened.
     let socket = openat(&folder, SOCKET, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
     if SFlag::from_bits_truncate(fstat(&socket)?.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
         return Err(ErrorKind::NotFound.into());
     }
-    UnixStream::connect(by_descriptor(&socket)).await
+    Ok(socket)
+}
+
+/// Gives the owner the rights back that a program of the project has taken away. The folder itself, a mount there, cannot be
+/// exchanged from within its container.
+fn open_up(folder: &Path) -> io::Result<()> {
+    fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+    fs::set_permissions(by_descriptor(&socket(folder)?), Permissions::from_mode(0o600))
 }
 
 /// A path that is short however long the socket's own is.
@@ -60,6 +82,7 @@ fn by_descriptor(socket: &OwnedFd) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::Uid;
     use tokio::net::UnixListener;
 
     use super::*;
@@ -100,13 +123,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn rights_that_were_taken_away_keep_nobody_from_asking() {
+        let folder = folder();
+        // Root passes everywhere: for files this thread is somebody else from here on.
+        if nix::unistd::geteuid().is_root() {
+            let nobody = Uid::from_raw(65_534);
+            nix::unistd::chown(folder.path(), Some(nobody), None).expect("root may");
+            nix::unistd::setfsuid(nobody);
+        }
+        for (round, left) in [0o600, 0o400, 0].into_iter().enumerate() {
+            let socket = folder.path().join(SOCKET);
+            let sled = listener(folder.path());
+            fs::set_permissions(&socket, Permissions::from_mode(0o000)).expect("it is ours");
+            fs::set_permissions(folder.path(), Permissions::from_mode(left)).expect("it is ours");
+            let asked = ask(folder.path(), Duration::from_mins(1));
+            let hears = tokio::spawn(async move { drop((sled.accept().await, sled)) });
+            assert!(asked.await.expect("it is asked"), "round {round}");
+            hears.await.expect("it is heard");
+            fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).expect("it is ours");
+            fs::remove_file(&socket).expect("it can be removed");
+        }
+    }
+
+    #[tokio::test]
     async fn what_is_no_socket_is_nobody_and_a_link_is_not_followed() {
         let (folder, elsewhere) = (folder(), folder());
         assert!(!ask(folder.path(), Duration::from_mins(1)).await.expect("nothing is there"));
         let path = folder.path().join(SOCKET);
-        std::fs::write(&path, "a file").expect("it can be written");
+        fs::write(&path, "a file").expect("it can be written");
         assert!(!ask(folder.path(), Duration::from_mins(1)).await.expect("a file is there"));
-        std::fs::remove_file(&path).expect("it can be removed");
+        fs::remove_file(&path).expect("it can be removed");
         let other = listener(elsewhere.path());
         std::os::unix::fs::symlink(elsewhere.path().join(SOCKET), &path).expect("a link");
         assert!(!ask(folder.path(), Duration::from_mins(1)).await.expect("a link is there"));

@@ -16,7 +16,7 @@ use crate::agent::stream_json::{self, Heard, Limit, Listener, Told};
 use crate::lines::{Line, Tail};
 use crate::permissions::{Questions, Step};
 use crate::record::Recorder;
-use crate::supervised::News;
+use crate::supervised::{News, until};
 use crate::supervisor::Gone;
 use crate::text::error_line;
 
@@ -388,12 +388,4 @@ impl<'a> Attempt<'a> {
 fn unstored(error: &AppendError) -> End {
     tracing::error!(error = error as &dyn std::error::Error, "a turn's output cannot be stored");
     End::Unstored(format!("its output could not be stored: {}", error_line(error)))
-}
-
-/// Waits until then, or for ever.
-async fn until(then: Option<Instant>) {
-    match then {
-        Some(then) => tokio::time::sleep_until(then).await,
-        None => std::future::pending().await,
-    }
 }

@@ -26,6 +26,8 @@ struct Stat {
     parent: i32,
     /// Ended with all its threads, and waiting for its parent to notice. Where the first thread alone has ended, the others work on.
     zombie: bool,
+    /// By a signal, or by a debugger.
+    stopped: bool,
 }
 
 /// All descendants of the process `root`, zombies included, at about this moment: one that is orphaned while this looks can be missed,
@@ -88,6 +90,11 @@ fn environment(pid: i32) -> Vec<u8> {
         threads.find_map(|thread| of(&thread.path()))
     };
     of(Path::new(&process)).or_else(of_others).unwrap_or_default()
+}
+
+/// Whether a process is there and does nothing until it is told to go on.
+pub fn is_stopped(pid: u32) -> bool {
+    matches!(read_stat(Path::new(&format!("/proc/{pid}/stat"))), Ok(Some(Stat { stopped: true, .. })))
 }
 
 /// Sends `signal` to `process` if it is still the same one; one that is gone is no error.
@@ -172,7 +179,8 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let parent = fields.next()?.parse().ok()?;
     let threads: i64 = fields.nth(15)?.parse().ok()?;
     let started = fields.nth(1)?.parse().ok()?;
-    Some(Stat { process: Process { pid, started }, parent, zombie: matches!(state, "Z" | "X") && threads <= 1 })
+    let (zombie, stopped) = (matches!(state, "Z" | "X") && threads <= 1, matches!(state, "T" | "t"));
+    Some(Stat { process: Process { pid, started }, parent, zombie, stopped })
 }
 
 #[cfg(test)]
@@ -188,7 +196,7 @@ mod tests {
             let stat = parse_stat(format!("42 ({name}) {rest}").as_bytes()).unwrap();
             assert_eq!(
                 stat,
-                Stat { process: Process { pid: 42, started: 987_654 }, parent: 7, zombie: false },
+                Stat { process: Process { pid: 42, started: 987_654 }, parent: 7, zombie: false, stopped: false },
                 "{name}"
             );
         }
@@ -205,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_tree_is_what_hangs_below_its_root() {
-        let stat = |pid, parent| Stat { process: Process { pid, started: 1 }, parent, zombie: false };
+        let stat = |pid, parent| Stat { process: Process { pid, started: 1 }, parent, zombie: false, stopped: false };
         let table = [stat(2, 1), stat(5, 4), stat(4, 3), stat(3, 2), stat(9, 1), stat(6, 3)];
         let mut pids: Vec<i32> = below(2, &table).into_iter().map(|stat| stat.process.pid).collect();
         pids.sort_unstable();
@@ -214,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_a_turn_leaves_is_told_from_what_the_agent_has() {
-        let stat = |pid, parent| Stat { process: Process { pid, started: 1 }, parent, zombie: false };
+        let stat = |pid, parent| Stat { process: Process { pid, started: 1 }, parent, zombie: false, stopped: false };
         // The root 1 has the agent 2, which has the servers 3 and 4; 4 has a helper 5 that it had at its start.
         let start = vec![stat(2, 1), stat(3, 2), stat(4, 2), stat(5, 4), stat(99, 0)];
         let adopted: HashSet<Process> = [3, 4, 5].map(|pid| Process { pid, started: 1 }).into();
@@ -234,7 +242,8 @@ mod tests {
         check(&[stat(9, 1), stat(7, 2), stat(8, 7)], None);
         check(&[Stat { zombie: true, ..stat(7, 2) }], Some(&[]));
         // An id that was given away again is not the server that had it.
-        let table = [stat(2, 1), Stat { process: Process { pid: 3, started: 9 }, parent: 2, zombie: false }];
+        let table =
+            [stat(2, 1), Stat { process: Process { pid: 3, started: 9 }, parent: 2, zombie: false, stopped: false }];
         assert_eq!(leftovers_of(&table, 1, 2, &adopted), None);
         // A server whose parent has died serves nobody.
         let table = [stat(2, 1), stat(5, 1)];

@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Child;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::environment::Environment;
@@ -25,6 +26,9 @@ const LAST_CALL: Duration = Duration::from_millis(100);
 
 /// The variable by which a tree is found again if its supervisor was killed.
 const MARK: &str = "MUSHER_SUPERVISED";
+
+/// When a supervisor is first looked at that has not done what it was asked to, after the grace that it has, and how often from then on.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 /// How long to wait before looking again for what has not died yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -72,6 +76,8 @@ pub struct Supervised {
     reports: Lines<BufReader<OwnedReadHalf>>,
     orders: OwnedWriteHalf,
     mark: String,
+    /// When to look whether the supervisor works, once it was asked to end all.
+    look: Option<Instant>,
     gone: Option<Gone>,
 }
 
@@ -122,7 +128,7 @@ impl Supervision {
                 if let Some(error) = oom_error {
                     tracing::warn!(%error, "cannot make a program the first to go when memory is short");
                 }
-                Ok(Supervised { child, reports, orders, mark, gone: None })
+                Ok(Supervised { child, reports, orders, mark, look: None, gone: None })
             }
             Report::NotStarted { error } => {
                 child.wait().await?;
@@ -189,6 +195,7 @@ impl Supervised {
     /// Asks every process of the tree to end, and has those killed that are left after `grace`. Returns at once.
     pub async fn stop(&mut self, grace: Duration) {
         self.order(Order::Stop { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX) }).await;
+        self.look = Instant::now().checked_add(grace.saturating_add(LOOK_AFTER));
     }
 
     /// What hangs below the program now is its own from now on. Returns at once.
@@ -224,7 +231,18 @@ impl Supervised {
             if let Some(gone) = self.gone {
                 break gone;
             }
-            let report = self.reports.next_line().await.ok().flatten();
+            let report = tokio::select! {
+                report = self.reports.next_line() => report.ok().flatten(),
+                () = until(self.look) => {
+                    self.look = Some(Instant::now() + LOOK_AFTER);
+                    // Its processes may have stopped it (SIGSTOP). A signal to go on could be answered by another such.
+                    if self.child.id().is_some_and(processes::is_stopped) {
+                        tracing::warn!("a supervisor was stopped, and is killed");
+                        self.child.start_kill().ok();
+                    }
+                    continue;
+                }
+            };
             self.gone = match report.map(|line| serde_json::from_str(&line)) {
                 Some(Ok(Report::Settled { busy })) => return News::Settled { busy },
                 Some(Ok(Report::Gone(gone))) => Some(gone),
@@ -239,7 +257,7 @@ impl Supervised {
         News::Gone(gone)
     }
 
-    /// Somebody killed the supervisor: end what it had below it, as far as it can be found.
+    /// The supervisor was killed: end what it had below it, as far as it can be found.
     async fn without_supervisor(&mut self) -> Gone {
         tracing::warn!("a supervisor was killed; its processes are looked for by their mark");
         let mut most = 0;
@@ -265,6 +283,14 @@ impl Supervised {
     }
 }
 
+/// Waits until then; for ever if there is no such moment.
+pub async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 impl Supervised {
     /// A program without a supervisor, and the other end of the line to it.
@@ -272,7 +298,7 @@ impl Supervised {
         let (here, there) = UnixStream::pair().unwrap();
         let (reports, orders) = here.into_split();
         let reports = BufReader::new(reports).lines();
-        (Self { child, reports, orders, mark: Uuid::new_v4().to_string(), gone: None }, there)
+        (Self { child, reports, orders, mark: Uuid::new_v4().to_string(), look: None, gone: None }, there)
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use link::takeover;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use tokio::net::UnixListener;
 use tokio::time::Instant;
 
@@ -32,7 +32,9 @@ impl Successors {
     pub async fn take(folder: &Path, patience: Duration) -> anyhow::Result<Self> {
         let path = folder.join("lock");
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
+        // A program of the project may have put a link or a pipe there; waiting for the pipe's other end would be for ever.
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags.bits());
         let mut file = options.open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         let deadline = Instant::now() + patience;
         let mut asked = false;

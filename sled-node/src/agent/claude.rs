@@ -136,7 +136,8 @@ fn point_at_end(path: &Path, mut file: &File, session: Uuid) -> Result<()> {
     let before = if last == *b"\n" { "" } else { "\n" };
     let note = json!({ "type": NOTE, "leafUuid": end, "sessionId": session });
     tracing::info!(%session, "the session was killed since it last ended: it is resumed at its end");
-    let mut file = OpenOptions::new().append(true).custom_flags(nix::libc::O_NOFOLLOW).open(path)?;
+    let flags = nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW;
+    let mut file = OpenOptions::new().append(true).custom_flags(flags).open(path)?;
     file.write_all(format!("{before}{note}\n").as_bytes())
 }
 

@@ -312,7 +312,8 @@ impl Repository {
         }
     }
 
-    /// Works on files, where nothing else waits for it. Nobody else works on the records before it is done, whoever waits for it.
+    /// Works on files, where nothing else waits for it, and waits for that while there is time. Nobody else works on the records before it is
+    /// done, whoever waits for it.
     pub async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
@@ -323,7 +324,10 @@ impl Repository {
             drop(alone);
             done
         });
-        working.await.map_err(std::io::Error::other)?
+        let Ok(worked) = tokio::time::timeout_at(self.deadline.at, working).await else {
+            return Err(Fault::TooLong(self.deadline.granted));
+        };
+        worked.map_err(std::io::Error::other)?
     }
 
     /// Runs git.

@@ -4,18 +4,22 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
-use super::plumbing::{Call, Fault, Index, Repository, entries, joined, path, remove};
+use super::plumbing::{Call, Deadline, Fault, Index, Repository, entries, joined, path, remove};
 
 /// The largest file that is recorded without being tracked, in bytes.
 const MAX_NEW_FILE: u64 = 100 * 1024 * 1024;
 
 /// How much is recorded anew at a time, in bytes.
 const MAX_NEW: u64 = 1024 * 1024 * 1024;
+
+/// How much of an index is copied without a look at the time, in bytes.
+const PIECE: u64 = 16 * 1024 * 1024;
 
 /// How many files git is handed at once: what one run has recorded is not lost when time runs out.
 const CHUNK: usize = 2_000;
@@ -117,10 +121,8 @@ impl Repository {
         let theirs = path(theirs.strip_suffix(b"\n").unwrap_or(&theirs)).to_owned();
         let begun = self.index(Index::Begun).unwrap_or_default();
         let to = begun.clone();
-        let copied = self.blocking(move || {
-            let there = theirs.exists();
-            if there { copy(&theirs, &to).map(|()| there) } else { Ok(there) }
-        });
+        let deadline = self.deadline();
+        let copied = self.blocking(move || copy(&theirs, &to, deadline));
         if !copied.await? {
             return Ok(());
         }
@@ -264,14 +266,36 @@ impl Work {
     }
 }
 
-/// Copies an index with its time of change: files that were changed after it, in the same moment, are known by that.
-fn copy(from: &Path, to: &Path) -> Result<(), Fault> {
-    let copied = || {
-        let (mut theirs, mut ours) = (File::open(from)?, File::create(to)?);
-        std::io::copy(&mut theirs, &mut ours)?;
-        ours.set_modified(theirs.metadata()?.modified()?)
+/// Copies an index with its time of change: files that were changed after it, in the same moment, are known by that. Returns
+/// whether there is one. What is no file is none: a device or a pipe has no end.
+fn copy(from: &Path, to: &Path, deadline: Deadline) -> Result<bool, Fault> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let mut theirs = match File::options().read(true).custom_flags(flags.bits()).open(from) {
+        Ok(theirs) if theirs.metadata().is_ok_and(|found| found.is_file()) => theirs,
+        Ok(_) => return Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Fault::of(from, error)),
     };
-    copied().map_err(|error| Fault::of(to, error))
+    let length = theirs.metadata().map_err(|error| Fault::of(from, error))?.len();
+    if length > MAX_NEW {
+        return Err(Fault::TooMuch("an index of over 1 GiB"));
+    }
+    let copied = |error| Fault::of(to, error);
+    // What a program of the project has put there is not followed, nor waited for.
+    remove(to)?;
+    let mut ours = File::create_new(to).map_err(copied)?;
+    let mut left = length;
+    while left > 0 {
+        deadline.left()?;
+        let some = std::io::copy(&mut (&mut theirs).take(left.min(PIECE)), &mut ours).map_err(copied)?;
+        if some == 0 {
+            break;
+        }
+        left -= some;
+    }
+    let changed = theirs.metadata().and_then(|found| found.modified()).map_err(copied)?;
+    ours.set_modified(changed).map_err(copied)?;
+    Ok(true)
 }
 
 #[cfg(test)]

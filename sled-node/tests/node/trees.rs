@@ -124,12 +124,34 @@ async fn the_tree_dies_even_if_its_supervisor_is_killed() {
     );
     let pids = node.pids();
     assert_eq!(pids.len(), 3);
-    // Whoever inherited them reaps them; dead they are already.
-    for pid in pids {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let ended = stat.contains(") Z ") && stat.split(' ').nth(19) == Some("1");
-        assert!(stat.is_empty() || ended, "{stat}");
-    }
+    assert!(pids.into_iter().all(is_dead));
+}
+
+#[tokio::test]
+async fn a_supervisor_that_is_stopped_holds_no_answer_back() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let agent = script(&format!(
+        "{RUNAWAY}; until test -s runaway.pid; do sleep 0.01; done; echo $$ > agent.pid; kill -STOP $PPID; {RESULT}"
+    ));
+    // The rest of its end is `without_supervisor`'s.
+    assert_eq!(turn(&client, &agent).await.0, Outcome::Answered { text: "done".to_owned() });
+    let pids = node.pids();
+    assert_eq!(pids.len(), 2);
+    assert!(pids.into_iter().all(is_dead));
+    // Nor is a stop held up.
+    let id = Uuid::now_v7();
+    client.put_turn(id, &script("kill -STOP $PPID; echo $$ > late.pid; exec sleep 1000")).await.unwrap();
+    node.wait_for_pids(3).await;
+    let began = Instant::now();
+    assert!(matches!(client.stop_turn(id, &stop(300)).await.unwrap(), Outcome::Stopped { killed: true, .. }));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+/// Whoever inherits it reaps it; dead it may be already.
+fn is_dead(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.is_empty() || (stat.contains(") Z ") && stat.split(' ').nth(19) == Some("1"))
 }
 
 #[tokio::test]

@@ -436,6 +436,20 @@ async fn an_index_of_ours_that_cannot_be_read_is_made_anew() {
 }
 
 #[tokio::test]
+async fn an_index_of_theirs_that_is_no_file_holds_no_turn_up() {
+    let project = Project::of(&[("a", "0\n")]).await;
+    project.turn("echo 1 > a").await;
+    // Whoever reads from it waits for ever; where there is no index of ours theirs is copied.
+    project.turn("ln -sf /dev/ptmx .git/index; rm -f .git/musher/index").await;
+    project.turn("echo 2 > a").await;
+    std::fs::remove_file(project.path(".git/index")).unwrap();
+    project.git(&["reset"]);
+    project.turn("echo 3 > a").await;
+    let diff = project.diff(&[]).await;
+    assert!(diff.contains("+3\n"), "{diff}");
+}
+
+#[tokio::test]
 async fn a_record_that_was_cut_off_when_it_began_spoils_none_after_it() {
     let project = Project::empty().await;
     project.write(".gitattributes", "* text eol=crlf\n");
