@@ -66,6 +66,9 @@ pub struct Settings {
     /// Where the kernel shows cgroups, for the room that there is
     #[arg(long, default_value = "/sys/fs/cgroup", hide = true)]
     cgroups: PathBuf,
+    /// Where the kernel shows processes and the machine's memory, for the same
+    #[arg(long, default_value = "/proc", hide = true)]
+    proc: PathBuf,
     /// Run no sshd
     #[arg(long)]
     no_sshd: bool,
@@ -125,7 +128,7 @@ pub async fn run(settings: Settings, environment: Environment, log: RecentLog) -
         workspace: settings.workspace,
         surroundings,
         supervision,
-        warm: Warm::new(Room { cgroups: settings.cgroups, proc: "/proc".into() }),
+        warm: Warm::new(Room { cgroups: settings.cgroups, proc: settings.proc }),
         limit_backoff: Duration::from_secs(settings.limit_backoff_secs),
         snapshots: snapshots.clone(),
     };
