@@ -3,6 +3,7 @@
 
 mod appending;
 mod fixture;
+mod flushing;
 mod folding;
 mod forgetting;
 mod killing;
