@@ -1,18 +1,26 @@
-//! What a start costs: folds of long streams, of many streams, and from snapshots.
+//! What a start costs: folds of long streams, of many streams, and from snapshots. It fails when the
+//! bound on a start from a snapshot is not kept.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::hint::black_box;
+use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput};
 use journal::{
     Actor, Append, Cause, DomainEvent, Expected, Fold, Journal, NewEvent, Recorded, Snapshot, StreamId, SystemClock,
 };
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
+
+/// The most that a start from a snapshot and a tail of 1,000 events may take, the median of [`ROUNDS`].
+const FROM_SNAPSHOT: Duration = Duration::from_millis(5);
+
+const ROUNDS: usize = 21;
 
 /// Of the size and shape of what a chat's session writes.
 #[derive(Serialize, Deserialize)]
@@ -92,21 +100,29 @@ async fn keep_all(journal: &Journal) {
     }
 }
 
-fn folding(criterion: &mut Criterion) {
+fn main() -> ExitCode {
     let runtime = Runtime::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let long = Journal::open(&folder.path().join("long.db"), Arc::new(SystemClock)).unwrap();
+    let mut criterion = Criterion::default().configure_from_args();
+    folding(&mut criterion, &runtime, &long);
+    criterion.final_summary();
+    check(&runtime, &long)
+}
+
+/// Leaves in `journal` one stream with a snapshot at 50,000 and a tail of 1,000 events.
+fn folding(criterion: &mut Criterion, runtime: &Runtime, journal: &Journal) {
     let mut group = criterion.benchmark_group("fold");
     group.sample_size(20);
 
-    let folder = tempfile::tempdir().unwrap();
-    let journal = Journal::open(&folder.path().join("long.db"), Arc::new(SystemClock)).unwrap();
     let stream = StreamId::new("chat", 0);
-    runtime.block_on(fill(&journal, 0, 0..50_000));
+    runtime.block_on(fill(journal, 0, 0..50_000));
     group.throughput(Throughput::Elements(50_000));
     group.bench_function("one stream of 50,000 events", |b| {
         b.iter(|| black_box(runtime.block_on(journal.load::<Chat>(&stream)).unwrap()));
     });
-    runtime.block_on(keep_all(&journal));
-    runtime.block_on(fill(&journal, 0, 50_000..51_000));
+    runtime.block_on(keep_all(journal));
+    runtime.block_on(fill(journal, 0, 50_000..51_000));
     group.throughput(Throughput::Elements(1000));
     group.bench_function("snapshot at 50,000 and a tail of 1,000 events", |b| {
         b.iter(|| black_box(runtime.block_on(journal.load_snapshot::<Chat>(&stream)).unwrap()));
@@ -134,5 +150,26 @@ fn folding(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, folding);
-criterion_main!(benches);
+/// Whether a start from a snapshot keeps its bound.
+fn check(runtime: &Runtime, journal: &Journal) -> ExitCode {
+    let stream = StreamId::new("chat", 0);
+    let mut rounds: Vec<Duration> = (0..ROUNDS)
+        .map(|_| {
+            let start = Instant::now();
+            let loaded = runtime.block_on(journal.load_snapshot::<Chat>(&stream)).unwrap();
+            let took = start.elapsed();
+            assert_eq!(loaded.version, 51_000);
+            took
+        })
+        .collect();
+    rounds.sort_unstable();
+    let (median, least, most) = (rounds[ROUNDS / 2], rounds[0], rounds[ROUNDS - 1]);
+    println!(
+        "snapshot at 50,000 and a tail of 1,000 events: {median:.2?} (of {ROUNDS} rounds {least:.2?} to {most:.2?})"
+    );
+    if median > FROM_SNAPSHOT {
+        eprintln!("missed: {FROM_SNAPSHOT:?} for a snapshot and its tail");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
