@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 /// A wall clock, handed in so that tests decide what time it is.
 pub trait Clock: Send + Sync {
-    /// The present moment.
+    /// The present moment. A journal keeps it to the microsecond.
     fn now(&self) -> Timestamp;
 }
 

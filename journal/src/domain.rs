@@ -92,8 +92,8 @@ impl NewEvent {
         events.into_iter().map(Self::encode).collect()
     }
 
-    /// An event whose meaning the caller does not know, for one who passes events on. The bytes of
-    /// `data` are kept as they are.
+    /// An event whose meaning the caller does not know, for one who passes events on. `data` is
+    /// written in version `kind_version` of the kind, from 1, and its bytes are kept as they are.
     ///
     /// # Errors
     /// When `kind` is not of the form `noun.past_tense`.
@@ -126,7 +126,9 @@ impl Recorded {
     /// The event as one of `E`, older data lifted first.
     ///
     /// # Errors
-    /// When the kind is one of `E`'s and the data does not decode.
+    /// When the kind is one of `E`'s: [`DecodeError::Newer`] when a newer version of this program
+    /// has written it, [`DecodeError::Upcast`] when older data cannot be lifted,
+    /// [`DecodeError::Malformed`] when the data does not decode.
     pub fn decode<E: DomainEvent>(&self) -> Result<Decoded<E>, DecodeError> {
         if !E::KINDS.contains(&&*self.kind) {
             return Ok(Decoded::Unknown);

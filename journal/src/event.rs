@@ -104,8 +104,9 @@ impl NewEvent {
     }
 
     /// Stores a text with the event, in the same transaction: words of a person or an agent that
-    /// must be erasable. The event's data names the text by `id`, which is new; the text itself
-    /// belongs nowhere else, neither in an event nor in a [`crate::Snapshot`].
+    /// must be erasable. The event's data names the text by `id`, which is new, or the append is
+    /// refused ([`crate::AppendError::TextExists`]); the text itself belongs nowhere else, neither in
+    /// an event nor in a [`crate::Snapshot`].
     ///
     /// Texts are not part of what an idempotency key stands for: a repeated append stores none.
     #[must_use]

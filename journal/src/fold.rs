@@ -13,7 +13,10 @@ pub trait Fold: Default + Send + 'static {
     /// [`Infallible`]: std::convert::Infallible
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Takes one event in. After an error the state is of no more use.
+    /// Takes one event in.
+    ///
+    /// # Errors
+    /// When the event cannot follow from those before it. The state is of no more use then.
     fn apply(&mut self, event: &Self::Event, recorded: &Recorded) -> Result<(), Self::Error>;
 }
 

@@ -43,8 +43,11 @@ impl Journal {
     /// Blocks its thread for as long as the disk takes. The other methods want a Tokio runtime.
     ///
     /// # Errors
-    /// When the file is not a journal, was written by a newer version of this program, or cannot
-    /// be opened. What was in it is unchanged.
+    /// [`OpenError::Newer`] when a newer version of this program has written the file,
+    /// [`OpenError::NotAJournal`] when it is something else, [`OpenError::NoWriteAheadLog`] where its
+    /// file system cannot hold one, [`OpenError::Backup`] when it is older and could not be backed
+    /// up; otherwise when it cannot be made, opened or brought up to date. What was in it is
+    /// unchanged.
     pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         let connection = store::open_writer(path)?;
         let position = store::position(&connection)
@@ -90,7 +93,7 @@ impl Journal {
     /// The events of a stream after a version, in order; none when the stream does not exist.
     ///
     /// # Errors
-    /// When the file cannot be read or the journal is closed.
+    /// When the file, or one of these events, cannot be read, or the journal is closed.
     pub async fn read(&self, stream: &StreamId, after_version: u64) -> Result<Vec<Recorded>, ReadError> {
         let stream = stream.clone();
         self.run(move |connection| {
@@ -108,7 +111,8 @@ impl Journal {
     /// the stream does not exist.
     ///
     /// # Errors
-    /// When the file cannot be read, the journal is closed, or an event cannot be folded.
+    /// As [`Journal::read`]; and [`ReadError::Decode`], [`ReadError::UnknownKind`] or
+    /// [`ReadError::Apply`] when an event cannot be folded.
     pub async fn load<F: Fold>(&self, stream: &StreamId) -> Result<Loaded<F>, ReadError> {
         let stream = stream.clone();
         self.run(move |connection| {
@@ -178,7 +182,9 @@ impl Journal {
     /// to change it.
     ///
     /// # Errors
-    /// When there is no file, it is not a journal, or it is of another schema version.
+    /// [`OpenError::Newer`] or [`OpenError::Older`] when the file is of another schema version,
+    /// [`OpenError::NotAJournal`] when it is something else; otherwise when there is none or it
+    /// cannot be opened.
     pub fn open_read_only(path: &Path) -> Result<Reader, OpenError> {
         Reader::open(path)
     }

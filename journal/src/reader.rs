@@ -43,7 +43,7 @@ impl Reader {
     /// The events of a stream after a version, in order; none when the stream does not exist.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// When the file, or one of these events, cannot be read.
     pub fn read(&self, stream: &StreamId, after_version: u64) -> Result<Vec<Recorded>, ReadError> {
         let mut events = Vec::new();
         store::visit_stream(&self.connection, stream, after_version, |event| {
@@ -58,7 +58,7 @@ impl Reader {
     /// costs one look at an index.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// When the file, or one of these events, cannot be read.
     pub fn read_all(&self, after_position: u64, max_events: usize) -> Result<Vec<Recorded>, ReadError> {
         let mut events = Vec::new();
         if max_events == 0 {

@@ -19,8 +19,11 @@ const BATCH_BYTES: usize = 1024 * 1024;
 
 impl Journal {
     /// Every event of a stream after a version, in order, once: those that are there and then those
-    /// that come, also when the stream does not exist yet. It does not end by itself: after an
-    /// error, [`ReadError::Closed`] being one, nothing follows.
+    /// that come, also when the stream does not exist yet. It does not end by itself.
+    ///
+    /// # Errors
+    /// As its last item: [`ReadError::Closed`] when the journal is closed, otherwise as
+    /// [`Journal::read`].
     pub fn subscribe(
         &self,
         stream: &StreamId,

@@ -64,6 +64,11 @@ impl From<RequestError> for CallError {
 }
 
 /// A sled, as the gateway calls it.
+///
+/// Any call can fail as [`Closed`](CallError::Closed), [`Timeout`](CallError::Timeout), [`Dropped`](CallError::Dropped) or
+/// [`Malformed`](CallError::Malformed); whether the sled did what it was asked is not known then. And a sled refuses as
+/// [`Invalid`](RefusalKind::Invalid) what it does not know, being older, and a body longer than [`BODY_LIMIT`]. Each call says which
+/// refusals it can have besides.
 #[derive(Clone)]
 pub struct SledClient {
     link: Link,
@@ -89,16 +94,31 @@ impl SledClient {
     }
 
     /// How the node is.
+    ///
+    /// # Errors
+    /// No refusals of its own: a repository that git cannot read is shown as none.
     pub async fn status(&self) -> Result<NodeStatus, CallError> {
         self.call(Method::GET, paths::STATUS, None::<&()>, Duration::ZERO).await
     }
 
     /// Hands a turn over; repeating it is safe.
+    ///
+    /// # Errors
+    /// - [`Busy`](RefusalKind::Busy): another turn runs in this project, or the sled is ending. The turn is not begun.
+    /// - [`Mismatch`](RefusalKind::Mismatch): the sled has this id with another request, and this is not the attempt that may follow one
+    ///   that was interrupted. The turn is not begun.
+    /// - [`Invalid`](RefusalKind::Invalid): as JSON the request is longer than [`LINE_LIMIT`] less 1 KiB. The turn is not begun.
+    /// - [`Internal`](RefusalKind::Internal): the sled could not read or write its journal. It may have the turn: repeating it tells.
     pub async fn put_turn(&self, id: Uuid, turn: &TurnRequest) -> Result<Accepted, CallError> {
         self.call(Method::PUT, &of_turn(paths::TURN, id), Some(turn), Duration::ZERO).await
     }
 
     /// Stops a turn and waits until its processes are gone, for its `grace_ms` at most besides the client's patience.
+    /// Repeating it is safe.
+    ///
+    /// # Errors
+    /// - [`UnknownTurn`](RefusalKind::UnknownTurn): the sled has no such turn. One that is still on its way has ended when it comes.
+    /// - [`Internal`](RefusalKind::Internal): the sled is ending, and ends the turn itself, or could not read its journal.
     pub async fn stop_turn(&self, id: Uuid, stop: &StopRequest) -> Result<Outcome, CallError> {
         let granted = Duration::from_millis(stop.grace_ms);
         self.call(Method::POST, &of_turn(paths::TURN_STOP, id), Some(stop), granted).await
@@ -106,6 +126,12 @@ impl SledClient {
 
     /// Answers a permission question of a turn that runs, and says what holds: the first answer, or the sled's own at the deadline.
     /// Repeating it is safe.
+    ///
+    /// # Errors
+    /// - [`UnknownTurn`](RefusalKind::UnknownTurn): the sled has no such turn.
+    /// - [`UnknownPermission`](RefusalKind::UnknownPermission): the turn has asked no such question; or nothing that a sled asks is called
+    ///   so, and it was not asked.
+    /// - [`Internal`](RefusalKind::Internal): the turn is over and its end not stored yet, or the sled could not read its journal.
     pub async fn answer_permission(&self, id: Uuid, request: &str, allow: bool) -> Result<Decision, CallError> {
         if !is_permission_id(request) {
             // What a sled has told of comes back to it; anything else names no question, and must not become a part of a path.
@@ -117,27 +143,54 @@ impl SledClient {
     }
 
     /// Runs `git <args>` in the project, for at most [`COMMAND_TIME_LIMIT`].
+    ///
+    /// # Errors
+    /// - [`Invalid`](RefusalKind::Invalid): an argument contains a NUL.
+    /// - [`Internal`](RefusalKind::Internal): git could not be started, or its output not be read.
+    ///
+    /// A git that fails is no error, nor is one that was ended when its time was over: see [`CommandOutput::code`].
     pub async fn git(&self, args: Vec<String>) -> Result<CommandOutput, CallError> {
         self.call(Method::POST, paths::GIT, Some(&GitRequest { args, limit_secs: None }), COMMAND_TIME_LIMIT).await
     }
 
     /// Runs `git <args>` in the project, which may talk to other servers, for at most [`FETCH_TIME_LIMIT`].
+    ///
+    /// # Errors
+    /// As [`SledClient::git`].
     pub async fn git_fetching(&self, args: Vec<String>) -> Result<CommandOutput, CallError> {
         let request = GitRequest { args, limit_secs: Some(FETCH_TIME_LIMIT.as_secs()) };
         self.call(Method::POST, paths::GIT, Some(&request), FETCH_TIME_LIMIT).await
     }
 
-    /// What the last turn that changed files changed, for at most [`COMMAND_TIME_LIMIT`].
+    /// What the last turn that changed files changed, waited for [`COMMAND_TIME_LIMIT`] at most besides the client's patience. While a turn
+    /// runs, what the one before it changed.
+    ///
+    /// # Errors
+    /// - [`Invalid`](RefusalKind::Invalid): a path contains a NUL.
+    /// - [`Internal`](RefusalKind::Internal): git failed, or took too long.
+    ///
+    /// That nothing is on record is no error: see [`DiffAnswer::None`].
     pub async fn diff(&self, paths: Vec<String>) -> Result<DiffAnswer, CallError> {
         self.call(Method::POST, paths::DIFF, Some(&DiffRequest { paths }), COMMAND_TIME_LIMIT).await
     }
 
-    /// Puts back what the last turn changed, or takes that back. Not to be repeated: the second time undoes the first.
+    /// Puts back what the last turn changed, or takes that back, waited for [`UNDO_TIME_LIMIT`] at most besides the client's patience. Not to
+    /// be repeated, unless it was refused: the second time undoes the first.
+    ///
+    /// # Errors
+    /// - [`Busy`](RefusalKind::Busy): a turn runs, or the sled is ending. Nothing was done.
+    /// - [`Internal`](RefusalKind::Internal): git or the file system failed, or it took too long. Some files may be put back already; asked
+    ///   again, the sled does the rest.
+    ///
+    /// That there is nothing to put back, or that something stands in the way, is no error: see [`UndoAnswer`].
     pub async fn undo(&self) -> Result<UndoAnswer, CallError> {
         self.call(Method::POST, paths::UNDO, None::<&()>, UNDO_TIME_LIMIT).await
     }
 
-    /// The last `lines` lines of the sled's log.
+    /// The last `lines` lines of the sled's log, as far as it keeps them; their [`CommandOutput::code`] is 0.
+    ///
+    /// # Errors
+    /// No refusals of its own.
     pub async fn logs(&self, lines: u32) -> Result<CommandOutput, CallError> {
         self.call(Method::GET, &format!("{}?lines={lines}", paths::LOGS), None::<&()>, Duration::ZERO).await
     }
@@ -145,7 +198,9 @@ impl SledClient {
     /// Has the sled erase the texts of turns that are over, as far as they were stored before `before`. Repeating it is safe.
     ///
     /// # Errors
-    /// Among others a refusal of kind [`RefusalKind::Invalid`], from a sled of a version that cannot.
+    /// - [`Invalid`](RefusalKind::Invalid): the sled is of a version that cannot.
+    /// - [`Busy`](RefusalKind::Busy): the sled is ending. Nothing was erased.
+    /// - [`Internal`](RefusalKind::Internal): its journal could not be read or written. Some texts may be erased.
     pub async fn erase(&self, before: Timestamp) -> Result<Erased, CallError> {
         self.call(Method::POST, paths::ERASE, Some(&EraseRequest { before }), ERASING).await
     }
@@ -153,6 +208,14 @@ impl SledClient {
     /// A turn's events from the one after `after_seq` on, as they come, without a gap.
     ///
     /// The stream ends after [`TurnEvent::Finished`] or after an error, never before. Between events it waits as long as the link lives.
+    ///
+    /// # Errors
+    /// As the stream's last item:
+    /// - [`UnknownTurn`](RefusalKind::UnknownTurn): the sled has no such turn.
+    /// - [`Invalid`](RefusalKind::Invalid): the turn has no event `after_seq` yet.
+    /// - [`Internal`](RefusalKind::Internal): the sled could not read its journal. When that happens later it is
+    ///   [`Dropped`](CallError::Dropped), as it is when `after_seq` is the last event of a turn that is over.
+    /// - [`Malformed`](CallError::Malformed), also when a number is missing or a line is longer than [`LINE_LIMIT`].
     pub fn turn_events(
         &self,
         id: Uuid,

@@ -36,7 +36,7 @@ pub enum Service {
 }
 
 impl Service {
-    /// The service of that name.
+    /// The service of that name; `None` for any other program.
     pub fn named(name: &str) -> Option<Self> {
         [Self::UploadPack, Self::ReceivePack].into_iter().find(|service| service.name() == name)
     }
@@ -161,7 +161,11 @@ impl FrameDecoder {
         self.wire.extend_from_slice(bytes);
     }
 
-    /// The next whole frame, if it has come. A bad header is an error as soon as it is there, before its payload; after an error the rest means nothing.
+    /// The next whole frame, if it has come.
+    ///
+    /// # Errors
+    /// [`FrameError::Kind`], [`FrameError::TooLong`], [`FrameError::ExitLength`] as soon as such a header is there, before its payload;
+    /// [`FrameError::AfterExit`]. After an error the rest means nothing.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
         if self.exited && !self.wire.is_empty() {
             return Err(FrameError::AfterExit);
@@ -190,6 +194,9 @@ impl FrameDecoder {
     }
 
     /// Says whether the stream may end here: after the exit code, and nowhere else.
+    ///
+    /// # Errors
+    /// [`FrameError::Truncated`] before the exit code, [`FrameError::AfterExit`] when something came after it.
     pub fn finish(&self) -> Result<(), FrameError> {
         match (self.exited, self.wire.is_empty()) {
             (true, true) => Ok(()),

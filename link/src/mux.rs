@@ -152,6 +152,11 @@ impl Shared {
 /// Opens a link over `io`: hellos first, within `limits.hello_timeout`, then yamux.
 ///
 /// Nothing moves until the driver runs; `router` serves what the peer asks. `GET /v1/ping` is answered by the link itself.
+///
+/// # Errors
+/// - [`OpenError::Version`] and [`OpenError::Role`]: the peer said who it is, and the two cannot work together.
+/// - [`OpenError::Garbage`]: what it said is no hello.
+/// - [`OpenError::Silent`], [`OpenError::Timeout`] and [`OpenError::Io`]: no whole hello came, or ours could not be written.
 pub async fn open<T>(
     mut io: T,
     side: Side,
@@ -218,6 +223,14 @@ impl Link {
     ///
     /// There is no time limit: a handler may think as long as it likes while its process lives. Dropping this future, or the response's body,
     /// gives the stream up, and the peer's handler is dropped.
+    ///
+    /// # Errors
+    /// - [`RequestError::Closed`]: the link is over, or ended meanwhile.
+    /// - [`RequestError::Dropped`]: the peer ended this stream before the response's head: it serves too many, or its handler is gone.
+    /// - [`RequestError::Http`]: the head is no HTTP or out of [`Limits`], or the request's own body failed.
+    ///
+    /// Whether the peer has acted on it is not known then. A response of whatever status is none of them; what goes wrong after its head is
+    /// an error of its body.
     pub async fn request(&self, mut request: Request<Body>) -> Result<Response<Body>, RequestError> {
         request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("link"));
         tokio::select! {

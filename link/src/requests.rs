@@ -163,7 +163,7 @@ pub struct GitIdentity {
 pub struct TurnRecord {
     /// Number within the turn, from 1, without a gap: the reader's cursor.
     pub seq: u64,
-    /// When the sled journaled it.
+    /// When the sled journaled it, by the sled's clock.
     pub at: Timestamp,
     /// What happened.
     #[serde(flatten)]
@@ -322,7 +322,7 @@ pub struct StopRequest {
     /// The attempt that is meant, which may still be on its way; without one, what runs or may come next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// How long the processes have between being asked and being killed, in milliseconds.
+    /// How long the processes have between being asked and being killed, in milliseconds; ten minutes at the most, whatever is asked.
     pub grace_ms: u64,
 }
 
@@ -342,11 +342,11 @@ pub struct NodeStatus {
     pub uptime_secs: u64,
     /// The turn that runs now.
     pub turn: Option<RunningTurn>,
-    /// The checked-out branch, or a short commit id when detached; `None` where `/workspace` is no repository.
+    /// The checked-out branch, or a short commit id when detached; `None` where `/workspace` is no repository, or git cannot tell.
     pub branch: Option<String>,
-    /// How many files differ from the last commit, untracked ones included.
+    /// How many files differ from the last commit, untracked ones included; those that were found when git takes too long to look.
     pub dirty: u64,
-    /// Names of the first few of them.
+    /// Names of the first few of them, at most ten.
     pub dirty_files: Vec<String>,
 }
 
@@ -370,7 +370,7 @@ pub struct GitRequest {
 }
 
 impl GitRequest {
-    /// How long it may run.
+    /// How long it may run, with the bounds of [`GitRequest::limit_secs`] applied.
     pub fn limit(&self) -> Duration {
         self.limit_secs.map_or(COMMAND_TIME_LIMIT, Duration::from_secs).min(FETCH_TIME_LIMIT)
     }
@@ -486,7 +486,7 @@ pub struct Head {
 /// Output of a command that a sled ran.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandOutput {
-    /// Exit code, when it was not killed by a signal.
+    /// Exit code; `None` when it was killed by a signal, or ended because its time was over, which the last line of `output` tells then.
     pub code: Option<i32>,
     /// Standard output and error as they came, lossily UTF-8, bounded.
     pub output: String,
