@@ -112,8 +112,9 @@ fn memory(home: &Path, session: Uuid) -> Result<Memory> {
     Ok(if unusable.is_empty() { Memory::Absent } else { Memory::Unusable(unusable) })
 }
 
-/// Sees to it that the session is resumed where it ended. When the CLI is asked to end it writes down where that was, and resumes there ever after,
-/// also when it was killed since: all that was said in between would be forgotten.
+/// Sees to it that the session is resumed where it ended. When the CLI is asked to end it writes down where that was. It resumes there, also when it
+/// was killed since, unless the last entry leads back to that place; one that was cut off on the way, or begun elsewhere, leads nowhere, and all that
+/// was said in between would be forgotten.
 fn point_at_end(path: &Path, mut file: &File, session: Uuid) -> Result<()> {
     let length = file.metadata()?.len();
     let from = length.saturating_sub(MAX_END);

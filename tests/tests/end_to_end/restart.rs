@@ -1,7 +1,12 @@
 //! A gateway that is stopped and started again finds its projects, their containers and its sessions.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::{
     engine,
     gateway::Gateway,
@@ -11,6 +16,7 @@ use tests::{
     wait,
 };
 use tokio::net::UnixListener;
+use uuid::Uuid;
 
 #[tokio::test]
 async fn projects_containers_and_sessions_survive_a_restart() -> Result<()> {
@@ -57,7 +63,13 @@ async fn an_agent_that_was_killed_remembers_what_was_said_since_it_last_ended_in
     gateway.ask("please remember the heron").await?;
     engine::docker(&["stop", &container]).await?;
     gateway.ask("and the fox, please").await?;
+    let session = session_of(&home)?;
+    wait::until("the agent has put the answer away", wait::SHORT, || async {
+        Ok(fs::read_to_string(&session)?.contains("The fox, too.").then_some(()))
+    })
+    .await?;
     engine::docker(&["kill", &container]).await?;
+    end_elsewhere(&session, "I will remember the heron.")?;
     let answer = gateway.ask("what animals were they?").await?;
     assert!(answer.contains("A heron and a fox."), "{answer}");
     let conversation = model.asked("what animals")[0].conversation();
@@ -65,6 +77,31 @@ async fn an_agent_that_was_killed_remembers_what_was_said_since_it_last_ended_in
         assert!(conversation.contains(said), "`{said}` is forgotten:\n{conversation}");
     }
     gateway.finish().await.map(drop)
+}
+
+/// The file of the one session that there is.
+fn session_of(home: &Home) -> Result<PathBuf> {
+    let entries =
+        |folder: PathBuf| -> Result<Vec<PathBuf>> { fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect() };
+    let mut files = Vec::new();
+    for project in entries(home.state().join("projects"))? {
+        for folder in entries(project.join("home/dev/.claude/projects"))? {
+            files.extend(entries(folder)?);
+        }
+    }
+    files.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "jsonl")).context("a session")
+}
+
+/// Has the session's last note of an end in order tell of one, after what says `said`, from which nothing went on.
+fn end_elsewhere(session: &Path, said: &str) -> Result<()> {
+    let mut lines: Vec<String> = fs::read_to_string(session)?.lines().map(str::to_owned).collect();
+    let at = lines.iter().position(|line| line.contains(said)).context("it was said")?;
+    let mut end: Value = serde_json::from_str(&lines[at])?;
+    end["uuid"] = json!(Uuid::new_v4());
+    let noted = lines.iter().rposition(|line| line.contains("\"last-prompt\"")).context("it ended in order")?;
+    let note = json!({ "type": "last-prompt", "leafUuid": end["uuid"], "sessionId": end["sessionId"] });
+    lines[noted] = format!("{end}\n{note}");
+    Ok(fs::write(session, lines.join("\n") + "\n")?)
 }
 
 #[tokio::test]
