@@ -1,7 +1,5 @@
 //! Looking for a message of ours in a room: the homeserver forgets transaction ids, the room does not.
 
-use std::sync::atomic::Ordering;
-
 use jiff::Timestamp;
 use matrix_sdk::{RoomState, deserialized_responses::TimelineEvent, ruma::RoomId};
 use serde::Deserialize;
@@ -28,10 +26,10 @@ impl MatrixSurface {
             return Err(refused(format!("`{}` is not a room id", room.id)));
         };
         // Before, the store may not know yet that the bot is in the room.
-        if !self.rooms_known.load(Ordering::Acquire) {
+        let Some(client) = self.knowing_client() else {
             return Err(transient("the first sync is not done".to_owned(), None));
-        }
-        let joined = self.client().get_room(&room_id).filter(|room| room.state() == RoomState::Joined);
+        };
+        let joined = client.get_room(&room_id).filter(|room| room.state() == RoomState::Joined);
         let Some(joined) = joined else {
             return Err(refused("the bot is not in that room".to_owned()));
         };

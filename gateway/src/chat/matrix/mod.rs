@@ -31,7 +31,10 @@ use std::{
     collections::HashSet,
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -311,6 +314,13 @@ impl MatrixSurface {
 
     fn client(&self) -> Client {
         self.client.borrow().clone()
+    }
+
+    /// The client, once it knows its rooms.
+    fn knowing_client(&self) -> Option<Client> {
+        // In this order: a new one is put in its place after it is said that the rooms are not known.
+        let client = self.client();
+        self.rooms_known.load(Ordering::Acquire).then_some(client)
     }
 }
 

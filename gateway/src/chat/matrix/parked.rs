@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, atomic::Ordering},
+    sync::Mutex,
 };
 
 use matrix_sdk::{
@@ -257,11 +257,7 @@ impl MatrixSurface {
     }
 
     async fn hear_gap(&self, room: &RoomId, from: String, until: Until, hearing: &Hearing<'_>) -> Result<Heard, Halt> {
-        // The client first: with a new one the rooms are not known until its first sync.
-        let client = self.client();
-        if !self.rooms_known.load(Ordering::Acquire) {
-            return Ok(Heard::NotYet);
-        }
+        let Some(client) = self.knowing_client() else { return Ok(Heard::NotYet) };
         let Some(room) = client.get_room(room).filter(|room| room.state() == RoomState::Joined) else {
             return Ok(Heard::NotThere);
         };

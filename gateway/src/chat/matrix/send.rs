@@ -3,7 +3,7 @@
 //! Nothing is queued or tried again here; the outbox does that, under the same transaction id. In an
 //! encrypted room matrix-sdk encrypts what is sent; this module never sends around it.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use matrix_sdk::{
     RoomState,
@@ -48,10 +48,10 @@ impl MatrixSurface {
             return Err(refused(format!("`{bad}` is not an event id")));
         }
         // The store may not know yet that the bot is in a room, or that the room has become encrypted.
-        if !self.rooms_known.load(Ordering::Acquire) {
+        let Some(client) = self.knowing_client() else {
             return Err(transient("the first sync is not done".to_owned(), None));
-        }
-        let joined = self.client().get_room(&room_id).filter(|room| room.state() == RoomState::Joined);
+        };
+        let joined = client.get_room(&room_id).filter(|room| room.state() == RoomState::Joined);
         let Some(joined) = joined else {
             return Err(refused("the bot is not in that room".to_owned()));
         };

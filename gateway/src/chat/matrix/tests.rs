@@ -478,6 +478,30 @@ async fn encrypted_rooms_are_refused_once_and_never_in_clear() {
 }
 
 #[tokio::test]
+async fn a_client_that_is_put_in_the_place_of_another_is_not_taken_for_one_that_knows_its_rooms() {
+    let homeserver = Homeserver::start(one_message).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
+    running.taken().await;
+    assert!(running.surface.knowing_client().is_some());
+    let (begun, begins) = std::sync::mpsc::channel();
+    let surface = Arc::clone(&running.surface);
+    let mut sender = None;
+    running.surface.client.send_modify(|_| {
+        sender = Some(std::thread::spawn(move || {
+            begun.send(()).expect("the test waits");
+            surface.knowing_client().is_some()
+        }));
+        begins.recv().expect("it begins");
+        // It comes as far as it can meanwhile.
+        std::thread::sleep(Duration::from_millis(50));
+        running.surface.rooms_known.store(false, Ordering::Release);
+    });
+    assert!(!sender.expect("it was begun").join().expect("it does not panic"));
+    running.end().await;
+}
+
+#[tokio::test]
 async fn typing_ends_with_the_last_that_writes_in_the_room() {
     let homeserver = Homeserver::start(one_message).await;
     let dir = tempfile::tempdir().expect("a directory");
