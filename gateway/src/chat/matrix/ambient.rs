@@ -32,13 +32,15 @@ pub(super) struct Ambient {
     known: Mutex<HashSet<OwnedRoomId>>,
     /// Aliases that the homeserver could not be asked for.
     unanswered: Mutex<HashSet<OwnedRoomAliasId>>,
+    /// Aliases that are looked for beside the sync loop.
+    sought: Mutex<HashSet<OwnedRoomAliasId>>,
 }
 
 impl Ambient {
     /// Those of the configured rooms that are named by id.
     pub(super) fn named(rooms: &[String]) -> Self {
         let known = rooms.iter().filter_map(|room| RoomId::parse(room).ok()).collect();
-        Self { known: Mutex::new(known), unanswered: Mutex::default() }
+        Self { known: Mutex::new(known), ..Self::default() }
     }
 
     /// Whether every message in this room is for the bot.
@@ -78,8 +80,7 @@ impl MatrixSurface {
     /// Finds the ambient rooms that are named by alias. The only error is a session that the homeserver
     /// does not know.
     pub(super) async fn find_ambient(&self, client: &Client) -> Result<(), Failure> {
-        let aliases = self.settings.ambient.iter().filter_map(|room| RoomAliasId::parse(room).ok());
-        let found = join_all(aliases.map(|alias| async {
+        let found = join_all(self.ambient_aliases().map(|alias| async {
             let found = find(client, &alias).await;
             (alias, found)
         }));
@@ -97,13 +98,25 @@ impl MatrixSurface {
         Ok(())
     }
 
+    /// Looks again for the ambient rooms that are named by alias, now that the bot has come into a room: an alias goes with its
+    /// room's people when another room takes its place.
+    pub(super) fn find_ambient_again(&self) {
+        self.ambient_aliases().for_each(|alias| self.go_on_looking(alias));
+    }
+
+    fn ambient_aliases(&self) -> impl Iterator<Item = OwnedRoomAliasId> {
+        self.settings.ambient.iter().filter_map(|room| RoomAliasId::parse(room).ok())
+    }
+
     fn go_on_looking(&self, alias: OwnedRoomAliasId) {
         let Some(surface) = self.this.upgrade() else { return };
+        if !lock(&self.ambient.sought).insert(alias.clone()) {
+            return;
+        }
         self.tasks.spawn(async move {
             let looking = async {
                 let mut backoff = Backoff::new();
                 loop {
-                    backoff.wait(None).await;
                     match ask(&surface.client(), &alias).await {
                         Ok(room) => {
                             info!(%alias, %room, "an ambient room is found");
@@ -113,9 +126,11 @@ impl MatrixSurface {
                         Err(Failure::UnknownToken { .. }) => {}
                         Err(failure) => surface.ambient.learn(&alias, Err(&failure)),
                     }
+                    backoff.wait(None).await;
                 }
             };
             surface.shutdown.run_until_cancelled(looking).await;
+            lock(&surface.ambient.sought).remove(&alias);
         });
     }
 }

@@ -1,12 +1,13 @@
 //! Looking for a message of ours in a room: the homeserver forgets transaction ids, the room does not.
 
 use jiff::Timestamp;
-use matrix_sdk::{RoomState, deserialized_responses::TimelineEvent, ruma::RoomId};
+use matrix_sdk::{Room as SdkRoom, deserialized_responses::TimelineEvent};
 use serde::Deserialize;
 
 use super::{
     MatrixSurface, Room, SendError,
-    send::{refused, send_error, transient},
+    failure::Failure,
+    send::send_error,
     sync::earlier,
     walk::{is_older, page},
 };
@@ -22,33 +23,31 @@ impl MatrixSurface {
         transaction: &str,
         since: Timestamp,
     ) -> Result<Option<String>, SendError> {
-        let Ok(room_id) = RoomId::parse(&room.id) else {
-            return Err(refused(format!("`{}` is not a room id", room.id)));
-        };
-        // Before, the store may not know yet that the bot is in the room.
-        let Some(client) = self.knowing_client() else {
-            return Err(transient("the first sync is not done".to_owned(), None));
-        };
-        let joined = client.get_room(&room_id).filter(|room| room.state() == RoomState::Joined);
-        let Some(joined) = joined else {
-            return Err(refused("the bot is not in that room".to_owned()));
-        };
-        let since = earlier(since);
-        let us = joined.own_user_id();
-        let mut from: Option<String> = None;
-        loop {
-            let senders = Some(vec![us.to_owned()]);
-            let page = page(&joined, from.as_deref(), None, &TYPES, senders).await.map_err(send_error)?;
-            // Of ours alone: anybody else's may bear any time.
-            let ours = || page.chunk.iter().filter(|event| event.sender().is_some_and(|sender| sender == us));
-            if let Some(found) = ours().find(|event| was_sent_under(event, transaction)) {
-                return Ok(found.event_id().map(|id| id.to_string()));
+        // An earlier try may have been made before the room was replaced by another.
+        for there in self.rooms_of(room)? {
+            let found = find_in(&there, transaction, earlier(since)).await.map_err(send_error)?;
+            if found.is_some() {
+                return Ok(found);
             }
-            let older = ours().any(|event| is_older(event, since));
-            match page.end {
-                Some(end) if !older && from.as_ref() != Some(&end) => from = Some(end),
-                _ => return Ok(None),
-            }
+        }
+        Ok(None)
+    }
+}
+
+async fn find_in(room: &SdkRoom, transaction: &str, since: Timestamp) -> Result<Option<String>, Failure> {
+    let us = room.own_user_id();
+    let mut from: Option<String> = None;
+    loop {
+        let page = page(room, from.as_deref(), None, &TYPES, Some(vec![us.to_owned()])).await?;
+        // Of ours alone: anybody else's may bear any time.
+        let ours = || page.chunk.iter().filter(|event| event.sender().is_some_and(|sender| sender == us));
+        if let Some(found) = ours().find(|event| was_sent_under(event, transaction)) {
+            return Ok(found.event_id().map(|id| id.to_string()));
+        }
+        let older = ours().any(|event| is_older(event, since));
+        match page.end {
+            Some(end) if !older && from.as_ref() != Some(&end) => from = Some(end),
+            _ => return Ok(None),
         }
     }
 }

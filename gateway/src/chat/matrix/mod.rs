@@ -6,7 +6,7 @@
 //!
 //! `login` opens or restores the session, `sync` receives, `walk` closes gaps, `parked` sees to rooms whose gaps take long, `handover`
 //! gives the inbox what `intake` reads in single events, `rooms` joins and declines, `ambient` knows where every message counts, `answered` which have their answer, `encrypted` refuses,
-//! `send`, `marks` and `typing` speak, `take_back` takes out what was said, `find` looks for what was said, `html` formats, `failure` reads errors.
+//! `send`, `marks` and `typing` speak, `replaced` knows where a room's people have gone on, `take_back` takes out what was said, `find` looks for what was said, `html` formats, `failure` reads errors.
 
 mod ambient;
 mod answered;
@@ -19,6 +19,7 @@ mod intake;
 mod login;
 mod marks;
 mod parked;
+mod replaced;
 mod rooms;
 mod seen;
 mod send;

@@ -28,8 +28,10 @@ impl MatrixSurface {
             if known.is_some_and(|room| room.state() == RoomState::Joined) {
                 continue;
             }
-            let shutdown = self.shutdown.clone();
-            self.tasks.spawn(async move { shutdown.run_until_cancelled(join_configured(&client, &room)).await });
+            let Some(surface) = self.this.upgrade() else { return };
+            self.tasks.spawn(async move {
+                surface.shutdown.run_until_cancelled(surface.settle_configured(&client, &room)).await;
+            });
         }
     }
 
@@ -43,6 +45,12 @@ impl MatrixSurface {
             surface.shutdown.run_until_cancelled(surface.settle_invite(&room)).await;
             lock(&surface.rooms_in_hand).remove(&room);
         });
+    }
+
+    async fn settle_configured(&self, client: &Client, room: &RoomOrAliasId) {
+        if join_configured(client, room).await {
+            self.find_ambient_again();
+        }
     }
 
     async fn settle_invite(&self, room_id: &RoomId) {
@@ -76,6 +84,7 @@ impl MatrixSurface {
         if welcome {
             client.join_room_by_id(room).await?;
             info!(%room, %inviter, "joined");
+            self.find_ambient_again();
         } else {
             decline(client, room).await?;
             info!(%room, %inviter, "declined the invite of somebody who may not invite");
@@ -95,18 +104,20 @@ async fn decline(client: &Client, room: &RoomId) -> matrix_sdk::Result<()> {
     Ok(())
 }
 
-async fn join_configured(client: &Client, room: &RoomOrAliasId) {
+/// Whether the bot is in the room now.
+async fn join_configured(client: &Client, room: &RoomOrAliasId) -> bool {
     let mut backoff = Backoff::new();
     for attempt in 1..=ATTEMPTS {
         let Err(error) = client.join_room_by_id_or_alias(room, &[]).await else {
             info!(%room, "joined");
-            return;
+            return true;
         };
         let failure = Failure::from(error);
         warn!(%room, attempt, "the configured room could not be joined: {}", failure.reason());
         if let Failure::Permanent { .. } = failure {
-            return;
+            return false;
         }
         backoff.wait(failure.retry_after()).await;
     }
+    false
 }

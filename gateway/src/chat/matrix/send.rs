@@ -3,12 +3,11 @@
 //! Nothing is queued or tried again here; the outbox does that, under the same transaction id. In an
 //! encrypted room matrix-sdk encrypts what is sent; this module never sends around it.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use matrix_sdk::{
-    RoomState,
     config::RequestConfig,
-    ruma::{EventId, RoomId, TransactionId, UserId},
+    ruma::{EventId, TransactionId, UserId},
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -40,31 +39,39 @@ impl MatrixSurface {
         message: &Outbound,
         replaces: Option<&str>,
     ) -> Result<String, SendError> {
-        let Ok(room_id) = RoomId::parse(&room.id) else {
-            return Err(refused(format!("`{}` is not a room id", room.id)));
-        };
         let ids = [replaces, message.reply_to.as_deref(), message.thread.as_deref()];
         if let Some(bad) = ids.into_iter().flatten().find(|id| EventId::parse(id).is_err()) {
             return Err(refused(format!("`{bad}` is not an event id")));
         }
-        // The store may not know yet that the bot is in a room, or that the room has become encrypted.
-        let Some(client) = self.knowing_client() else {
-            return Err(transient("the first sync is not done".to_owned(), None));
+        let rooms = self.rooms_of(room)?;
+        let edited = replaces.and_then(|event_id| EventId::parse(event_id).ok());
+        let there = match &edited {
+            // An edit stands where its message does.
+            Some(event_id) => rooms.iter().find(|room| self.has_seen(room, event_id)).unwrap_or(&rooms[0]),
+            None => &rooms[rooms.len() - 1],
         };
-        let joined = client.get_room(&room_id).filter(|room| room.state() == RoomState::Joined);
-        let Some(joined) = joined else {
-            return Err(refused("the bot is not in that room".to_owned()));
-        };
-        let sent = joined
-            .send_raw("m.room.message", content(message, replaces))
+        let mut message = Cow::Borrowed(message);
+        if there.room_id() != room.id.as_str() {
+            // What it relates to stands elsewhere.
+            let message = message.to_mut();
+            (message.reply_to, message.thread) = (None, None);
+        }
+        let sent = there
+            .send_raw("m.room.message", content(&message, replaces))
             .with_transaction_id(<&TransactionId>::from(message.transaction.as_str()))
             .with_request_config(RequestConfig::new().disable_retry().timeout(PATIENCE))
             .await
-            .map_err(|error| self.unsent(Failure::from(error)))?;
+            .map_err(|error| match (Failure::from(error), there.successor_room()) {
+                // It is sent as soon as the bot is where the others are; a draft is not worth the waiting.
+                (Failure::Permanent { forbidden: true, .. }, Some(next)) if replaces.is_none() => {
+                    transient(format!("the room is replaced by {}, where the bot is not", next.room_id), None)
+                }
+                (failure, _) => self.unsent(failure),
+            })?;
         let event_id = sent.response.event_id;
         if replaces.is_none() {
-            let known = Known { sender: joined.own_user_id().to_owned(), text: message.markdown.clone() };
-            lock(&self.seen).insert(room_id, event_id.clone(), Memory::Said(known));
+            let known = Known { sender: there.own_user_id().to_owned(), text: message.markdown.clone() };
+            lock(&self.seen).insert(there.room_id().to_owned(), event_id.clone(), Memory::Said(known));
         }
         Ok(event_id.to_string())
     }

@@ -21,6 +21,7 @@ mod invites;
 mod look_ups;
 mod marks;
 mod parked;
+mod replaced;
 mod taking_out;
 mod walks;
 

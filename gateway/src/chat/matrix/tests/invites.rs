@@ -29,7 +29,7 @@ async fn an_invite_that_cannot_be_answered_is_tried_as_long_as_it_stands() {
 }
 
 /// A sync with an invite.
-fn invited_by(sender: &str) -> Value {
+pub(super) fn invited_by(sender: &str) -> Value {
     let invite = json!({
         "type": "m.room.member", "sender": sender, "state_key": "@musher:example.org",
         "content": {"membership": "invite"},
