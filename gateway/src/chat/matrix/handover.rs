@@ -27,7 +27,7 @@ use super::{
     failure::{Backoff, Failure},
     intake::{self, Own, Reading, Said},
     lock,
-    seen::Memory,
+    seen::{Known, Memory},
     sync::{self, Halt, Hearing, LOOK_UP_PATIENCE, Whose},
 };
 use crate::chat::{Edited, Inbound, InboxError, Missed, Person, Reacted, Redacted, Room};
@@ -77,8 +77,24 @@ impl MatrixSurface {
         if encrypted::concerns(room, event) {
             return;
         }
-        if let Some(Reading::Message { event_id, known, .. }) = parse(room, event, own) {
-            lock(&self.seen).insert(room.room_id().to_owned(), event_id, Memory::Said(known));
+        if let Some(reading) = parse(room, event, own) {
+            self.note(room.room_id().to_owned(), &reading);
+        }
+    }
+
+    /// Remembers what stands in the room from here on.
+    fn note(&self, room: OwnedRoomId, reading: &Reading) {
+        let mut seen = lock(&self.seen);
+        match reading {
+            Reading::Message { event_id, known, .. } => {
+                seen.insert(room, event_id.clone(), Memory::Said(known.clone()));
+            }
+            Reading::Edit { event_id, original, sender, text } => {
+                let edited = Known { sender: sender.clone(), text: text.clone(), edit: Some(event_id.clone()) };
+                seen.edit(room, original.clone(), edited);
+            }
+            Reading::Redaction { redacts, .. } => seen.take_back(room, redacts.clone()),
+            Reading::Reaction { .. } | Reading::Joined | Reading::Nothing(_) => {}
         }
     }
 
@@ -98,14 +114,7 @@ impl MatrixSurface {
             self.refuse_encrypted(room, event, own);
             return Ok(());
         }
-        let here = || room.room_id().to_owned();
-        match &reading {
-            Reading::Message { event_id, known, .. } => {
-                lock(&self.seen).insert(here(), event_id.clone(), Memory::Said(known.clone()));
-            }
-            Reading::Redaction { redacts, .. } => lock(&self.seen).take_back(here(), redacts.clone()),
-            _ => {}
-        }
+        self.note(room.room_id().to_owned(), &reading);
         let (event_id, sender) = match &reading {
             Reading::Message { event_id, said: Some(said), .. } => (event_id, &said.sender),
             Reading::Edit { event_id, sender, .. }

@@ -138,6 +138,7 @@ fn joins(member: &OriginalSyncRoomMemberEvent, user: &UserId) -> bool {
 
 fn read_message(message: OriginalSyncRoomMessageEvent, own: &Own<'_>) -> Reading {
     let content = message.content;
+    let edit = message.unsigned.relations.replace.map(|edit| read_message(*edit, own));
     let (replies_to, thread) = match content.relates_to {
         Some(Relation::Replacement(edit)) => return read_edit(message.event_id, message.sender, edit, own),
         Some(Relation::Reply(reply)) => (Some(reply.in_reply_to.event_id), None),
@@ -177,8 +178,15 @@ fn read_message(message: OriginalSyncRoomMessageEvent, own: &Own<'_>) -> Reading
     });
     // A quote is read as what it quotes was: without the mention.
     let words = said.as_ref().map(|said| said.text.as_str()).filter(|text| !text.is_empty()).unwrap_or(body);
-    let known = file.filter(|_| words.is_empty()).unwrap_or_else(|| words.to_owned());
-    Reading::Message { event_id: message.event_id, known: Known { sender, text: known }, said }
+    let text = file.filter(|_| words.is_empty()).unwrap_or_else(|| words.to_owned());
+    let known = match edit {
+        // What it says by now, as the homeserver knows already.
+        Some(Reading::Edit { event_id, sender: by, text, .. }) if by == sender => {
+            Known { sender, text, edit: Some(event_id) }
+        }
+        _ => Known { sender, text, edit: None },
+    };
+    Reading::Message { event_id: message.event_id, known, said }
 }
 
 /// What is to be read of a message.

@@ -20,6 +20,8 @@ pub(super) struct Known {
     pub(super) sender: OwnedUserId,
     /// Its text.
     pub(super) text: String,
+    /// The edit that has given it this text, if one has.
+    pub(super) edit: Option<OwnedEventId>,
 }
 
 /// An event is known by its room too: a reply must not bring text from one room into another.
@@ -68,8 +70,25 @@ impl Seen {
         }
     }
 
-    /// Forgets what an event said that was taken back: no reply brings it in again.
+    /// Puts another text in the place of what an event said, where that is remembered and its sender's own: no reply brings the
+    /// earlier one in again.
+    pub(super) fn edit(&mut self, room: OwnedRoomId, event: OwnedEventId, edited: Known) {
+        let said = self.entries.get(&(room.clone(), event.clone())).cloned().and_then(Memory::said);
+        if said.is_some_and(|said| said.sender == edited.sender) {
+            self.insert(room, event, Memory::Said(edited));
+        }
+    }
+
+    /// Forgets what an event said that was taken back: no reply brings it in again. What an edit has changed that was taken back
+    /// is asked for again.
     pub(super) fn take_back(&mut self, room: OwnedRoomId, event: OwnedEventId) {
+        let is_edited_by =
+            |memory: &Memory| matches!(memory, Memory::Said(known) if known.edit.as_ref() == Some(&event));
+        let edited = self.entries.iter().find(|((of, _), memory)| *of == room && is_edited_by(memory));
+        if let Some(key) = edited.map(|(key, _)| key.clone()) {
+            self.entries.remove(&key);
+            self.order.retain(|other| *other != key);
+        }
         if let Some(memory) = self.entries.get_mut(&(room, event)) {
             *memory = Memory::InVain;
         }
@@ -83,7 +102,7 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
-    use matrix_sdk::ruma::{EventId, room_id, user_id};
+    use matrix_sdk::ruma::{EventId, UserId, room_id, user_id};
 
     use super::*;
 
@@ -93,7 +112,7 @@ mod tests {
         let event = |n: usize| EventId::parse(format!("$event{n}:b.c")).expect("an event id");
         let mut seen = Seen::default();
         for n in 0..=CAPACITY {
-            let known = Known { sender: user_id!("@ann:b.c").to_owned(), text: "ü".repeat(MAX_TEXT) };
+            let known = Known { sender: user_id!("@ann:b.c").to_owned(), text: "ü".repeat(MAX_TEXT), edit: None };
             seen.insert(room.clone(), event(n), Memory::Said(known));
         }
         assert_eq!(seen.get(room.clone(), event(0)), None);
@@ -111,5 +130,37 @@ mod tests {
         assert_eq!(seen.get(room.clone(), event(2)), Some(Memory::InVain));
         seen.take_back(room.clone(), event(0));
         assert_eq!(seen.get(room, event(0)), None, "what is not known takes no place");
+    }
+
+    #[test]
+    fn an_edit_puts_its_text_in_the_place_of_its_senders_own_until_it_is_taken_back() {
+        let (room, other) = (room_id!("!a:b.c").to_owned(), room_id!("!other:b.c").to_owned());
+        let event = |name: &str| EventId::parse(format!("${name}:b.c")).expect("an event id");
+        let by = |sender: &UserId, text: &str, edit: Option<&str>| Known {
+            sender: sender.to_owned(),
+            text: text.to_owned(),
+            edit: edit.map(event),
+        };
+        let (ann, eve) = (user_id!("@ann:b.c"), user_id!("@eve:b.c"));
+        let mut seen = Seen::default();
+        let text = |seen: &Seen| seen.get(room.clone(), event("said")).and_then(Memory::said).map(|known| known.text);
+        seen.edit(room.clone(), event("said"), by(ann, "new", Some("edit")));
+        assert_eq!(text(&seen), None, "what is not known takes no place");
+        seen.insert(room.clone(), event("said"), Memory::Said(by(ann, "old", None)));
+        seen.edit(room.clone(), event("said"), by(eve, "forged", Some("forgery")));
+        assert_eq!(text(&seen).as_deref(), Some("old"));
+        seen.edit(room.clone(), event("said"), by(ann, "new", Some("edit")));
+        assert_eq!(text(&seen).as_deref(), Some("new"));
+        for (room, taken_back) in [(&other, "edit"), (&room, "forgery")] {
+            seen.take_back(room.clone(), event(taken_back));
+        }
+        assert_eq!(text(&seen).as_deref(), Some("new"));
+        seen.take_back(room.clone(), event("edit"));
+        assert_eq!(seen.get(room.clone(), event("said")), None, "the homeserver knows what stands there now");
+        assert_eq!((seen.entries.len(), seen.order.len()), (0, 0));
+
+        seen.insert(room.clone(), event("said"), Memory::InVain);
+        seen.edit(room.clone(), event("said"), by(ann, "new", Some("edit")));
+        assert_eq!(text(&seen), None, "what was taken back has no words");
     }
 }

@@ -70,7 +70,8 @@ impl MatrixSurface {
             })?;
         let event_id = sent.response.event_id;
         if replaces.is_none() {
-            let known = Known { sender: there.own_user_id().to_owned(), text: message.markdown.clone() };
+            let sender = there.own_user_id().to_owned();
+            let known = Known { sender, text: message.markdown.clone(), edit: None };
             lock(&self.seen).insert(there.room_id().to_owned(), event_id.clone(), Memory::Said(known));
         }
         Ok(event_id.to_string())

@@ -53,7 +53,8 @@ fn only_what_people_say_is_read() {
     }
     match event("@musher:example.org", &text("our own")) {
         Reading::Message { known, said: None, .. } => {
-            assert_eq!(known, Known { sender: user_id!("@musher:example.org").to_owned(), text: "our own".to_owned() });
+            let sender = user_id!("@musher:example.org").to_owned();
+            assert_eq!(known, Known { sender, text: "our own".to_owned(), edit: None });
         }
         other => panic!("{other:?}"),
     }
@@ -234,6 +235,34 @@ fn an_edit_is_read_like_a_message() {
     assert_eq!(edited(ann, &json!({"msgtype": "m.notice", "body": "x"})), None);
     assert_eq!(edited(ann, &json!({"msgtype": "m.image", "body": "x.png", "url": "mxc://example.org/x"})), None);
     assert_eq!(edited("@musher:example.org", &text("our draft")), None);
+}
+
+#[test]
+fn what_is_remembered_of_a_message_is_what_it_says_by_now_as_the_homeserver_knows() {
+    let edited_by = |editor: &str, new_content: Value| {
+        let edit = json!({
+            "type": "m.room.message", "event_id": "$edit", "sender": editor, "origin_server_ts": 2,
+            "content": {
+                "msgtype": "m.text", "body": "* fallback", "m.new_content": new_content,
+                "m.relates_to": {"rel_type": "m.replace", "event_id": "$e"},
+            },
+        });
+        let event = json!({
+            "type": "m.room.message", "event_id": "$e", "sender": "@ann:example.org", "origin_server_ts": 1,
+            "content": text("musher: old"), "unsigned": {"m.relations": {"m.replace": edit}},
+        });
+        match read(serde_json::from_value(event).expect("an event"), &own()) {
+            Reading::Message { known, said, .. } => {
+                assert_eq!(said.expect("it is said").text, "old", "the edit is taken by itself");
+                (known.text, known.edit.map(|edit| edit.to_string()))
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let old = ("old".to_owned(), None);
+    assert_eq!(edited_by("@ann:example.org", text("musher: new")), ("new".to_owned(), Some("$edit".to_owned())));
+    assert_eq!(edited_by("@eve:example.org", text("forged")), old);
+    assert_eq!(edited_by("@ann:example.org", json!({"msgtype": "m.notice", "body": "x"})), old);
 }
 
 #[test]

@@ -212,3 +212,46 @@ async fn what_was_taken_back_is_not_quoted() {
     running.taken().await;
     assert_eq!(running.end().await, Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn what_an_edit_took_away_is_not_quoted() {
+    fn edited(number: usize, path: &str, token: Option<&str>) -> Option<(u16, Value)> {
+        let edit = |id: &str, of: &str| {
+            let mut edit = message(id, "* none");
+            edit["content"]["m.new_content"] = json!({"msgtype": "m.text", "body": "none"});
+            edit["content"]["m.relates_to"] = json!({"rel_type": "m.replace", "event_id": of});
+            edit
+        };
+        match path {
+            // Before the bot listened.
+            "sync" if token.is_none() => Some((200, answer("s1", &[message("$old", "a secret"), edit("$e0", "$old")]))),
+            "sync" if token == Some("s1") => {
+                let said = [
+                    message("$new", "musher: a secret"),
+                    edit("$e1", "$new"),
+                    reply("$1", "$old", "musher: this?"),
+                    reply("$2", "$new", "musher: this?"),
+                    reply("$3", "$far", "musher: this?"),
+                ];
+                Some((200, answer("s2", &said)))
+            }
+            path if path.ends_with("/event/$far") => {
+                let mut far = message("$far", "a secret");
+                far["unsigned"] = json!({"m.relations": {"m.replace": edit("$e2", "$far")}});
+                Some((200, far))
+            }
+            path => one_message(number, path, token),
+        }
+    }
+    let homeserver = Homeserver::start(edited).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut running = Running::start(homeserver.settings(dir.path()), Does::Take).await;
+    assert_eq!(running.message().await.event_id, "$new");
+    assert_eq!(running.given().await.brief(), "edited $new by $e1: none");
+    for id in ["$1", "$2", "$3"] {
+        let message = running.message().await;
+        assert_eq!((message.event_id.as_str(), message.quoted.as_deref()), (id, Some("none")));
+    }
+    running.taken().await;
+    assert_eq!(running.end().await, Vec::<String>::new());
+}
