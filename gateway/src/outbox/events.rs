@@ -41,6 +41,9 @@ pub(super) enum OutboxEvent {
         transaction: String,
         /// Why, for people.
         reason: String,
+        /// The surface's ids of the parts that it has.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        parts: Vec<String>,
     },
 }
 
@@ -58,11 +61,16 @@ pub(super) fn delivered(event: &Recorded, transaction: &str) -> Option<String> {
     }
 }
 
-/// The transaction of a message, where `event` tells of its delivery, or a part's, under the surface's id.
+/// The transaction of a message, where `event` tells that it was delivered, or a part of it, under the surface's id.
 pub(super) fn delivered_as(event: &Recorded, event_id: &str) -> Option<String> {
     match event.decode() {
         Ok(Decoded::Known(OutboxEvent::Delivered { transaction, event_id: of, parts }))
             if of == event_id || parts.iter().any(|part| part == event_id) =>
+        {
+            Some(transaction)
+        }
+        Ok(Decoded::Known(OutboxEvent::GivenUp { transaction, parts, .. }))
+            if parts.iter().any(|part| part == event_id) =>
         {
             Some(transaction)
         }

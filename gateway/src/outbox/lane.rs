@@ -161,7 +161,7 @@ impl Lane {
     /// parts, and is delivered with the last of them.
     async fn deliver(&mut self, entry: &Entry, surface: &SharedSurface) -> Result<(), Stopped> {
         let Some(mut text) = self.text(entry.send.text).await? else {
-            return self.give_up(entry, None, &Lost::Erased).await;
+            return self.give_up(entry, None, Vec::new(), &Lost::Erased).await;
         };
         self.tried = entry.version;
         let (mut number, mut parts) = (1, Vec::new());
@@ -172,7 +172,7 @@ impl Lane {
             let part = entry.send.part(markdown, number, rest.is_none());
             let event_id = match self.deliver_part(entry, surface, &part).await? {
                 Ok(event_id) => event_id,
-                Err(lost) => return self.give_up(entry, Some(&part), &lost).await,
+                Err(lost) => return self.give_up(entry, Some(&part), parts, &lost).await,
             };
             let Some(rest) = rest else { return self.delivered(entry, event_id, parts).await };
             parts.push(event_id);
@@ -280,14 +280,20 @@ impl Lane {
         Ok(())
     }
 
-    /// Gives a message up, from this part on. Where people can be told, in its place, they are.
-    async fn give_up(&mut self, entry: &Entry, part: Option<&Outbound>, lost: &Lost) -> Result<(), Stopped> {
+    /// Gives a message up, from this part on; the surface has those before. Where people can be told, in its place, they are.
+    async fn give_up(
+        &mut self,
+        entry: &Entry,
+        part: Option<&Outbound>,
+        parts: Vec<String>,
+        lost: &Lost,
+    ) -> Result<(), Stopped> {
         let transaction = &entry.send.transaction;
         let reason = lost.reason();
         error!(room = %self.room, transaction, reason, "a message is given up");
         // Once: when the notice is refused too, the log and the stream tell.
         let notice = part.filter(|_| !matches!(lost, Lost::Erased) && entry.send.refused.is_none());
-        let event = OutboxEvent::GivenUp { transaction: transaction.clone(), reason: reason.clone() };
+        let event = OutboxEvent::GivenUp { transaction: transaction.clone(), reason: reason.clone(), parts };
         let events = || {
             let mut events = vec![NewEvent::encode(&event)?];
             if let Some(part) = notice {

@@ -49,9 +49,12 @@ impl Outbox {
     /// When the journal cannot be read, or does not take the erasure.
     pub async fn erase_sent(&self, room: &Room, event_id: &str) -> Result<bool, Refusal> {
         let journal = &self.inner.journal;
-        let Some(transaction) = self.transaction_of(room, event_id).await? else { return Ok(false) };
+        let latest = self.latest(room).await?;
+        let delivered = latest.iter().rev().find_map(|event| events::delivered_as(event, event_id));
+        let Some(transaction) = delivered else { return Ok(false) };
         let queued = journal.events_of_key(&events::key(room, &transaction)).await.map_err(unreadable)?;
-        let texts = queued.iter().filter_map(|event| events::text_of(event, &transaction)).collect();
+        // What tells of a message that was given up has no key.
+        let texts = queued.iter().chain(&latest).filter_map(|event| events::text_of(event, &transaction)).collect();
         let erased = journal.erase(texts).await;
         erased.map(|_| true).map_err(|error| Refusal::internal("a text could not be erased", error))
     }

@@ -138,9 +138,12 @@ async fn a_refused_message_is_given_up_visibly_and_the_room_is_told_once() {
     assert!(notice.markdown.chars().count() < 400);
     assert_eq!((notice.transaction.as_str(), &notice.thread, &notice.reply_to), ("bad-refused", &None, &None));
     assert!(shown[2].1.markdown.contains("It begins: panic"));
-    let given_up = OutboxEvent::GivenUp { transaction: "bad".to_owned(), reason: "too long".to_owned() };
-    assert!(life.events().await.contains(&given_up));
+    let (transaction, reason) = ("bad".to_owned(), "too long".to_owned());
+    assert!(life.events().await.contains(&OutboxEvent::GivenUp { transaction, reason, parts: Vec::new() }));
     assert_eq!((life.outbox.counts().delivered, life.outbox.counts().given_up), (3, 2));
+    // Whoever takes back what tells of it means what it tells.
+    assert!(life.outbox.erase_sent(&room(), "1").await.unwrap());
+    assert_eq!(life.journal.texts(life.texts("bad-refused").await).await.unwrap().len(), 0);
     let elsewhere = Room { id: "!elsewhere:b.c".into(), ..room() };
     assert_eq!((life.outbox.given_up_in(&room()), life.outbox.given_up_in(&elsewhere)), (2, 0));
 }
@@ -225,6 +228,9 @@ async fn when_a_part_is_refused_the_room_is_told_of_the_rest_once() {
         "{texts:?}"
     );
     assert_eq!(life.queued().await, ["long", "long-refused"]);
+    // Of the parts that are there one is taken back, and with it all.
+    assert!(life.outbox.erase_sent(&room(), "0").await.unwrap());
+    assert_eq!(life.journal.texts(life.texts("long").await).await.unwrap().len(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,6 +22,7 @@ use tokio::{
     sync::{Notify, mpsc::UnboundedReceiver},
     time::Instant,
 };
+use uuid::Uuid;
 
 use super::{events::OutboxEvent, *};
 use crate::chat::{Mark, Outbound, SendError, Surface};
@@ -369,6 +370,17 @@ impl Life {
             Decoded::Unknown => panic!("a stranger"),
         };
         recorded.iter().map(decode).collect()
+    }
+
+    /// The ids of the texts that are queued under a transaction.
+    async fn texts(&self, transaction: &str) -> Vec<Uuid> {
+        let text = |event| match event {
+            OutboxEvent::Queued(queued) if queued.transaction == transaction => Some(queued.text),
+            _ => None,
+        };
+        let texts: Vec<_> = self.events().await.into_iter().filter_map(text).collect();
+        assert_eq!(texts.len(), 1, "{transaction}");
+        texts
     }
 
     /// The transactions of the room in the order of the journal.
