@@ -35,6 +35,9 @@ pub(super) const LONGEST_TRYING: Duration = Duration::from_hours(24);
 /// The same for a message that is to be taken out of its room: everything else for the room waits behind it, and its sender
 /// had better do it than hear of it late.
 pub(super) const LONGEST_TAKING_OUT: Duration = Duration::from_mins(10);
+/// How long it is asked whether an earlier try has arrived where the surface does not say; then its transaction is all there is to
+/// lean on. Everything else for the room waits so long.
+pub(super) const LONGEST_LOOKING: Duration = Duration::from_mins(10);
 /// How much is shown of a message that was refused, and of the reason, in characters.
 const REFUSED_CHARS: usize = 300;
 /// How long before the end of the process a message must be begun to be sent, so that there is time for it.
@@ -182,14 +185,14 @@ impl Lane {
 
     /// Tries until the surface has a part; gives the surface's id of it.
     async fn deliver_part(
-        &self,
+        &mut self,
         entry: &Entry,
         surface: &SharedSurface,
         part: &Outbound,
     ) -> Result<Result<String, Lost>, Stopped> {
         // Whether an earlier life has come as far as to this part, only the surface knows.
-        let mut unsure = self.outbox.is_unsure(&self.room, entry.version);
         let (began, mut backoff) = (Instant::now(), Backoff::default());
+        let mut unsure = self.outbox.is_unsure(&self.room, entry.version).then_some(began);
         loop {
             let (why, asked) = match self.attempt(entry, surface, part, &mut unsure).await {
                 Ok(event_id) => return Ok(Ok(event_id)),
@@ -203,6 +206,7 @@ impl Lane {
                 return Ok(Err(Lost::NotTaken(why, longest)));
             }
             warn!(room = %self.room, transaction = part.transaction, why, ?wait, "a message was not taken");
+            self.take_out_first(entry, surface).await?;
             match asked {
                 Some(_) => self.wait_as_asked(wait).await?,
                 None => self.pause(wait).await?,
@@ -211,13 +215,26 @@ impl Lane {
         }
     }
 
-    /// One try. What an earlier one may have sent is looked for first: a server forgets transaction ids.
+    /// Takes out of the room what is to be taken out, if that is due before a message that is tried again.
+    async fn take_out_first(&mut self, entry: &Entry, surface: &SharedSurface) -> Result<(), Stopped> {
+        if entry.send.takes_back.is_some() {
+            return Ok(());
+        }
+        self.read().await?;
+        while let Some(first) = self.known.state.due().filter(|due| due.send.takes_back.is_some()).cloned() {
+            Box::pin(self.deliver(&first, surface)).await?;
+        }
+        Ok(())
+    }
+
+    /// One try. What an earlier one may have sent is looked for first: a server forgets transaction ids. `unsure` is since when
+    /// there may be one that nobody could look for.
     async fn attempt(
         &self,
         entry: &Entry,
         surface: &SharedSurface,
         message: &Outbound,
-        unsure: &mut bool,
+        unsure: &mut Option<Instant>,
     ) -> Result<String, Failed> {
         let attempt = async {
             if let Some(TakenBack { event_id, why }) = &entry.send.takes_back {
@@ -227,19 +244,20 @@ impl Lane {
                 failpoint::reach("after", "take_back");
                 return taken;
             }
-            if *unsure {
+            if let Some(since) = *unsure {
                 match surface.find(&self.room, &message.transaction, entry.at).await {
                     Ok(Some(event_id)) => {
                         info!(room = %self.room, transaction = message.transaction, "a message was there already");
                         return Ok(event_id);
                     }
-                    Ok(None) => *unsure = false,
+                    Ok(None) => *unsure = None,
                     // Whoever may not look may hardly send; if so, the same transaction is all there is to lean on.
                     Err(SendError::Refused { message: why, .. }) => {
                         warn!(room = %self.room, why, "an earlier try cannot be looked for");
-                        *unsure = false;
+                        *unsure = None;
                     }
-                    Err(transient) => return Err(transient),
+                    Err(transient) if since.elapsed() < LONGEST_LOOKING => return Err(transient),
+                    Err(transient) => warn!(room = %self.room, %transient, "an earlier try cannot be looked for"),
                 }
             }
             failpoint::reach("before", "send");
@@ -253,7 +271,9 @@ impl Lane {
             Ok(Err(SendError::Refused { message, .. })) => Err(Failed::Lost(Lost::Refused(message))),
             Ok(Err(SendError::Transient { message, retry_after, .. })) => {
                 // A surface that asks to wait has not taken it; any other failure may have come after it was taken.
-                *unsure |= retry_after.is_none();
+                if retry_after.is_none() {
+                    unsure.get_or_insert_with(Instant::now);
+                }
                 Err(Failed::NotTaken(message, retry_after))
             }
             Err(_) => Err(Failed::Lost(Lost::Panicked)),

@@ -5,7 +5,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     events::{OutboxEvent, Undelivered},
-    lane::{LONGEST_TRYING, SNAPSHOT_EVERY},
+    lane::{LONGEST_LOOKING, LONGEST_TRYING, SNAPSHOT_EVERY},
     *,
 };
 
@@ -112,6 +112,23 @@ async fn what_may_have_been_sent_is_looked_for_before_it_is_sent_again() {
     life.outcomes(1).await;
     let asked = hall.asked()[3..].iter().map(|ask| matches!(ask, Ask::Find(..))).collect::<Vec<_>>();
     assert_eq!(asked, [false, false, true, false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_looked_for_is_sent_under_its_transaction_after_ten_minutes() {
+    let folder = folder();
+    let hall = Hall::new(|n, ask| match ask {
+        Ask::Find(..) => Does::Fails,
+        _ if n == 0 => Does::TakesAndFails,
+        _ => Does::Takes,
+    });
+    let mut life = Life::begin(&folder, &hall).await;
+    let begun = Instant::now();
+    life.outbox.commit(vec![post("one"), post("two")], vec![]).await.unwrap();
+    assert_eq!(life.outcomes(2).await, delivered(&[0, 1]));
+    let tried = begun.elapsed();
+    assert!(tried >= LONGEST_LOOKING && tried < LONGEST_LOOKING + Duration::from_mins(2), "{tried:?}");
+    assert_eq!(hall.texts(), ["one", "two"]);
 }
 
 #[tokio::test(start_paused = true)]

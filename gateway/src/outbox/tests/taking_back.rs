@@ -51,6 +51,27 @@ async fn it_comes_before_what_waits_to_be_said() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn it_comes_before_the_next_try_of_what_is_not_taken() {
+    let folder = folder();
+    let mut taking_out = 0;
+    let hall = Hall::new(move |_, ask| {
+        taking_out += usize::from(*ask == take_back());
+        if taking_out < 3 && !matches!(ask, Ask::Find(..)) { Does::Fails } else { Does::Takes }
+    });
+    let mut life = Life::begin(&folder, &hall).await;
+    life.post("one").await;
+    hall.asked_for(2).await;
+    life.outbox.post(taking_back()).await.unwrap();
+    let redacted = Outcome::Delivered("redaction of $said".to_owned());
+    assert_eq!(life.outcomes(2).await, [redacted, Outcome::Delivered("0".to_owned())]);
+    let asked = hall.asked();
+    let first = asked.iter().position(|ask| *ask == take_back()).unwrap();
+    let last = asked.iter().rposition(|ask| *ask == take_back()).unwrap();
+    assert!(asked[first..=last].iter().all(|ask| *ask == take_back()), "{asked:?}");
+    assert!(matches!(asked[last + 1], Ask::Find(..)), "it is looked for as before: {asked:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_it_is_refused_whose_it_is_is_told_that_it_stays() {
     let folder = folder();
     let hall = Hall::new(|_, ask| if *ask == take_back() { Does::Refuses } else { Does::Takes });
