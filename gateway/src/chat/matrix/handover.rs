@@ -277,7 +277,7 @@ impl MatrixSurface {
             Whose::Sync(deadline) => deadline.max(now + LOOK_UP_PATIENCE),
             Whose::Parked { .. } => now + self.patience,
         };
-        let reason = match timeout_at(deadline, self.persist(what, hearing, Some(deadline), request)).await {
+        let reason = match timeout_at(deadline, self.persist(what, hearing, deadline, request)).await {
             Ok(Err(Halt::Failed(Failure::Transient { reason, .. } | Failure::Local { reason }))) => reason,
             Ok(answer) => return answer,
             Err(_) => "no answer in time".to_owned(),

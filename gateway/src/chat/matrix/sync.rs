@@ -112,12 +112,13 @@ pub(super) enum Whose<'a> {
 }
 
 impl Hearing<'_> {
-    /// Until when a page of a room's history is waited for.
-    pub(super) fn page_deadline(&self) -> Option<Instant> {
+    /// Until when a page of a room's history is waited for, where `patience` is had with it.
+    pub(super) fn page_deadline(&self, patience: Duration) -> Instant {
         match self.whose {
-            Whose::Sync(deadline) => Some(deadline),
-            Whose::Parked { told: false, .. } => Some(Instant::now()),
-            Whose::Parked { told: true, .. } => None,
+            Whose::Sync(deadline) => deadline,
+            Whose::Parked { told: false, .. } => Instant::now(),
+            // It is asked for again, and others that are set aside have their turn in between.
+            Whose::Parked { told: true, .. } => Instant::now() + patience,
         }
     }
 
@@ -404,7 +405,7 @@ impl MatrixSurface {
         &self,
         what: &str,
         hearing: &Hearing<'_>,
-        deadline: Option<Instant>,
+        deadline: Instant,
         mut request: impl FnMut() -> F,
     ) -> Result<Option<T>, Halt>
     where
@@ -424,12 +425,7 @@ impl MatrixSurface {
                     Failure::UnknownToken { .. } => return Err(Halt::Failed(failure)),
                     Failure::Transient { .. } | Failure::Local { .. } => {
                         let waited = backoff.wait(failure.retry_after());
-                        match deadline {
-                            None => waited.await,
-                            Some(deadline) => {
-                                timeout_at(deadline, waited).await.map_err(|_| Halt::Failed(failure))?;
-                            }
-                        }
+                        timeout_at(deadline, waited).await.map_err(|_| Halt::Failed(failure))?;
                     }
                 }
             }

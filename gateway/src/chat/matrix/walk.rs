@@ -229,7 +229,7 @@ impl MatrixSurface {
         hearing: &Hearing<'_>,
     ) -> Result<Option<Messages>, Halt> {
         let what = format!("the history of {}", room.room_id());
-        let deadline = hearing.page_deadline();
+        let deadline = hearing.page_deadline(self.patience);
         let page = self.persist(&what, hearing, deadline, || page(room, Some(from), to, &WALKED_TYPES, None)).await?;
         if let Some(page) = &page {
             debug!(room = %room.room_id(), events = page.chunk.len(), end = page.end, "a page of history");

@@ -55,14 +55,14 @@ fn syncs(number: usize, path: &str, since: Option<&str>) -> Option<(u16, Value)>
 
 const HISTORY: &str = "rooms/!slow:example.org/messages";
 
-/// What the slow room's history has, newest first, from a token of the stream back to another.
-fn history(from: Option<&str>, to: &str) -> (u16, Value) {
+/// What the slow room's history has, newest first, from a token of the stream back.
+fn history(from: Option<&str>) -> (u16, Value) {
     let all = [("s3", "$slow-3"), ("s2", "$slow-2"), ("gap", "$slow-1"), ("gap-1", "$slow-0")];
     let from = from.expect("a walk begins somewhere");
     let at = all.iter().position(|(token, _)| *token == from).expect("a token that the homeserver gave");
     let (_, id) = all[at];
     let mut page = json!({"start": from, "chunk": [message(id, "hi")]});
-    if let Some((end, _)) = all.get(at + 1).filter(|(end, _)| *end != to) {
+    if let Some((end, _)) = all.get(at + 1) {
         page["end"] = json!(end);
     }
     (200, page)
@@ -74,7 +74,7 @@ async fn other_rooms_are_heard_while_one_is_walked_in_vain_and_it_comes_in_order
         match path {
             // The sync's tries, and the first of the room's own.
             HISTORY if number <= 3 => Some((500, json!({}))),
-            HISTORY => Some(history(since, "s2")),
+            HISTORY => Some(history(since)),
             "sync" if since == Some("s3") && number > 4 => Some(two_rooms("s4", "$slow-4", "$quick-4", false)),
             path => syncs(number, path, since),
         }
@@ -117,7 +117,7 @@ async fn a_restart_keeps_what_a_room_has_not_been_heard_of() {
     static ANSWERS: AtomicBool = AtomicBool::new(false);
     fn slow(number: usize, path: &str, since: Option<&str>) -> Option<(u16, Value)> {
         match path {
-            HISTORY if ANSWERS.load(Ordering::SeqCst) => Some(history(since, "s1")),
+            HISTORY if ANSWERS.load(Ordering::SeqCst) => Some(history(since)),
             HISTORY => Some((502, json!("<html>bad gateway</html>"))),
             "sync" if since == Some("s2") && number == 3 => Some((200, Value::Null)),
             "sync" if since == Some("s2") => Some((200, json!({"next_batch": "s2b"}))),
@@ -227,4 +227,39 @@ async fn what_the_homeserver_does_not_give_of_single_events_in_time_counts_as_no
     running.taken().await;
     assert_eq!(running.surface.health(), Ok(()));
     assert_eq!(running.end().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn rooms_whose_history_never_comes_leave_others_that_are_set_aside_their_turn() {
+    fn all_turns_taken(number: usize, path: &str, since: Option<&str>) -> Option<(u16, Value)> {
+        let room = |id: &str| {
+            json!({
+                "timeline": {"events": [message(id, "hi")], "limited": true, "prev_batch": "gap"},
+                "summary": {"m.joined_member_count": 3},
+            })
+        };
+        match path {
+            "rooms/!good:example.org/messages" if number > 1 => {
+                Some((200, json!({"start": since, "chunk": [message("$good", "hi")]})))
+            }
+            path if path.ends_with("/messages") => Some((500, json!({}))),
+            "sync" if since == Some("s1") => {
+                let rooms =
+                    (0..sync::ROOMS_AT_ONCE).map(|n| (format!("!bad{n}:example.org"), room(&format!("$bad{n}"))));
+                Some((200, json!({"next_batch": "s2", "rooms": {"join": Value::Object(rooms.collect())}})))
+            }
+            "sync" if since == Some("s2") => {
+                Some((200, json!({"next_batch": "s3", "rooms": {"join": {"!good:example.org": room("$good")}}})))
+            }
+            path => one_message(number, path, since),
+        }
+    }
+    let homeserver = Homeserver::start(all_turns_taken).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut running = Running::impatient(homeserver.settings(dir.path())).await;
+    let mut late = running.briefs(sync::ROOMS_AT_ONCE).await;
+    late.retain(|brief| brief.starts_with("late in !bad"));
+    assert_eq!(late.len(), sync::ROOMS_AT_ONCE);
+    assert_eq!(running.briefs(2).await, ["late in !good:example.org: s2", "said $good: hi"]);
+    running.end().await;
 }
