@@ -5,7 +5,7 @@
 //! the sync loop, however long that takes. As long as the homeserver cannot say whose an alias is, a room counts as
 //! what it calls itself.
 
-use std::{collections::HashSet, sync::Mutex};
+use std::{collections::HashSet, sync::Mutex, time::Duration};
 
 use futures_util::future::join_all;
 use matrix_sdk::{
@@ -13,6 +13,7 @@ use matrix_sdk::{
     config::RequestConfig,
     ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, api::client::alias::get_alias},
 };
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::{
@@ -24,6 +25,8 @@ use super::{
 
 /// How often an alias is asked for before messages go on without it.
 const ATTEMPTS: usize = 3;
+/// How long that may take, whatever waits the homeserver asks for: meanwhile nothing is handed over of any room.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The ambient rooms.
 #[derive(Debug, Default)]
@@ -81,8 +84,9 @@ impl MatrixSurface {
     /// does not know.
     pub(super) async fn find_ambient(&self, client: &Client) -> Result<(), Failure> {
         let found = join_all(self.ambient_aliases().map(|alias| async {
-            let found = find(client, &alias).await;
-            (alias, found)
+            let no_answer = || Failure::Transient { reason: "no answer in time".to_owned(), retry_after: None };
+            let found = timeout(PATIENCE.min(self.patience), find(client, &alias)).await;
+            (alias, found.unwrap_or_else(|_| Err(no_answer())))
         }));
         for (alias, found) in found.await {
             match found {

@@ -453,6 +453,28 @@ async fn ambient_rooms_are_known_before_the_first_message_and_strangers_cost_not
 }
 
 #[tokio::test]
+async fn messages_do_not_wait_as_long_as_the_homeserver_asks_before_it_says_whose_an_alias_is() {
+    fn slowly(number: usize, path: &str, since: Option<&str>) -> Option<(u16, Value)> {
+        match path {
+            "directory/room/#team:example.org" => {
+                Some((429, json!({"errcode": "M_LIMIT_EXCEEDED", "error": "slowly", "retry_after_ms": 600_000})))
+            }
+            path => one_message(number, path, since),
+        }
+    }
+    let homeserver = Homeserver::start(slowly).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let ambient = vec!["#team:example.org".to_owned()];
+    let (inbox, given) = TestInbox::new(Does::Take, None);
+    let settings = MatrixSettings { ambient, ..homeserver.settings(dir.path()) };
+    let mut running = Running::patient(settings, inbox, given, Duration::from_secs(1)).await;
+    assert_eq!(running.message().await.event_id, "$new");
+    // It is asked on beside.
+    homeserver.requests("directory/", 3).await;
+    running.end().await;
+}
+
+#[tokio::test]
 async fn encrypted_rooms_are_refused_once_and_never_in_clear() {
     fn encrypted(number: usize, path: &str, since: Option<&str>) -> Option<(u16, Value)> {
         if path != "sync" || since != Some("s1") {
