@@ -185,7 +185,7 @@ impl Nodes {
         Refusal::unavailable(format!("{what}: {error}")).hint("`doctor` checks the engine and the containers.")
     }
 
-    /// Notes that the sled has answered a call.
+    /// Notes that the sled has answered a call, or told something of a turn.
     pub fn heard(&self, project: Uuid) {
         self.slot(project).heard();
     }

@@ -17,7 +17,8 @@ use uuid::Uuid;
 use crate::requests::{
     Accepted, BODY_LIMIT, COMMAND_TIME_LIMIT, CommandOutput, Decision, DiffAnswer, DiffRequest, EraseRequest, Erased,
     FETCH_TIME_LIMIT, GitRequest, LINE_LIMIT, NodeStatus, Outcome, PERMISSION_ID_CHARS, PermissionAnswer, Refusal,
-    RefusalKind, StopRequest, TurnEvent, TurnRecord, TurnRequest, UNDO_TIME_LIMIT, UndoAnswer, paths,
+    RefusalKind, STATUS_TIME_LIMIT, StopRequest, TurnEvent, TurnRecord, TurnRequest, UNDO_TIME_LIMIT, UndoAnswer,
+    paths,
 };
 use crate::{Closed, Link, RequestError};
 
@@ -93,12 +94,12 @@ impl SledClient {
         &self.link
     }
 
-    /// How the node is.
+    /// How the node is; it looks at its files for at most [`STATUS_TIME_LIMIT`].
     ///
     /// # Errors
     /// No refusals of its own: a repository that git cannot read is shown as none.
     pub async fn status(&self) -> Result<NodeStatus, CallError> {
-        self.call(Method::GET, paths::STATUS, None::<&()>, Duration::ZERO).await
+        self.call(Method::GET, paths::STATUS, None::<&()>, STATUS_TIME_LIMIT).await
     }
 
     /// Hands a turn over; repeating it is safe.

@@ -18,6 +18,9 @@ pub const BODY_LIMIT: usize = 4 * 1024 * 1024;
 /// Longest line of a turn's events, in bytes without its end: one [`TurnRecord`].
 pub const LINE_LIMIT: usize = 1024 * 1024;
 
+/// How long a sled lets git look at the files for its status before it answers with what was found.
+pub const STATUS_TIME_LIMIT: Duration = Duration::from_secs(4);
+
 /// How long a sled lets a person's command (`git`) run before it ends it and answers with what there is.
 pub const COMMAND_TIME_LIMIT: Duration = Duration::from_mins(1);
 

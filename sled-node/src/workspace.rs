@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use link::requests::CommandOutput;
+use link::requests::{CommandOutput, STATUS_TIME_LIMIT};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -21,9 +21,6 @@ use crate::text;
 
 /// How much of a command's output is kept: its end.
 const OUTPUT_LIMIT: usize = 256 * 1024;
-
-/// How long git may look at the tree for `status`, which has 5 s in all (CMD-5).
-const STATUS_LIMIT: Duration = Duration::from_secs(4);
 
 /// What a command that is ended has for doing so.
 const GRACE: Duration = Duration::from_secs(1);
@@ -81,10 +78,10 @@ impl Workspace {
         let args = ["--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=all", "-z"];
         let mut parser = Parser::default();
         let ended = self
-            .run(args.into_iter().map(Into::into), Errors::Dropped, STATUS_LIMIT, |chunk| parser.feed(chunk))
+            .run(args.into_iter().map(Into::into), Errors::Dropped, STATUS_TIME_LIMIT, |chunk| parser.feed(chunk))
             .await?;
         if !ended.in_time {
-            tracing::warn!("git status takes longer than {} s", STATUS_LIMIT.as_secs());
+            tracing::warn!("git status takes longer than {} s", STATUS_TIME_LIMIT.as_secs());
             return Ok(parser.finish());
         }
         Ok(if ended.code == Some(0) { parser.finish() } else { TreeState::default() })

@@ -170,6 +170,8 @@ impl Sleds for Links {
     fn kill(&self, _: Uuid) -> BoxFuture<'_, Result<(), Refusal>> {
         std::future::ready(Err(Refusal::unavailable("there is no engine"))).boxed()
     }
+
+    fn heard(&self, _: Uuid) {}
 }
 
 /// A gateway without an engine, and its sleds.

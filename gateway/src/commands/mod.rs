@@ -54,7 +54,7 @@ use crate::{
     usage::Usage,
 };
 
-/// How long a sled may take to tell its status before it counts as silent.
+/// How long a sled may take to tell its status before it counts as silent, besides what git is granted there.
 const STATUS_PATIENCE: Duration = Duration::from_secs(4);
 /// After this a proxied command says that it is still under way (CMD-5).
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -206,6 +206,7 @@ impl Turns {
                 Err(CallError::Refused(refused)) if refused.kind == RefusalKind::Mismatch && wanted.attempt > 1 => {}
                 taken => taken?,
             }
+            self.inner.parts.nodes.heard(turn.session.project);
             *request = None;
             reading.backoff = Backoff::default();
         }
@@ -258,6 +259,7 @@ impl Turns {
         let mut events = sled.turn_events(turn.id, reading.seen);
         loop {
             let record = events.next().await.ok_or(CallError::Dropped)??;
+            self.inner.parts.nodes.heard(turn.session.project);
             reading.events += 1;
             if reading.events > EVENTS_MAX {
                 return Err(CallError::Malformed("a turn tells more than any sled stores of one".to_owned()));

@@ -80,6 +80,8 @@ pub trait Sleds: Send + Sync + 'static {
     fn sled(&self, project: Uuid) -> BoxFuture<'_, Result<SledClient, Refusal>>;
     /// Kills the project's container, and everything in it.
     fn kill(&self, project: Uuid) -> BoxFuture<'_, Result<(), Refusal>>;
+    /// Notes that the project's sled has answered, or told something.
+    fn heard(&self, project: Uuid);
 }
 
 impl Sleds for Nodes {
@@ -89,6 +91,10 @@ impl Sleds for Nodes {
 
     fn kill(&self, project: Uuid) -> BoxFuture<'_, Result<(), Refusal>> {
         Nodes::kill(self, project).boxed()
+    }
+
+    fn heard(&self, project: Uuid) {
+        Nodes::heard(self, project);
     }
 }
 

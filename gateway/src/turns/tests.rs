@@ -53,6 +53,8 @@ use crate::{
 struct Script {
     sleds: Mutex<VecDeque<Option<Router>>>,
     killed: AtomicU32,
+    /// How often it was heard.
+    heard: AtomicU32,
     /// How often asking for it has a fault.
     faults: AtomicU32,
     /// How long it takes to be there, in seconds.
@@ -83,6 +85,10 @@ impl Sleds for Arc<Script> {
     fn kill(&self, _: Uuid) -> BoxFuture<'_, Result<(), Refusal>> {
         self.killed.fetch_add(1, Ordering::SeqCst);
         async { Ok(()) }.boxed()
+    }
+
+    fn heard(&self, _: Uuid) {
+        self.heard.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -319,6 +325,20 @@ async fn an_answer_in_the_sled_outlives_a_node_that_is_away_at_start() {
     assert_eq!((answer.markdown, answer.transaction), ("done".to_owned(), format!("turn-{turn}")));
     assert_eq!(answer.answers, ["hello"]);
     assert!(stage.left().await.unfinished.is_empty(), "journaled before it is told");
+}
+
+#[tokio::test]
+async fn a_node_that_takes_a_turn_or_tells_of_it_is_heard() {
+    for (sled, heard) in [
+        (events(finished("done")).merge(accepting()), 2),
+        (events("nonsense\n".into()).merge(accepting()), 1),
+        (events(finished("done")), 0),
+    ] {
+        let mut stage = Stage::new([Some(sled)]).await;
+        stage.say("hello", false).await;
+        stage.answer().await;
+        assert_eq!(stage.script.heard.load(Ordering::SeqCst), heard);
+    }
 }
 
 #[tokio::test(start_paused = true)]
