@@ -93,8 +93,9 @@ impl Turns {
             attempt,
             permissions: settings.permissions,
             keep_warm_secs: settings.keep_warm.as_secs(),
-            // An agent that died before it put its memory away has lost the words that it had heard.
-            afresh: (attempt > 1).then(|| prompt::render_again(&words, false)),
+            // An agent that died before it put its memory away has lost the words that it had heard. Otherwise the prompt has them,
+            // and twice they may be more than a sled takes.
+            afresh: (attempt > 1 && reading.heard).then(|| prompt::render_again(&words, false)),
         })
     }
 }
