@@ -233,7 +233,7 @@ pub fn sources(
                 links_open: nodes.open_links(),
                 sleds_unreachable: nodes.unreachable(),
                 engine_reachable: containers.is_engine_there().await,
-                projects_paused: usage.paused_projects(),
+                projects_paused: usage.paused_projects(|project| nodes.is_registered(project)),
                 append_failures,
             }
         }

@@ -244,7 +244,8 @@ impl Nodes {
         slots.iter().filter(|(project, slot)| slot.is_unreachable() && self.is_registered(**project)).count()
     }
 
-    fn is_registered(&self, project: Uuid) -> bool {
+    /// Whether there is such a project, made to its end and not being deleted.
+    pub fn is_registered(&self, project: Uuid) -> bool {
         self.inner.registry.get(project).is_some_and(|known| known.stage == Stage::Registered)
     }
 

@@ -15,10 +15,11 @@ impl Commands {
         let name = project.spec.map(|spec| spec.name).unwrap_or_default();
         let busy = self.inner.sessions.busy(|key| key.project == id).await;
         let mut lines = Vec::new();
-        let (mut waiting_here, mut elsewhere) = (0, 0);
+        let (mut waiting, mut elsewhere) = (0, 0);
         let mut first = None;
         let state = self.state_of_waiting(id, busy.iter().any(|(_, session)| session.running.is_some()));
         for (key, session) in busy {
+            waiting += session.waiting.len();
             if key.room != asked.to.room {
                 elsewhere += session.waiting.len() + session.running.map_or(0, |running| running.messages.len());
                 continue;
@@ -26,7 +27,6 @@ impl Commands {
             let running = session.running.map(|running| running.messages).unwrap_or_default();
             let said = self.inner.sessions.words(&running).await?;
             lines.extend(said.iter().map(|words| format!("- running: {}", quoted(&words.sender, &words.text))));
-            waiting_here += session.waiting.len();
             first = first.or(session.waiting.first().map(|message| message.number));
             let said = self.inner.sessions.words(&session.waiting).await?;
             lines.extend(session.waiting.iter().zip(&said).map(|(message, words)| {
@@ -38,7 +38,7 @@ impl Commands {
             lines.push(format!("- in other rooms: {}", text::count(elsewhere, "message")));
         }
         if let Some(pause) = self.inner.usage.paused(id) {
-            lines.push(format!("- {}", pause_text(&name, &pause, waiting_here + elsewhere)));
+            lines.push(format!("- {}", pause_text(&name, &pause, waiting)));
         }
         if lines.is_empty() {
             return Ok(format!("**{name}**: nothing runs and nothing waits."));

@@ -14,6 +14,7 @@ use crate::{
     dispatch::SessionKey,
     projects::{ProjectEvent, Spec},
     sessions::{self, Ending},
+    usage::Tokens,
 };
 
 /// A gateway's life on a folder.
@@ -552,6 +553,27 @@ async fn a_queue_tells_what_waits_from_what_is_about_to_begin_and_what_is_not_se
         "{listed}"
     );
     assert_eq!(lines[4], "- on the way to this room: 3 more", "{listed}");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_queue_does_not_take_what_runs_elsewhere_for_what_waits_for_the_next_budget() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::configured(&folder, &format!("{CONFIG}[budget]\ndaily_tokens = 10\n")).await;
+    let project = life.project("app", &[]).await;
+    life.work("$one", "app").await;
+    let count =
+        life.gateway.intake.usage.request(project).count("claude".into(), Tokens { input: 10, ..Tokens::default() });
+    count.await.expect("it is journaled");
+    let elsewhere = |event_id: &str, text: &str| {
+        let room = Room { id: "!b:example.org".into(), ..room() };
+        life.gateway.intake.accept(Inbound { room, ..said(event_id, text) })
+    };
+    elsewhere("$switch", "!switch app").await.expect("it is taken");
+    elsewhere("$queue", "queue").await.expect("it is taken");
+    let listed = life.answer_to("$queue").await;
+    assert!(listed.contains("\n- in other rooms: 1 message\n"), "{listed}");
+    assert!(listed.ends_with("is used up; messages wait until 00:00 UTC."), "{listed}");
     life.end().await;
 }
 

@@ -224,9 +224,9 @@ impl Undelivered {
         self.entries.len()
     }
 
-    /// All, oldest first.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter()
+    /// Those that are messages, oldest first: what is to be taken out of the room is none.
+    pub fn messages(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.send.takes_back.is_none())
     }
 
     /// The oldest.

@@ -24,7 +24,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use journal::{Append, AppendError, Appended, Cause, Problem, ReadError, Reader};
+use journal::{Append, AppendError, Appended, Cause, Loaded, Problem, ReadError, Reader};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 use tracing::warn;
@@ -158,7 +158,7 @@ pub struct Counts {
     pub retries: u64,
     /// Messages that were given up.
     pub given_up: u64,
-    /// Messages that are on their way now.
+    /// Messages that are on their way now, as [`Outbox::undelivered`] has them.
     pub undelivered: usize,
 }
 
@@ -197,6 +197,8 @@ struct Busy {
     woken: bool,
     /// As far as is known; exact when the lane has read what was committed.
     undelivered: usize,
+    /// How many of these are messages, and not what is to be taken out of the room.
+    messages: usize,
     /// What was queued up to this version of the stream may have been sent by a lane that ended before it knew.
     unsure_up_to: u64,
     /// By transaction, who waits for it.
@@ -248,7 +250,9 @@ impl Outbox {
             let room = Room::parse(&stream.id).ok_or_else(|| {
                 Refusal::internal("the outbox cannot be read from the journal", format!("{stream} names no room"))
             })?;
-            let found = Busy { undelivered: loaded.state.len(), unsure_up_to: loaded.version, ..Busy::default() };
+            let Loaded { state, version, .. } = &loaded;
+            let (undelivered, messages) = (state.len(), state.messages().count());
+            let found = Busy { undelivered, messages, unsure_up_to: *version, ..Busy::default() };
             busy.insert(room, found);
         }
         let places = Mutex::new(Places { surfaces: HashMap::new(), busy, given_up: HashMap::new() });
@@ -335,12 +339,13 @@ impl Outbox {
         self.commit(vec![post], Vec::new()).await.map(drop)
     }
 
-    /// How many messages are on their way.
+    /// How many messages are on their way. What waits for a surface that is not coming is left out.
     pub fn undelivered(&self) -> usize {
-        self.places().busy.values().map(|busy| busy.undelivered).sum()
+        let places = self.places();
+        places.busy.iter().filter(|(room, _)| places.may_reach(room)).map(|(_, busy)| busy.messages).sum()
     }
 
-    /// How many messages are on their way to a room.
+    /// How many messages are on their way to a room, or are to be taken out of it.
     pub fn undelivered_in(&self, room: &Room) -> usize {
         self.places().busy.get(room).map_or(0, |busy| busy.undelivered)
     }
@@ -354,11 +359,11 @@ impl Outbox {
             return Ok(Vec::new());
         }
         let known = self.inner.journal.load_snapshot::<Undelivered>(&events::stream(room)).await.map_err(unreadable)?;
-        // What is to be taken out of the room is no message.
-        let entries = || known.state.entries().filter(|entry| entry.send.takes_back.is_none());
-        let mut texts =
-            self.inner.journal.texts(entries().map(|entry| entry.send.text).collect()).await.map_err(unreadable)?;
-        Ok(entries()
+        let texts = known.state.messages().map(|entry| entry.send.text).collect();
+        let mut texts = self.inner.journal.texts(texts).await.map_err(unreadable)?;
+        Ok(known
+            .state
+            .messages()
             .map(|entry| OnTheWay {
                 text: texts.remove(&entry.send.text).unwrap_or_else(|| "(erased)".to_owned()),
                 queued: entry.at,
@@ -433,7 +438,9 @@ impl Outbox {
         let mut places = self.places();
         for new in queued.iter().filter(|queued| !queued.repeated).flat_map(|queued| &queued.events) {
             if let Some(room) = Room::parse(&new.stream.id) {
-                places.busy.entry(room).or_default().undelivered += 1;
+                let busy = places.busy.entry(room).or_default();
+                busy.undelivered += 1;
+                busy.messages += 1;
             }
         }
         for (room, transaction, pending) in waiting {
@@ -516,7 +523,7 @@ impl Outbox {
             return Step::Read;
         }
         // All that was committed before this moment is in `state`.
-        busy.undelivered = state.len();
+        (busy.undelivered, busy.messages) = (state.len(), state.messages().count());
         busy.held.retain(|transaction, _| state.has(transaction));
         match surfaces.get(&room.surface) {
             Some(surface) if !state.is_empty() => Step::Send(Arc::clone(surface)),

@@ -182,9 +182,9 @@ impl Usage {
         self.inner.pauses.borrow().get(&project).copied()
     }
 
-    /// How many projects rest.
-    pub fn paused_projects(&self) -> usize {
-        self.inner.pauses.borrow().len()
+    /// How many projects rest, of those that are `there`: the budget of one that was deleted stays used up until the day ends.
+    pub fn paused_projects(&self, there: impl Fn(Uuid) -> bool) -> usize {
+        self.inner.pauses.borrow().keys().filter(|project| there(**project)).count()
     }
 
     /// Follows the pauses; those that are there already come first.

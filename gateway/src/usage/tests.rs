@@ -236,6 +236,8 @@ async fn a_budget_that_is_used_up_rests_the_project_until_midnight_and_no_other(
     let pause = Pause { limit: Limit::Tokens(1000), until: at("2026-07-27T00:00:00Z") };
     assert_eq!(changes.next().await, Some(Change { project: one, pause: Some(pause) }));
     assert_eq!((setting.usage.paused(one), setting.usage.paused(other)), (Some(pause), None));
+    let resting = |there: &[Uuid]| setting.usage.paused_projects(|project| there.contains(&project));
+    assert_eq!((resting(&[one, other]), resting(&[other])), (1, 0), "one that is deleted rests no more");
     // The turn that runs goes on, and says nothing new.
     setting.count(one, "claude-x", tokens(0, 500)).await;
     assert!(changes.next().now_or_never().is_none());
@@ -248,7 +250,7 @@ async fn a_budget_that_is_used_up_rests_the_project_until_midnight_and_no_other(
     assert_eq!(time.let_go(changes.next()).await, Some(Change { project: one, pause: None }));
     let now = setting.clock.now();
     assert!(now >= pause.until && now < pause.until + 1.minute(), "{now}");
-    assert_eq!((setting.usage.paused(one), setting.usage.paused_projects()), (None, 0));
+    assert_eq!((setting.usage.paused(one), setting.usage.paused_projects(|_| true)), (None, 0));
     setting.count(one, "claude-x", tokens(1000, 0)).await;
     let next = Pause { until: at("2026-07-28T00:00:00Z"), ..pause };
     assert_eq!(changes.next().await, Some(Change { project: one, pause: Some(next) }), "a day has a budget of its own");

@@ -309,12 +309,15 @@ async fn what_waits_for_a_surface_that_is_not_coming_keeps_no_text() {
     life.outbox.post(post).await.expect("the journal takes it");
     let queued = Some(Timestamp::UNIX_EPOCH);
     assert_eq!(life.outbox.oldest().await.expect("it is readable"), queued, "its surface may come yet");
+    assert_eq!(life.outbox.counts().undelivered, 1);
     life.outbox.add(Arc::clone(&hall) as SharedSurface);
     assert_eq!(life.outbox.oldest().await.expect("it is readable"), None);
+    assert_eq!(life.outbox.counts().undelivered, 0, "nobody can do anything about it");
     assert_eq!(life.outbox.undelivered_in(&elsewhere), 1, "it is sent should its surface come back");
     hall.follows(|_, _| Does::Hangs);
     life.post("two").await;
     assert_eq!(life.outbox.oldest().await.expect("it is readable"), queued);
+    assert_eq!(life.outbox.counts().undelivered, 1);
 }
 
 #[tokio::test(start_paused = true)]

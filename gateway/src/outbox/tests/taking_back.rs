@@ -44,6 +44,8 @@ async fn it_comes_before_what_waits_to_be_said() {
     let queued = life.outbox.oldest().await.unwrap();
     life.outbox.post(taking_back()).await.unwrap();
     assert_eq!(life.outbox.oldest().await.unwrap(), queued);
+    life.until(|busy| !busy.lane).await;
+    assert_eq!((life.outbox.undelivered(), life.outbox.undelivered_in(&room())), (2, 3));
     life.outbox.add(Arc::clone(&hall) as SharedSurface);
     life.outcomes(3).await;
     assert_eq!(hall.asked()[0], take_back());
@@ -111,6 +113,10 @@ async fn a_gateway_that_ends_before_it_is_done_leaves_it_to_the_next() {
     let life = Life::begin(&folder, &hall).await;
     life.outbox.post(taking_back()).await.unwrap();
     hall.asked_for(1).await;
+    life.journal.close().await;
+
+    let life = Life::without_surface(&folder).await;
+    assert_eq!((life.outbox.undelivered(), life.outbox.undelivered_in(&room())), (0, 1), "it is no message");
     life.journal.close().await;
 
     hall.follows(|_, _| Does::Takes);
