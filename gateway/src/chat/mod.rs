@@ -174,7 +174,7 @@ pub trait Inbox: Send + Sync + 'static {
     /// Takes over that an event was taken back. It need not be one that was accepted.
     fn redacted(&self, redaction: Redacted) -> BoxFuture<'_, Result<(), InboxError>>;
 
-    /// Takes a reaction over. What it was put on need not be ours.
+    /// Takes a reaction over. What it was put on need not be ours, where the surface does not know whose it is.
     fn reacted(&self, reaction: Reacted) -> BoxFuture<'_, Result<(), InboxError>>;
 
     /// Takes over that something was missed, or is late; people in the room are told either once per gap.

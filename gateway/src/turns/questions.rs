@@ -16,7 +16,7 @@ use link::{
     requests::{Decision, PERMISSION_ID_CHARS, RefusalKind},
 };
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -47,6 +47,9 @@ pub(super) const OPEN_MAX: usize = 16;
 const TELLING_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a word on a question may wait for turns that are being taken up, and may have asked it.
 const TAKE_UP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// For so long nothing else waits for what a reaction was put on, in a room where one has waited in vain.
+const RECOVERY: Duration = Duration::from_mins(1);
 
 /// A person's word on a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +107,8 @@ pub(super) struct Questions {
     decided: Mutex<HashMap<Key, bool>>,
     /// Told of each question that is asked.
     asked: Notify,
+    /// When a reaction has waited in vain for the question that it was put on, of each room for a while.
+    in_vain: Mutex<HashMap<Room, Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -145,6 +150,13 @@ impl Questions {
         known.names.retain(|_, (of, _)| *of != turn);
         drop(known);
         self.decided.lock().unwrap_or_else(PoisonError::into_inner).retain(|(known, _), _| *known != turn);
+    }
+
+    /// By room, when a reaction has waited in vain, as far as that counts.
+    fn in_vain(&self) -> MutexGuard<'_, HashMap<Room, Instant>> {
+        let mut in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        in_vain.retain(|_, since| since.elapsed() < RECOVERY);
+        in_vain
     }
 }
 
@@ -289,12 +301,22 @@ impl Turns {
     }
 
     /// The question that was told by this event, as [`Turns::expect_question`] waits for one; also as long as one of the room is on
-    /// its way there: people see it before we hear that they do.
+    /// its way there: people see it before we hear that they do. All that is said waits meanwhile, and so once for all that is
+    /// reacted to in a while.
     pub async fn expect_question_at(&self, room: &Room, event_id: &str) -> Option<String> {
         let taking_up = |turns: &Self| turns.takes_up(|of| of == room);
-        let patience = if taking_up(self) { TAKE_UP_PATIENCE } else { TELLING_PATIENCE };
         let may_come = |turns: &Self| turns.is_telling(room) || taking_up(turns);
-        self.expect(patience, |turns| turns.question_at(room, event_id), may_come).await
+        let in_vain = self.inner.questions.in_vain().contains_key(room);
+        let patience = match taking_up(self) {
+            _ if in_vain => Duration::ZERO,
+            true => TAKE_UP_PATIENCE,
+            false => TELLING_PATIENCE,
+        };
+        let found = self.expect(patience, |turns| turns.question_at(room, event_id), may_come).await;
+        if found.is_none() && may_come(self) {
+            self.inner.questions.in_vain().entry(room.clone()).or_insert_with(Instant::now);
+        }
+        found
     }
 
     /// Whether a question is open in this room of which we do not know under which event it was told.

@@ -134,6 +134,14 @@ impl MatrixSurface {
             debug!(room = %room.room_id(), event = %event_id, %sender, "not listened to");
             return Ok(());
         }
+        // The bot's questions are the bot's: the inbox may look long for what a reaction was put on.
+        if let Reading::Reaction { target, .. } = &reading
+            && let Some(Memory::Said(known)) = lock(&self.seen).get(room.room_id().to_owned(), target.clone())
+            && known.sender != own.user
+        {
+            debug!(room = %room.room_id(), event = %event_id, %sender, "ignoring a reaction to what somebody else said");
+            return Ok(());
+        }
         // The inbox has it, or had it before it was set back.
         if matches!(reading, Reading::Message { .. }) && answered.contains(event_id) {
             info!(room = %room.room_id(), event = %event_id, "the room shows an answer to it already");

@@ -156,6 +156,21 @@ async fn a_question_is_told_and_decided_by_whom_it_concerns() {
     decide(Verdict::Approve, &ann(), Role::Member, &room).await.expect_err("the turn is over");
 }
 
+#[tokio::test(start_paused = true)]
+async fn reactions_wait_once_in_a_while_for_the_question_of_a_turn_that_is_taken_up() {
+    let stage = Stage::new([]).await;
+    stage.script.slowness.store(1000, Ordering::SeqCst);
+    stage.take_up("hello").await;
+    let (turns, room) = (&stage.turns, &stage.session.room);
+    for (event_id, patience) in [("$one", 15), ("$two", 0), ("$three", 0)] {
+        let begun = Instant::now();
+        assert_eq!(turns.expect_question_at(room, event_id).await, None);
+        assert_eq!(begun.elapsed().as_secs(), patience, "{event_id}");
+    }
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    assert_eq!(turns.expect_question_at(room, "$four").now_or_never(), None, "it is waited for again");
+}
+
 #[tokio::test]
 async fn a_question_shows_each_line_of_what_is_asked_and_no_sign_as_another() {
     let table = [

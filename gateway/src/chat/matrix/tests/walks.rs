@@ -281,6 +281,9 @@ async fn edits_redactions_and_reactions_come_in_order_live_and_from_a_gap() {
                     edit("$e4", "$lost", "nobody knows"),
                     reaction("$r1", "$question", "✅\u{FE0F}"),
                     by(eve, reaction("$r2", "$question", "✅")),
+                    reaction("$r3", "$1", "👍"),
+                    by(bot, message("$asked", "shall I?")),
+                    reaction("$r4", "$asked", "👍"),
                     by(eve, redaction("$d1", "$1")),
                     by(bot, redaction("$d2", "$ours")),
                 ];
@@ -304,7 +307,7 @@ async fn edits_redactions_and_reactions_come_in_order_live_and_from_a_gap() {
     let homeserver = Homeserver::start(changes).await;
     let dir = tempfile::tempdir().expect("a directory");
     let mut running = Running::start(homeserver.settings(dir.path()), Does::FailOnce).await;
-    let given = running.given_so_many(9).await;
+    let given = running.given_so_many(10).await;
     assert_eq!(
         briefs(&given),
         [
@@ -316,6 +319,7 @@ async fn edits_redactions_and_reactions_come_in_order_live_and_from_a_gap() {
             "edited $1 by $e2: one and a half",
             "edited $fetched by $e3: from before",
             "reacted to $question: ✅",
+            "reacted to $asked: 👍",
             "redacted $1 by @eve:example.org",
         ]
     );
