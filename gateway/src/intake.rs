@@ -166,7 +166,9 @@ impl Intake {
         }
         // Threads are conversations of their own later; each is answered for itself already.
         let session = SessionKey { project, room: message.room.clone(), thread: None };
-        let accepted = self.sessions.accept(&session, &message, text, role).await.map_err(unjournaled)?;
+        let interrupts = self.rooms.mode(&session.room) == Mode::Interrupt;
+        let accepting = self.sessions.accept(&session, &message, text, role, interrupts);
+        let accepted = accepting.await.map_err(unjournaled)?;
         let Accepted::New { behind } = accepted else { return Ok(()) };
         let pause = self.usage.paused(project);
         let waits = behind || pause.is_some() || self.turns.running() >= self.max_turns;
@@ -182,26 +184,16 @@ impl Intake {
             let told = tell_pause(&self.outbox, &self.registry, project, &session.room, &pause, 0).await;
             told.unwrap_or_else(|refusal| warn!(%refusal, "a pause is not told"));
         }
-        self.hand_over(session, event_id, common(role, message.thread))
+        let (common, handle) = (common(role, message.thread), handle(&session, event_id));
+        self.tell(Event::Message { session, common, interrupts, message: handle })
     }
 
     /// Hands over what an earlier gateway left waiting.
     fn hand_over_again(&self, session: SessionKey, message: Message) -> Result<(), Refusal> {
-        let Message { event_id, rights, thread, .. } = message;
-        let (message, interrupts) = self.handle(&session, event_id.into());
+        let Message { event_id, rights, thread, interrupts, .. } = message;
+        let message = handle(&session, event_id.into());
         self.tell(Event::Recovered { session, common: common(rights, thread), interrupts, message })
             .map_err(|_| Refusal::unavailable("the gateway is stopping"))
-    }
-
-    fn hand_over(&self, session: SessionKey, event_id: Arc<str>, common: Common) -> Result<(), InboxError> {
-        let (message, interrupts) = self.handle(&session, event_id);
-        self.tell(Event::Message { session, common, interrupts, message })
-    }
-
-    /// What the dispatcher gets of a message, and whether messages of its room end a turn that runs.
-    fn handle(&self, session: &SessionKey, event_id: Arc<str>) -> (Handle, bool) {
-        let interrupts = self.rooms.mode(&session.room) == Mode::Interrupt;
-        (Handle { session: Arc::new(session.clone()), event_id }, interrupts)
     }
 
     /// Takes up what an earlier gateway left waiting, in the order in which it came (DUR-7). A turn that it left running
@@ -421,6 +413,11 @@ impl Intake {
     fn tell(&self, event: Event<Handle, StopRequest>) -> Result<(), InboxError> {
         if self.dispatcher.tell(event) { Ok(()) } else { Err(InboxError::Stopping) }
     }
+}
+
+/// What the dispatcher gets of a message.
+fn handle(session: &SessionKey, event_id: Arc<str>) -> Handle {
+    Handle { session: Arc::new(session.clone()), event_id }
 }
 
 /// What a message must share with those that it is answered with.

@@ -162,7 +162,7 @@ async fn write(home: &Home, left: Left) -> Result<()> {
             for n in 0..MESSAGES / ROOMS {
                 let event_id = format!("event-{number}-{n}");
                 let said = said(&key, &event_id);
-                sessions.accept(&key, &said, &said.text, Role::Admin).await?;
+                sessions.accept(&key, &said, &said.text, Role::Admin, false).await?;
                 if left == Left::All || (n + 1 == MESSAGES / ROOMS && number < FEW) {
                     continue;
                 }

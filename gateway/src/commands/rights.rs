@@ -209,7 +209,7 @@ mod tests {
             with_file: false,
             pending: None,
         };
-        sessions.accept(&key, &said, "hello", Role::Admin).await.expect("it is accepted");
+        sessions.accept(&key, &said, "hello", Role::Admin, false).await.expect("it is accepted");
 
         for (name, bob_may) in [
             ("empty", true),

@@ -55,7 +55,7 @@ pub enum Event<M, S> {
         session: SessionKey,
         /// What it must share with those that it is answered with.
         common: Common,
-        /// Whether it ends a turn that runs in its session.
+        /// Whether it ends a turn that runs in its session, as when it was taken: a turn that was not to end for it goes on.
         interrupts: bool,
         /// The message.
         message: M,

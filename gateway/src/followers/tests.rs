@@ -74,7 +74,7 @@ impl Setting {
 
     async fn accept(&self, event_id: &str) {
         let said = self.said(event_id);
-        self.sessions.accept(&self.key, &said, event_id, Role::Member).await.expect("it is accepted");
+        self.sessions.accept(&self.key, &said, event_id, Role::Member, false).await.expect("it is accepted");
     }
 
     async fn begin(&self, event_id: &str) -> (Uuid, Begun) {

@@ -1,5 +1,6 @@
 //! What becomes of what surfaces give, in a gateway that is put together whole, without an engine and without sleds.
 
+mod handing_over;
 mod provisioning;
 mod redactions;
 
@@ -265,7 +266,7 @@ async fn a_command_with_a_credential_in_it_is_refused_taken_back_and_nowhere_on_
     let Intake { registry, sessions, .. } = &*life.gateway.intake;
     let made = [ProjectEvent::Reserved(Spec::example("/srv/app")), ProjectEvent::Registered];
     registry.append(session.project, &made, Actor::Gateway, Cause::None).await.expect("it is journaled");
-    sessions.accept(&session, &said("$waits", "hello"), "hello", Role::Admin).await.expect("it is accepted");
+    sessions.accept(&session, &said("$waits", "hello"), "hello", Role::Admin, false).await.expect("it is accepted");
     let edit = |edit_id: &str, text: &str| Edited {
         room: room(),
         event_id: "$waits".into(),
@@ -314,7 +315,7 @@ async fn an_edit_too_many_is_answered() {
     let mut life = Life::begin(&folder).await;
     let session = SessionKey { project: life.project("app", &[]).await, room: room(), thread: None };
     let Intake { sessions, .. } = &*life.gateway.intake;
-    sessions.accept(&session, &said("$waits", "hello"), "hello", Role::Admin).await.expect("it is accepted");
+    sessions.accept(&session, &said("$waits", "hello"), "hello", Role::Admin, false).await.expect("it is accepted");
     for number in 0..=sessions::MAX_EDITS {
         let edit = Edited {
             room: room(),
@@ -344,7 +345,7 @@ async fn a_sign_on_a_question_of_a_turn_that_is_taken_up_outlives_the_gateway() 
     let Intake { registry, sessions, .. } = &*life.gateway.intake;
     let made = [ProjectEvent::Reserved(Spec::example("/srv/app")), ProjectEvent::Registered];
     registry.append(session.project, &made, Actor::Gateway, Cause::None).await.expect("it is journaled");
-    sessions.accept(&session, &said("$said", "do it"), "do it", Role::Admin).await.expect("it is accepted");
+    sessions.accept(&session, &said("$said", "do it"), "do it", Role::Admin, false).await.expect("it is accepted");
     let turn = Uuid::now_v7();
     sessions.begin(&session, turn, &["$said"]).await.expect("it begins").expect("it waits");
     let to = Address { room: room(), thread: None, reply_to: None, mention: None, pending: None };
@@ -511,7 +512,7 @@ async fn a_queue_tells_what_waits_from_what_is_about_to_begin_and_what_is_not_se
     // Another project has the only place.
     let session = SessionKey { project: Uuid::now_v7(), room: room(), thread: None };
     let sessions = &life.gateway.intake.sessions;
-    sessions.accept(&session, &said("$its", "its"), "its", Role::Admin).await.expect("it is accepted");
+    sessions.accept(&session, &said("$its", "its"), "its", Role::Admin, false).await.expect("it is accepted");
     let turn = Uuid::now_v7();
     sessions.begin(&session, turn, &["$its"]).await.expect("it begins").expect("it waits");
     let running = sessions.busy(|key| *key == session).await.remove(0).1.running.expect("it runs");

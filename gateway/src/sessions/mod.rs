@@ -166,13 +166,15 @@ impl Sessions {
         Ok(left)
     }
 
-    /// Accepts a message, once. When this returns it is on the disk and waits.
+    /// Accepts a message, once. When this returns it is on the disk and waits. Whether it ends a turn that runs stays as it is said
+    /// now.
     pub async fn accept(
         &self,
         key: &SessionKey,
         said: &Inbound,
         text: &str,
         rights: Role,
+        interrupts: bool,
     ) -> Result<Accepted, Refusal> {
         let actor = Actor::Person(said.sender.to_string());
         let id = seen_key(&said.room, &said.event_id);
@@ -188,6 +190,7 @@ impl Sessions {
                 thread: said.thread.clone(),
                 text: body,
                 quoted: quote,
+                interrupts,
                 edits: 0,
                 position: 0,
                 accepted: None,

@@ -32,6 +32,9 @@ pub struct Message {
     pub text: Uuid,
     /// The id of the text that it quotes.
     pub quoted: Option<Uuid>,
+    /// Whether it ends a turn that runs in its session (CHAT-7), as its room wanted it when it was accepted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interrupts: bool,
     /// How often it was edited.
     #[serde(default, skip_serializing_if = "is_none")]
     pub edits: u64,

@@ -61,7 +61,7 @@ fn said(key: &SessionKey, event_id: &str) -> Inbound {
 impl Setting {
     async fn say(&self, event_id: &str) -> Accepted {
         let said = said(&self.key, event_id);
-        self.sessions.accept(&self.key, &said, event_id, Role::Member).await.expect("it is accepted")
+        self.sessions.accept(&self.key, &said, event_id, Role::Member, false).await.expect("it is accepted")
     }
 
     async fn edit(&self, event_id: &str, edit_id: &str, text: &str) -> bool {
@@ -105,7 +105,7 @@ async fn a_message_is_accepted_once_and_waits_over_a_restart() {
     assert_eq!(setting.say("$2").await, Accepted::New { behind: false });
     assert_eq!(setting.say("$1").await, Accepted::Seen);
     let elsewhere = SessionKey { project: Uuid::now_v7(), ..setting.key.clone() };
-    let again = setting.sessions.accept(&elsewhere, &said(&setting.key, "$1"), "$1", Role::Admin).await;
+    let again = setting.sessions.accept(&elsewhere, &said(&setting.key, "$1"), "$1", Role::Admin, false).await;
     assert_eq!(again.expect("it was there before its sender chose another project"), Accepted::Seen);
 
     assert_eq!(setting.waiting().await, ["$1", "$2"]);
@@ -227,7 +227,7 @@ async fn an_edit_is_taken_once_however_often_it_comes_and_leaves_nothing_of_befo
     assert_eq!(texts().await, ["$e3"], "the next gateway erases it");
     half(4, "$e4").await;
     let next = Sessions::new(setting.sessions.inner.journal.clone(), setting.sessions.inner.outbox.clone());
-    next.accept(&setting.key, &said(&setting.key, "$2"), "$2", Role::Member).await.expect("it is accepted");
+    next.accept(&setting.key, &said(&setting.key, "$2"), "$2", Role::Member, false).await.expect("it is accepted");
     let again = next.edit(&edit(&setting.key, "$1", "$e4", "$e4"), |_| true).await.expect("it is taken");
     assert_eq!(again, Editing::PassedOver, "it was taken before");
     assert_eq!(texts().await, ["$e4"], "and the edit erases it when it comes again");
@@ -453,7 +453,7 @@ async fn what_a_session_that_cannot_be_read_still_needs_is_not_guessed() {
     };
     setting.sessions.inner.journal.append(append).await.expect("the journal takes it");
     let said = said(&setting.key, "$2");
-    let accepted = setting.sessions.accept(&setting.key, &said, "$2", Role::Member).await;
+    let accepted = setting.sessions.accept(&setting.key, &said, "$2", Role::Member, false).await;
     accepted.expect_err("it is not what it was thought to be");
 
     setting.sessions.oldest().await.expect_err("something waits in it, nobody knows since when");

@@ -218,7 +218,7 @@ impl Stage {
     }
 
     async fn say_as(&self, event_id: &str, text: &str, interrupts: bool) {
-        let accepted = self.sessions.accept(&self.session, &self.said(event_id), text, Role::Admin).await;
+        let accepted = self.sessions.accept(&self.session, &self.said(event_id), text, Role::Admin, interrupts).await;
         assert!(accepted.expect("it is accepted") != crate::sessions::Accepted::Seen);
         let message = Handle { session: Arc::new(self.session.clone()), event_id: event_id.into() };
         let session = self.session.clone();
@@ -273,7 +273,7 @@ impl Stage {
 
     /// The same, so many seconds after it began.
     async fn take_up_after(&self, text: &str, seconds: i64) -> Uuid {
-        let accepted = self.sessions.accept(&self.session, &self.said(text), text, Role::Admin).await;
+        let accepted = self.sessions.accept(&self.session, &self.said(text), text, Role::Admin, false).await;
         assert!(accepted.expect("it is accepted") != crate::sessions::Accepted::Seen);
         let turn = Uuid::now_v7();
         self.sessions.begin(&self.session, turn, &[text]).await.expect("it begins").expect("it waits");
