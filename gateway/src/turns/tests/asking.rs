@@ -156,6 +156,28 @@ async fn a_question_is_told_and_decided_by_whom_it_concerns() {
     decide(Verdict::Approve, &ann(), Role::Member, &room).await.expect_err("the turn is over");
 }
 
+#[tokio::test]
+async fn an_admin_decides_for_others_also_from_another_room() {
+    for there in ["main", "elsewhere"] {
+        let open = get(async || {
+            let asked = futures_util::stream::iter([Ok::<_, std::io::Error>(question(1, "q-1"))]);
+            axum::body::Body::from_stream(asked.chain(futures_util::stream::pending()))
+        });
+        let following = accepting().route(paths::TURN_EVENTS, open);
+        let deciding = Router::new().route(paths::TURN_PERMISSION, post(async || Json(Decision::Allowed)));
+        let mut stage = Stage::new([Some(following), Some(deciding)]).await;
+        stage.say("hello", false).await;
+        let name = name_of(&stage.answer().await);
+        let eve = Person { id: "eve".into(), ..ann() };
+        let room = Room { id: there.into(), ..stage.session.room.clone() };
+        let turns = stage.turns.clone();
+        let decide = async |role| turns.decide(&name, Verdict::Approve, &eve, role, &room, Cause::None).await;
+        decide(Role::Member).await.expect_err("she did not ask for this turn");
+        let word = decide(Role::Admin).await.expect("admins may");
+        assert_eq!(turns.carry_word(word).await.expect("the sled is there"), "Allowed: Bash `ls`");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn reactions_wait_once_in_a_while_for_the_question_of_a_turn_that_is_taken_up() {
     let stage = Stage::new([]).await;
