@@ -1,15 +1,25 @@
-//! `queue`: what has become of what people said, as long as it has no answer (CHAT-9).
+//! `queue`: what has become of what people said, as long as it has no answer, and of the last that has one (CHAT-9).
 
 use uuid::Uuid;
 
 use super::{Asked, Commands, quoted};
-use crate::{commands::grammar::Command, outbox::OnTheWay, refusal::Refusal, text, usage::pause_text};
+use crate::{
+    commands::grammar::Command,
+    dispatch::SessionKey,
+    outbox::OnTheWay,
+    refusal::Refusal,
+    sessions::{Ending, Over},
+    text,
+    turns::transaction,
+    usage::pause_text,
+};
 
 /// How many messages of ours on their way are shown by their words.
 const SHOWN: usize = 3;
 
 impl Commands {
-    /// What runs and waits for the chosen project, here in full, elsewhere as a number; and what of ours this room has not got.
+    /// What runs and waits for the chosen project, here in full, elsewhere as a number; what of ours this room has not got; and what
+    /// became of the last that was answered here.
     pub(super) async fn queue(&self, asked: &Asked) -> Result<String, Refusal> {
         let (id, project) = self.chosen(asked)?;
         let name = project.spec.map(|spec| spec.name).unwrap_or_default();
@@ -40,14 +50,31 @@ impl Commands {
         if let Some(pause) = self.inner.usage.paused(id) {
             lines.push(format!("- {}", pause_text(&name, &pause, waiting)));
         }
-        if lines.is_empty() {
-            return Ok(format!("**{name}**: nothing runs and nothing waits."));
-        }
+        let idle = if lines.is_empty() { ": nothing runs and nothing waits." } else { "" };
+        lines.insert(0, format!("**{name}**{idle}"));
+        lines.extend(self.last(id, asked).await?);
         // Shown with a number that is there.
         let hint =
             first.map(|number| format!("\n`{}` takes the message with that number out.", Command::Cancel { number }));
         let hint = hint.unwrap_or_default();
-        Ok(format!("**{name}**\n{}{hint}", lines.join("\n")))
+        Ok(format!("{}{hint}", lines.join("\n")))
+    }
+
+    /// What became of the last message here that needs nothing more; as long as its answer is on the way, that is told instead.
+    async fn last(&self, project: Uuid, asked: &Asked) -> Result<Option<String>, Refusal> {
+        let key = SessionKey { project, room: asked.to.room.clone(), thread: None };
+        let Some(Over { turn, ending, last }) = self.inner.sessions.last_over(&key).await? else { return Ok(None) };
+        let Some((at, delivered)) = self.inner.outbox.settled_at(&key.room, &transaction(turn)).await? else {
+            return Ok(None);
+        };
+        let state = match ending {
+            Ending::Stopped => "stopped",
+            Ending::Answered if delivered => "delivered",
+            _ => "failed",
+        };
+        let said = self.inner.sessions.words(&[last]).await?;
+        let said = said.first().map(|words| quoted(&words.sender, &words.text)).unwrap_or_default();
+        Ok(Some(format!("- last: {state} {}: {said}", at.strftime("%Y-%m-%d %H:%M:%S UTC"))))
     }
 
     /// What a project's messages do that no turn has yet: where nothing is before them, their turn begins as soon as nothing more

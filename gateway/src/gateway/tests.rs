@@ -558,6 +558,44 @@ async fn a_queue_tells_what_waits_from_what_is_about_to_begin_and_what_is_not_se
 }
 
 #[tokio::test]
+async fn a_queue_tells_what_became_of_the_last_that_was_said() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut life = Life::begin(&folder).await;
+    let session = SessionKey { project: life.project("app", &[]).await, room: room(), thread: None };
+    life.say("$switch", "!switch app").await;
+    for (number, (ending, state)) in
+        [(Ending::Answered, "delivered"), (Ending::Failed, "failed"), (Ending::Stopped, "stopped")]
+            .into_iter()
+            .enumerate()
+    {
+        let Intake { sessions, .. } = &*life.gateway.intake;
+        let (event_id, turn) = (format!("$said{number}"), Uuid::now_v7());
+        sessions
+            .accept(&session, &said(&event_id, "first"), "first", Role::Admin, false)
+            .await
+            .expect("it is accepted");
+        let edit_id = format!("$edit{number}");
+        let edit = Edited { room: room(), event_id: event_id.clone(), edit_id, sender: ann(), text: state.into() };
+        sessions.edit(&edit, |_| true).await.expect("it is taken");
+        sessions.begin(&session, turn, &[&event_id]).await.expect("it begins").expect("it waits");
+        let to = Address { room: room(), thread: None, reply_to: None, mention: None, pending: None };
+        let post = Post { transaction: turns::transaction(turn), ..Post::answer(to, &event_id, "done".into()) };
+        sessions.finish(&session, turn, ending, true, vec![post], Vec::new()).await.expect("it is journaled");
+        life.answer_to(&event_id).await;
+        while life.gateway.outbox.undelivered() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let queue = format!("$queue{number}");
+        life.say(&queue, "queue").await;
+        let listed = life.answer_to(&queue).await;
+        let begins = format!("**app**: nothing runs and nothing waits.\n- last: {state} 2");
+        assert!(listed.starts_with(&begins), "{listed}");
+        assert!(listed.ends_with(&format!(" UTC: @ann:example.org: `{state}`")), "{listed}");
+    }
+    life.end().await;
+}
+
+#[tokio::test]
 async fn a_queue_does_not_take_what_runs_elsewhere_for_what_waits_for_the_next_budget() {
     let folder = tempfile::tempdir().expect("there is room");
     let mut life = Life::configured(&folder, &format!("{CONFIG}[budget]\ndaily_tokens = 10\n")).await;

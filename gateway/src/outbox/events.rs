@@ -61,6 +61,15 @@ pub(super) fn delivered(event: &Recorded, transaction: &str) -> Option<String> {
     }
 }
 
+/// Whether a message was delivered, where `event` tells what it has come to.
+pub(super) fn settled(event: &Recorded, transaction: &str) -> Option<bool> {
+    match event.decode() {
+        Ok(Decoded::Known(OutboxEvent::Delivered { transaction: of, .. })) if of == transaction => Some(true),
+        Ok(Decoded::Known(OutboxEvent::GivenUp { transaction: of, .. })) if of == transaction => Some(false),
+        _ => None,
+    }
+}
+
 /// The transaction of a message, where `event` tells that it was delivered, or a part of it, under the surface's id.
 pub(super) fn delivered_as(event: &Recorded, event_id: &str) -> Option<String> {
     match event.decode() {

@@ -1,5 +1,6 @@
 //! What was delivered, found again in the journal, and erased when it is taken back.
 
+use jiff::Timestamp;
 use journal::Recorded;
 
 use super::{
@@ -19,12 +20,31 @@ impl Outbox {
     /// # Errors
     /// When the journal cannot be read.
     pub async fn event_of(&self, room: &Room, transaction: &str) -> Result<Option<String>, Refusal> {
+        let events = self.since_queued(room, transaction, u64::MAX).await?;
+        Ok(events.iter().find_map(|event| events::delivered(event, transaction)))
+    }
+
+    /// When a message to a room was delivered, or given up, and whether it was delivered; nothing while it is on its way, and
+    /// where a lot was sent there since.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn settled_at(&self, room: &Room, transaction: &str) -> Result<Option<(Timestamp, bool)>, Refusal> {
+        let events = self.since_queued(room, transaction, LOOKED_THROUGH).await?;
+        Ok(events.iter().find_map(|event| Some((event.time, events::settled(event, transaction)?))))
+    }
+
+    /// What happened in a room's outbox since a message was queued; nothing if that is more than `most`.
+    async fn since_queued(&self, room: &Room, transaction: &str, most: u64) -> Result<Vec<Recorded>, Refusal> {
         let (journal, stream) = (&self.inner.journal, events::stream(room));
         let queued = journal.events_of_key(&events::key(room, transaction)).await.map_err(unreadable)?;
-        let Some(first) = queued.iter().find(|event| event.stream == stream) else { return Ok(None) };
+        let Some(first) = queued.iter().find(|event| event.stream == stream) else { return Ok(Vec::new()) };
+        let known = journal.load_snapshot::<Undelivered>(&stream).await.map_err(unreadable)?;
+        if known.version.saturating_sub(first.version) > most {
+            return Ok(Vec::new());
+        }
         // What was sent there before it was queued may be years of a room.
-        let events = journal.read(&stream, first.version).await.map_err(unreadable)?;
-        Ok(events.iter().find_map(|event| events::delivered(event, transaction)))
+        journal.read(&stream, first.version).await.map_err(unreadable)
     }
 
     /// The transaction of the message that was delivered to a room under this event, or of whose parts one was, if any was.

@@ -544,7 +544,7 @@ fn quiet(to: &Address) -> Address {
 }
 
 /// The id of a turn's answer.
-fn transaction(turn: Uuid) -> String {
+pub fn transaction(turn: Uuid) -> String {
     format!("turn-{turn}")
 }
 

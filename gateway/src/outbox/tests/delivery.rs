@@ -157,6 +157,10 @@ async fn a_refused_message_is_given_up_visibly_and_the_room_is_told_once() {
     assert!(shown[2].1.markdown.contains("It begins: panic"));
     let (transaction, reason) = ("bad".to_owned(), "too long".to_owned());
     assert!(life.events().await.contains(&OutboxEvent::GivenUp { transaction, reason, parts: Vec::new() }));
+    for (transaction, came_to) in [("bad", Some(false)), ("next", Some(true)), ("never", None)] {
+        let settled = life.outbox.settled_at(&room(), transaction).await.expect("it is readable");
+        assert_eq!(settled.map(|(_, delivered)| delivered), came_to, "{transaction}");
+    }
     assert_eq!((life.outbox.counts().delivered, life.outbox.counts().given_up), (3, 2));
     // Whoever takes back what tells of it means what it tells.
     assert!(life.outbox.erase_sent(&room(), "1").await.unwrap());
