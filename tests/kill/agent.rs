@@ -6,7 +6,7 @@ use ::tests::model::{Gate, Model, Request, Step};
 use serde_json::{Value, json};
 
 use crate::{
-    ledger::{Asked, numbers as named, wanted},
+    ledger::{Asked, wanted},
     plan::{Effort, Plan},
     record::Record,
 };
@@ -23,7 +23,7 @@ const OWN_WORDS: [&str; 3] = ["<system-reminder>", "[Request interrupted", "Cont
 /// Has the model answer by the plan, and writes down what it was asked.
 pub fn teach(model: &Model, plan: Arc<Plan>, record: Arc<Record>) {
     model.otherwise(move |request| {
-        let prompts = since_the_last_answer(&request.body);
+        let prompts = prompts(&request.body);
         let steps = steps(&plan, request, &prompts);
         record.asked(|at| Asked { at, prompts, after_tool: request.tool_result.is_some() });
         steps
@@ -31,11 +31,7 @@ pub fn teach(model: &Model, plan: Arc<Plan>, record: Arc<Record>) {
 }
 
 fn steps(plan: &Plan, request: &Request, prompts: &[String]) -> Vec<Step> {
-    let mut numbers: Vec<u32> = prompts.iter().flat_map(|prompt| wanted(prompt)).collect();
-    if numbers.is_empty() {
-        // It was interrupted after it had answered, and is asked for its answer again.
-        numbers = last_answer(&request.body);
-    }
+    let numbers: Vec<u32> = prompts.iter().flat_map(|prompt| wanted(prompt)).collect();
     let names: Vec<String> = numbers.iter().map(|number| format!("m{number}")).collect();
     let answer = Step::say(format!("{ANSWER} {}", names.join(" ")));
     let efforts = || numbers.iter().filter_map(|number| plan.effort(*number));
@@ -67,24 +63,24 @@ fn opens_after(wait: Duration) -> Gate {
     gate
 }
 
-/// What the last answer was about.
-fn last_answer(body: &Value) -> Vec<u32> {
-    let messages = body["messages"].as_array().into_iter().flatten().rev();
-    let said = messages.filter(|message| message["role"] == "assistant").flat_map(texts);
-    said.filter(|text| text.trim_start().starts_with(ANSWER)).map(|text| named(&text)).next().unwrap_or_default()
-}
-
-/// The texts of the user's side after the last answer, the agent's own reminders apart. An agent that is interrupted
-/// and resumed may put words into the model's mouth; those are no answer.
-fn since_the_last_answer(body: &Value) -> Vec<String> {
+/// The texts of the user's side after the last answer, the agent's own reminders apart. Where they ask for nothing, the agent
+/// was interrupted after it had answered and is asked for that again: then also those before, as far as one that asks for
+/// something. An agent that is interrupted and resumed may put words into the model's mouth; those are no answer.
+fn prompts(body: &Value) -> Vec<String> {
     let messages = body["messages"].as_array().map_or(&[][..], Vec::as_slice);
     let answers = |message: &Value| {
         message["role"] == "assistant" && texts(message).iter().any(|text| text.trim_start().starts_with(ANSWER))
     };
-    let from = messages.iter().rposition(answers).map_or(0, |at| at + 1);
-    let people = messages[from..].iter().filter(|message| message["role"] == "user");
     let own = |text: &String| OWN_WORDS.iter().any(|words| text.trim_start().starts_with(words));
-    people.flat_map(texts).filter(|text| !own(text)).collect()
+    let since = |from: usize| -> Vec<String> {
+        let people = messages[from..].iter().filter(|message| message["role"] == "user");
+        people.flat_map(texts).filter(|text| !own(text)).collect()
+    };
+    let asks = |prompts: &Vec<String>| prompts.iter().any(|prompt| !wanted(prompt).is_empty());
+    // After the last answer, after the one before, …, and from the beginning.
+    let mut told = (1..=messages.len()).rev().filter(|end| answers(&messages[end - 1])).chain([0]).map(since);
+    let latest = told.next().unwrap_or_default();
+    if asks(&latest) { latest } else { told.find(asks).unwrap_or(latest) }
 }
 
 fn texts(message: &Value) -> Vec<String> {
@@ -112,7 +108,23 @@ mod tests {
             { "role": "assistant", "content": [{ "type": "text", "text": "No response requested." }] },
             { "role": "user", "content": "You were interrupted." },
         ] });
-        assert_eq!(since_the_last_answer(&body), ["m2 please answer", "You were interrupted."]);
-        assert_eq!(last_answer(&body), [1]);
+        assert_eq!(prompts(&body), ["m2 please answer", "You were interrupted."]);
+    }
+
+    #[test]
+    fn who_is_asked_again_after_its_answer_is_asked_for_what_that_was_about() {
+        let note = json!({ "role": "user", "content": "You were interrupted." });
+        let mut messages = vec![
+            json!({ "role": "user", "content": "m1 please answer" }),
+            json!({ "role": "assistant", "content": "answer: m1" }),
+            json!({ "role": "user", "content": "m2 please answer" }),
+            json!({ "role": "assistant", "content": "answer: m2" }),
+            note.clone(),
+        ];
+        assert_eq!(prompts(&json!({ "messages": messages })), ["m2 please answer", "You were interrupted."]);
+        messages.extend([json!({ "role": "assistant", "content": "answer: m2" }), note.clone()]);
+        let twice = ["m2 please answer", "You were interrupted.", "You were interrupted."];
+        assert_eq!(prompts(&json!({ "messages": messages })), twice);
+        assert_eq!(prompts(&json!({ "messages": [note] })), ["You were interrupted."]);
     }
 }

@@ -282,10 +282,17 @@ pub fn of_containers(containers: &[String]) -> Result<Vec<(Pid, String)>> {
     Ok(command_lines()?.into_iter().filter(belongs).collect())
 }
 
-/// Sends a signal to a process by its id, whoever owns it. One that has ended meanwhile is no error.
-pub async fn kill(id: Pid, signal: &str) -> Result<()> {
-    let killed = root("kill", [format!("-{signal}"), id.to_string()]).await;
-    if process::is_gone(id) { Ok(()) } else { killed.map(drop) }
+/// Sends a signal to a process by its id, whoever owns it: whether it was there. One that has ended meanwhile is no error.
+pub async fn kill(id: Pid, signal: &str) -> Result<bool> {
+    // What has ended and was not waited for takes signals, too.
+    if process::is_gone(id) {
+        return Ok(false);
+    }
+    match root("kill", [format!("-{signal}"), id.to_string()]).await {
+        Ok(_) => Ok(true),
+        Err(_) if process::is_gone(id) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 async fn root(program: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<String> {

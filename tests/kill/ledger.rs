@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use crate::plan::{Target, project_of};
+use crate::{
+    journal::Turn,
+    plan::{Target, project_of},
+};
 
 /// What every message that wants an answer ends with; its number stands before it.
 pub const PLEASE: &str = " please answer";
@@ -19,6 +22,12 @@ const RECOVERY: Duration = Duration::from_secs(20);
 
 /// How soon after its answer an agent that is killed may not remember it.
 const FORGETS: Duration = Duration::from_secs(1);
+
+/// How long a gateway that ended by itself may be gone when that is noticed.
+const UNNOTICED: Duration = Duration::from_secs(1);
+
+/// How far the journal's clock may be from ours.
+const SKEW: Duration = Duration::from_millis(100);
 
 /// How much of what happened around a fault is shown.
 const AROUND: Duration = Duration::from_secs(8);
@@ -60,7 +69,7 @@ pub struct Heard {
 pub struct Asked {
     /// When.
     pub at: Duration,
-    /// What the agent was told since its last answer, a prompt each.
+    /// What the agent was told since its last answer, a prompt each; where that asks for nothing, since one before.
     pub prompts: Vec<String>,
     /// Whether it brings a tool's result.
     pub after_tool: bool,
@@ -93,7 +102,7 @@ struct Answered {
 pub enum Fault {
     /// Neither answered nor visibly failed.
     Lost,
-    /// Visibly failed, though nothing was killed that may fail it.
+    /// Visibly failed, though its agent was not killed, nor its turn interrupted as often as it is tried.
     Needless,
     /// Settled by two messages.
     Twice,
@@ -134,7 +143,7 @@ impl Fault {
     fn name(self) -> &'static str {
         match self {
             Self::Lost => "messages lost",
-            Self::Needless => "failed though nothing of their project was killed",
+            Self::Needless => "failed though neither interrupted twice nor their agent killed",
             Self::Twice => "answered twice",
             Self::Disordered => "answered out of order",
             Self::Attempts => "batches with more attempts than one and one for an interruption",
@@ -159,6 +168,8 @@ pub struct Ledger {
     pub asked: Vec<Asked>,
     /// In order of time.
     pub outages: Vec<Outage>,
+    /// When it was noticed that a gateway had ended by itself.
+    pub ended: Vec<Duration>,
     /// What else is worth knowing later.
     pub notes: Vec<(Duration, String)>,
     /// Faults that show outside the rooms.
@@ -225,8 +236,9 @@ impl Ledger {
             if end.failed() {
                 *failures.entry(brief(&end.body)).or_default() += 1;
             }
-            if end.failed() && !self.touched(said, end.at, &all_answered, |_| true) {
-                faults.push((Fault::Needless, self.story(said, "failed though nothing of its project was killed")));
+            if end.failed() && !self.may_fail(said, end.at, &all_answered) {
+                let why = "failed though neither interrupted twice nor its agent killed";
+                faults.push((Fault::Needless, self.story(said, why)));
             }
             if settlements.len() > 1 {
                 faults.push((Fault::Twice, self.story(said, &format!("is settled by {} messages", settlements.len()))));
@@ -319,20 +331,91 @@ impl Ledger {
     /// Once, and once more where its turn was interrupted.
     fn attempts_allowed(&self, said: &Said, answered: &[Answered]) -> u64 {
         let settled = self.settled_at(said).map_or(Duration::MAX, |at| self.heard[at].at);
-        1 + u64::from(self.touched(said, settled, answered, |what| !matches!(what, Target::Agent(_))))
+        let project = project_of(said.room);
+        1 + u64::from(self.in_life(said, settled, answered).any(|outage| outage.what.interrupts(project)))
     }
 
-    /// Whether one of these parts, without which its project's turns cannot go on, was killed in the message's life, or had
-    /// not recovered before it. Gateway and homeserver may be killed as often as they like: what runs goes on without them.
-    fn touched(&self, said: &Said, settled: Duration, answered: &[Answered], which: impl Fn(Target) -> bool) -> bool {
+    /// Whether its turn may have failed: an agent that dies alone has failed, and a turn that was interrupted is tried once more
+    /// by itself. However often gateways are killed, that interrupts a turn once at most, and only before its hand-over.
+    fn may_fail(&self, said: &Said, settled: Duration, answered: &[Answered]) -> bool {
+        let project = project_of(said.room);
+        let mut interruptions = u64::from(self.gateway_fell(said.at, settled));
+        for outage in self.in_life(said, settled, answered) {
+            if outage.what == Target::Agent(project) {
+                return true;
+            }
+            interruptions += u64::from(outage.what.interrupts(project));
+        }
+        interruptions >= MAX_ATTEMPTS
+    }
+
+    /// Of what its project's turns cannot go on without: what was killed in the message's life, or had not recovered before it.
+    fn in_life(&self, said: &Said, settled: Duration, answered: &[Answered]) -> impl Iterator<Item = &Outage> {
         let project = project_of(said.room);
         // With the first answer that an agent was asked for since.
-        let recovered = |outage: &Outage| {
+        let recovered = move |outage: &Outage| {
             let since = answered.iter().filter(|answer| answer.project == project && answer.asked > outage.to);
             since.map(|answer| answer.at).min().unwrap_or(Duration::MAX).min(outage.to.saturating_add(RECOVERY))
         };
-        let within = |outage: &Outage| outage.from <= settled && said.at <= recovered(outage);
-        self.outages.iter().any(|outage| which(outage.what) && outage.what.touches(project) && within(outage))
+        let within = move |outage: &Outage| outage.from <= settled && said.at <= recovered(outage);
+        self.outages.iter().filter(move |outage| outage.what.touches(project) && within(outage))
+    }
+
+    /// Whether a gateway was killed or ended by itself in that time.
+    fn gateway_fell(&self, from: Duration, to: Duration) -> bool {
+        let killed = |outage: &Outage| outage.what == Target::Gateway && (from..=to).contains(&outage.from);
+        let ended = |at: &Duration| (from..=to.saturating_add(UNNOTICED)).contains(at);
+        self.outages.iter().any(killed) || self.ended.iter().any(ended)
+    }
+
+    /// What of a turn's attempts, or of its failure, is explained by nothing that was killed.
+    pub fn unexplained(&self, turn: &Turn) -> Option<(Fault, &'static str)> {
+        let Some(said) = self.said.iter().find(|said| turn.answers.contains(&said.event)) else {
+            return Some((Fault::Misattributed, "answers nothing that was said"));
+        };
+        let project = project_of(said.room);
+        let between = |from: Duration, to: Duration, which: fn(Target, usize) -> bool| {
+            let (from, to) = (from.saturating_sub(SKEW), to + SKEW);
+            let within = move |outage: &&Outage| outage.from <= to && from <= outage.to;
+            self.outages.iter().filter(move |outage| which(outage.what, project)).filter(within)
+        };
+        let first = |until| between(turn.begun, until, Target::interrupts);
+        // One whose gateway was killed before the hand-over counts as interrupted, too.
+        let never_begun = |until: Duration| self.gateway_fell(turn.begun.saturating_sub(SKEW), until + SKEW);
+        match turn.again {
+            Some((attempt, _)) if attempt > MAX_ATTEMPTS => return Some((Fault::Attempts, "was tried too often")),
+            Some((_, again)) if first(again).next().is_none() && !never_begun(again) => {
+                return Some((Fault::Attempts, "was tried again though nothing had interrupted it"));
+            }
+            _ => {}
+        }
+        let (ending, end) = turn.end.as_ref()?;
+        match (ending.as_str(), turn.again) {
+            ("answered", _) => None,
+            ("interrupted", None) => Some((Fault::Needless, "was interrupted and not tried again")),
+            ("interrupted", Some((_, again))) => {
+                let other = |second: &Outage| first(again).any(|first| !std::ptr::eq(first, second));
+                let mut second = between(again, *end, Target::interrupts);
+                let explained = second.any(|second| never_begun(again) || other(second));
+                (!explained).then_some((Fault::Needless, "failed though its second attempt was not interrupted"))
+            }
+            _ => {
+                let mut killed = between(turn.begun, *end, |what, project| what == Target::Agent(project));
+                killed.next().is_none().then_some((Fault::Needless, "failed though its agent was not killed"))
+            }
+        }
+    }
+
+    /// Of these parts, the kinds of which nothing was killed. A container's start is not always there to meet.
+    pub fn spared(&self, targets: impl Iterator<Item = Target>) -> Vec<Target> {
+        let was_killed = |target: &Target| self.outages.iter().any(|outage| outage.what.is_like(*target));
+        let mut spared: Vec<Target> = Vec::new();
+        for target in targets.filter(|target| !matches!(target, Target::Start(_)) && !was_killed(target)) {
+            if !spared.iter().any(|known| known.is_like(target)) {
+                spared.push(target);
+            }
+        }
+        spared
     }
 
     /// All messages that were answered.
@@ -363,12 +446,23 @@ impl Ledger {
 
     /// What was said, asked and killed around the fate of a message, in order of time.
     fn story(&self, said: &Said, what: &str) -> String {
-        let from = said.at.saturating_sub(AROUND);
         let end = self.settlements(said).last().map_or(said.at, |at| self.heard[*at].at);
+        format!("m{} in room {} {what}\n{}", said.number, said.room, self.around(said.room, said.at, end))
+    }
+
+    /// What was said, asked and killed around a turn, in order of time.
+    pub fn turn_story(&self, turn: &Turn) -> String {
+        let said = self.said.iter().find(|said| turn.answers.contains(&said.event));
+        let end = turn.end.as_ref().map_or(turn.begun, |(_, at)| *at);
+        said.map(|said| self.around(said.room, turn.begun, end)).unwrap_or_default()
+    }
+
+    fn around(&self, room: usize, from: Duration, end: Duration) -> String {
+        let from = from.saturating_sub(AROUND);
         let mut lines: Vec<(Duration, String)> = Vec::new();
-        let here = self.said.iter().filter(|other| other.room == said.room);
+        let here = self.said.iter().filter(|other| other.room == room);
         lines.extend(here.map(|other| (other.at, format!("person: m{} ({})", other.number, other.event))));
-        for heard in self.heard.iter().filter(|heard| heard.room == said.room) {
+        for heard in self.heard.iter().filter(|heard| heard.room == room) {
             let kind = if heard.text { "text" } else { "notice" };
             let edit = if heard.edit { ", an edit" } else { "" };
             let (body, answers) = (brief(&heard.body), &heard.answers);
@@ -388,7 +482,7 @@ impl Ledger {
         lines.sort_by_key(|(at, _)| *at);
         let lines: Vec<String> =
             lines.into_iter().map(|(at, line)| format!("    {:8.2} s  {line}", at.as_secs_f64())).collect();
-        format!("m{} in room {} {what}\n{}", said.number, said.room, lines.join("\n"))
+        lines.join("\n")
     }
 }
 

@@ -44,6 +44,22 @@ impl Target {
             Self::Gateway | Self::Homeserver => false,
         }
     }
+
+    /// Whether its end interrupts the attempt that runs on a project. The container that is killed for [`Target::Start`]
+    /// counts by itself, and nothing runs in it until the engine is back.
+    pub fn interrupts(self, project: usize) -> bool {
+        match self {
+            Self::Sled(of) | Self::Container(of) => of == project,
+            Self::Start(of) => of != project,
+            Self::Engine => true,
+            Self::Agent(_) | Self::Gateway | Self::Homeserver => false,
+        }
+    }
+
+    /// Whether it is of the same kind, be it of another project.
+    pub fn is_like(self, other: Self) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    }
 }
 
 impl std::fmt::Display for Target {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ::tests::person::Message;
@@ -12,22 +12,36 @@ use crate::{
     plan::Target,
 };
 
+/// Longer than any run.
+const DAY: Duration = Duration::from_hours(24);
+
 /// What has been seen so far.
 #[derive(Debug)]
 pub struct Record {
     began: Instant,
+    /// The same moment as a time of the day (UTC).
+    began_at: Duration,
     ledger: Mutex<Ledger>,
 }
 
 impl Record {
     /// An empty one that begins now.
     pub fn new() -> Self {
-        Self { began: Instant::now(), ledger: Mutex::default() }
+        let since_the_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let of_day = Duration::from_secs(since_the_epoch.as_secs() % DAY.as_secs());
+        let began_at = of_day + Duration::from_nanos(since_the_epoch.subsec_nanos().into());
+        Self { began: Instant::now(), began_at, ledger: Mutex::default() }
     }
 
     /// Since the beginning.
     pub fn now(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// A time of the day (UTC) that came since the beginning.
+    pub fn at(&self, of_day: Duration) -> Duration {
+        let since = (of_day + DAY).saturating_sub(self.began_at);
+        since.checked_sub(DAY).unwrap_or(since)
     }
 
     /// The ledger as it is now.
@@ -73,6 +87,18 @@ impl Record {
         self.ledger().heard.push(heard);
     }
 
+    /// A part was killed between `from` and now, and what starts it again is not ours.
+    pub fn killed(&self, what: Target, from: Duration) {
+        let to = self.now();
+        self.ledger().outages.push(Outage { what, from, to });
+    }
+
+    /// A gateway was found that had ended by itself.
+    pub fn ended(&self) {
+        let now = self.now();
+        self.ledger().ended.push(now);
+    }
+
     /// A part is away from now on; gives what to hand to [`Record::back`].
     pub fn away(&self, what: Target) -> usize {
         let from = self.now();
@@ -87,6 +113,19 @@ impl Record {
         let now = self.now();
         if let Some(outage) = self.ledger().outages.get_mut(outage) {
             outage.to = now;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_of_the_day_is_a_moment_also_beyond_midnight() {
+        let record = Record { began_at: Duration::from_secs(86_390), ..Record::new() };
+        for (of_day, since) in [(86_390, 0), (86_395, 5), (0, 10), (20, 30)] {
+            assert_eq!(record.at(Duration::from_secs(of_day)), Duration::from_secs(since), "{of_day} s");
         }
     }
 }

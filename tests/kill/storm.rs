@@ -86,6 +86,8 @@ pub async fn run(engine: Engine, options: &Options, seed: u64) -> Result<bool> {
         println!("journal and logs of the gateway, the engine's log, what agents remember: {}", folder.display());
     }
     ended?;
+    let spared = record.ledger().spared(plan.kills.iter().map(|kill| kill.target));
+    ensure!(spared.is_empty(), "of these none was killed, though their turn came: {spared:?}");
     Ok(verdict.is_clean())
 }
 

@@ -14,25 +14,36 @@ use ::tests::{
     person::Person,
     process, wait,
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::unistd::Pid;
 use serde_json::json;
 use tokio::sync::Mutex;
 
 use crate::{
-    agent::TOOL_MARK,
     engine::{self, Engine},
     journal,
-    ledger::{Fault, MAX_ATTEMPTS},
+    ledger::Fault,
     plan::{PROJECTS, ROOMS, Target, project_name, project_of},
     record::Record,
 };
 
 /// How long a kill waits for something to kill.
-const AIM: Duration = Duration::from_secs(6);
+const AIM: Duration = Duration::from_secs(20);
+
+/// How long the one at a container's start does; nobody else has the engine meanwhile.
+const AIM_AT_START: Duration = Duration::from_secs(6);
+
+/// How soon something to kill is looked for again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What a container gets for becoming quiet.
+const QUIET: Duration = Duration::from_secs(6);
 
 /// How soon a gateway that ended by itself is started again.
 const RESTART: Duration = Duration::from_millis(500);
+
+/// How the command line of the sled itself begins; its init's ends with it.
+const SLED: &str = "/usr/local/bin/sled serve";
 
 /// In the command line of the process that stands between the sled and an agent.
 const SUPERVISOR: &str = "/sled supervise ";
@@ -59,11 +70,11 @@ pub enum AgentKind {
 }
 
 impl AgentKind {
-    /// What stands in the command line of its process.
-    fn mark(self) -> &'static str {
+    /// How the command line of its process begins.
+    fn command(self) -> &'static str {
         match self {
             Self::Claude => "claude",
-            Self::Echo => "echo-agent",
+            Self::Echo => "/usr/local/bin/sled echo-agent",
         }
     }
 }
@@ -181,17 +192,14 @@ impl World {
                     drop(engine);
                     return self.instead(target).await;
                 };
-                let outage = self.record.away(Target::Container(project));
                 let id = docker(&["container", "inspect", "--format", "{{.Id}}", &container]).await;
-                // It may have ended, or gone, meanwhile.
-                let killed = docker(&["kill", &container]).await;
-                self.record.back(outage);
-                let (Ok(id), Ok(_)) = (id, killed) else {
+                let killed = self.kill_container(project, &container).await;
+                let (Ok(id), true) = (id, killed) else {
                     drop(engine);
                     return self.instead(target).await;
                 };
                 // The gateway starts it again for what is said about the project.
-                if !engine.kill_at_start(id.trim(), AIM).await? {
+                if !engine.kill_at_start(id.trim(), AIM_AT_START).await? {
                     drop(engine);
                     return self.instead(target).await;
                 }
@@ -201,60 +209,73 @@ impl World {
                 self.record.back(outage);
                 Ok(())
             }
-            Target::Sled(project) => self.kill_process(target, project, "sled serve").await,
-            Target::Agent(project) => self.kill_process(target, project, self.agent.mark()).await,
+            Target::Sled(project) => self.kill_process(target, project, SLED).await,
+            Target::Agent(project) => self.kill_process(target, project, self.agent.command()).await,
             Target::Container(project) => {
-                // Nobody takes the engine away meanwhile.
-                let held = self.engine.lock().await;
-                let Some(container) = self.running(project).await? else {
+                let until = self.record.now() + AIM;
+                while self.record.now() < until {
+                    // Nobody takes the engine away meanwhile.
+                    let held = self.engine.lock().await;
+                    if let Some(container) = self.running(project).await?
+                        && self.kill_container(project, &container).await
+                    {
+                        return Ok(());
+                    }
                     drop(held);
-                    return self.instead(target).await;
-                };
-                let outage = self.record.away(target);
-                docker(&["kill", &container]).await?;
-                self.record.back(outage);
-                Ok(())
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                self.instead(target).await
             }
         }
     }
 
     async fn kill_gateway(&self, down: Duration) -> Result<()> {
-        let mut gateway = self.gateway.lock().await;
+        let mut slot = self.gateway.lock().await;
+        // One that has ended by itself was not killed.
+        self.revive(&mut slot)?;
         let outage = self.record.away(Target::Gateway);
-        if let Some(running) = gateway.take() {
+        if let Some(running) = slot.take() {
             running.kill().await?;
         }
         tokio::time::sleep(down).await;
-        *gateway = Some(Gateway::start(&self.home, &[])?);
-        drop(gateway);
+        *slot = Some(Gateway::start(&self.home, &[])?);
+        drop(slot);
         // Recovered only when it takes messages, which it cannot while another part is away.
         self.healthy().await?;
         self.record.back(outage);
         Ok(())
     }
 
-    async fn kill_process(&self, target: Target, project: usize, mark: &str) -> Result<()> {
-        let Some(id) = self.find(project, mark).await? else { return self.instead(target).await };
-        let outage = self.record.away(target);
-        engine::kill(id, "KILL").await?;
-        self.record.back(outage);
-        Ok(())
+    /// Kills a container: whether it still ran.
+    async fn kill_container(&self, project: usize, container: &str) -> bool {
+        let from = self.record.now();
+        let killed = docker(&["kill", container]).await.is_ok();
+        if killed {
+            self.record.killed(Target::Container(project), from);
+        }
+        killed
     }
 
-    /// Waits a little for a process of this kind in the project's container.
-    async fn find(&self, project: usize, mark: &str) -> Result<Option<Pid>> {
+    /// Kills the newest process of the project's container that runs this command.
+    async fn kill_process(&self, target: Target, project: usize, command: &str) -> Result<()> {
         let until = self.record.now() + AIM;
         while self.record.now() < until {
             let held = self.engine.lock().await;
+            // The container may end at any moment; then there is none.
             if let Some(container) = self.running(project).await?
-                && let Some((id, _)) = top(&container).await.into_iter().find(|(_, line)| is_agent(line, mark))
+                && let Ok(all) = top(&container).await
+                && let Some(id) = newest(&all, command)
             {
-                return Ok(Some(id));
+                let from = self.record.now();
+                if engine::kill(id, "KILL").await? {
+                    self.record.killed(target, from);
+                    return Ok(());
+                }
             }
             drop(held);
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
-        Ok(None)
+        self.instead(target).await
     }
 
     async fn instead(&self, target: Target) -> Result<()> {
@@ -275,18 +296,24 @@ impl World {
     pub async fn supervise(&self) -> Result<()> {
         loop {
             tokio::time::sleep(RESTART).await;
-            let mut slot = self.gateway.lock().await;
-            let Some(status) = slot.as_mut().map(Gateway::ended).transpose()?.flatten() else { continue };
-            let all = slot.take().map(|gateway| gateway.all()).unwrap_or_default();
-            let what = format!("the gateway ended by itself with {status}:\n{}", engine::last_lines(&all, 6));
-            let excused = |what| matches!(what, Target::Engine | Target::Start(_) | Target::Homeserver);
-            if status.code() == Some(UNAVAILABLE) && self.record.ledger().is_away(self.record.now(), excused) {
-                self.record.note(what);
-            } else {
-                self.record.found(Fault::Crash, what);
-            }
-            *slot = Some(Gateway::start(&self.home, &[])?);
+            self.revive(&mut *self.gateway.lock().await)?;
         }
+    }
+
+    /// Starts a gateway again that has ended by itself, and writes down why it ended.
+    fn revive(&self, slot: &mut Option<Gateway>) -> Result<()> {
+        let Some(status) = slot.as_mut().map(Gateway::ended).transpose()?.flatten() else { return Ok(()) };
+        self.record.ended();
+        let all = slot.take().map(|gateway| gateway.all()).unwrap_or_default();
+        let what = format!("the gateway ended by itself with {status}:\n{}", engine::last_lines(&all, 6));
+        let excused = |what| matches!(what, Target::Engine | Target::Start(_) | Target::Homeserver);
+        if status.code() == Some(UNAVAILABLE) && self.record.ledger().is_away(self.record.now(), excused) {
+            self.record.note(what);
+        } else {
+            self.record.found(Fault::Crash, what);
+        }
+        *slot = Some(Gateway::start(&self.home, &[])?);
+        Ok(())
     }
 
     /// Waits until the gateway takes messages.
@@ -326,11 +353,11 @@ impl World {
             self.record.found(Fault::Container, format!("container {id}, which its engine has forgotten: {line}"));
         }
         for (project, container) in expected.iter().enumerate() {
-            for line in self.strays(project, container).await {
-                self.record.found(Fault::Process, format!("in the container of {}: {line}", project_name(project)));
-            }
             // It may be down, when that was the last thing that was killed.
             docker(&["start", container]).await?;
+            for line in self.strays(project, container).await? {
+                self.record.found(Fault::Process, format!("in the container of {}: {line}", project_name(project)));
+            }
             let verified = docker(&["exec", container, "sled", "verify"]).await;
             if let Err(unsound) = verified {
                 self.record.found(Fault::Journal, format!("of the sled of {}: {unsound:#}", project_name(project)));
@@ -355,31 +382,36 @@ impl World {
     }
 
     /// Processes in a project's container that should have ended: all but its own, and one agent kept warm for each
-    /// session. What is ending gets a moment.
-    async fn strays(&self, project: usize, container: &str) -> Vec<String> {
+    /// session. What is ending, or beginning, gets a moment.
+    async fn strays(&self, project: usize, container: &str) -> Result<Vec<String>> {
         let sessions = (0..ROOMS).filter(|room| project_of(*room) == project).count();
-        let looked = wait::until("the container is quiet", AIM, || async {
-            let strays = strays(&top(container).await, self.agent.mark(), sessions);
-            Ok(strays.is_empty().then_some(()))
-        });
-        match looked.await {
-            Ok(()) => Vec::new(),
-            Err(_) => strays(&top(container).await, self.agent.mark(), sessions),
+        let until = self.record.now() + QUIET;
+        loop {
+            let looked = top(container).await.map(|all| strays(&all, self.agent.command(), sessions));
+            if looked.as_ref().is_ok_and(Vec::is_empty) || self.record.now() >= until {
+                return looked;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
-    /// Reads the stopped gateway's journal: it is sound, and tells the attempts of each turn.
+    /// Reads the stopped gateway's journal: it is sound, and what it tells of each turn follows from what was killed.
     pub async fn audit(&self) -> Result<()> {
         let verified = self.home.run(["journal", "verify"], "").await?;
         if verified.code != Some(0) {
             self.record.found(Fault::Journal, verified.to_string());
         }
         let told = self.home.run(["journal", "tail", "--lines", EVERYTHING], "").await?;
-        for (turn, attempts) in journal::attempts(&told.stdout) {
-            // One that a gateway was killed before it handed it over counts as interrupted, too.
-            if attempts > MAX_ATTEMPTS {
-                let stream = journal::about(&told.stdout, &turn);
-                self.record.found(Fault::Attempts, format!("turn {turn} was tried {attempts} times:\n{stream}"));
+        let turns = journal::turns(&told.stdout, |of_day| self.record.at(of_day));
+        ensure!(!turns.is_empty(), "the journal tells of no turn: is it read rightly?");
+        let again = turns.values().filter(|turn| turn.again.is_some()).count();
+        println!("{} turns, {again} of them tried again", turns.len());
+        for (id, turn) in turns {
+            let unexplained = self.record.ledger().unexplained(&turn);
+            if let Some((fault, what)) = unexplained {
+                let story = self.record.ledger().turn_story(&turn);
+                let about = journal::about(&told.stdout, &id);
+                self.record.found(fault, format!("turn {id} {what}:\n{about}\n{story}"));
             }
         }
         Ok(())
@@ -422,38 +454,70 @@ impl World {
     }
 }
 
-/// Ids on the host and command lines of a container's processes; nothing if it does not run.
-async fn top(container: &str) -> Vec<(Pid, String)> {
-    let all = docker(&["top", container, "-eo", "pid,args"]).await.unwrap_or_default();
+/// Ids on the host and command lines of a container's processes. A list without its sled is an error.
+async fn top(container: &str) -> Result<Vec<(Pid, String)>> {
+    processes(&docker(&["top", container, "-eo", "pid,args"]).await?)
+}
+
+fn processes(printed: &str) -> Result<Vec<(Pid, String)>> {
     let process = |line: &str| {
         let (id, args) = line.trim().split_once(' ')?;
         Some((Pid::from_raw(id.parse().ok()?), args.trim().to_owned()))
     };
-    all.lines().filter_map(process).collect()
+    let all: Vec<_> = printed.lines().filter_map(process).collect();
+    ensure!(newest(&all, SLED).is_some(), "no sled is among what runs in the container:\n{printed}");
+    Ok(all)
+}
+
+/// The process that runs this command, of several the newest: mostly it has the highest id. Agents that wait are older.
+fn newest(all: &[(Pid, String)], command: &str) -> Option<Pid> {
+    all.iter().filter(|(_, line)| runs(line, command)).map(|(id, _)| *id).max()
 }
 
 fn strays(all: &[(Pid, String)], agent: &str, sessions: usize) -> Vec<String> {
-    let agents = all.iter().filter(|(_, line)| is_agent(line, agent)).skip(sessions);
+    let agents = all.iter().filter(|(_, line)| runs(line, agent)).skip(sessions);
     let supervisors = all.iter().filter(|(_, line)| line.contains(SUPERVISOR)).skip(sessions);
-    let known = |line: &str| is_agent(line, agent) || line.contains(SUPERVISOR) || belongs(line);
+    let known = |line: &str| runs(line, agent) || line.contains(SUPERVISOR) || belongs(line);
     let rest = all.iter().filter(|(_, line)| !known(line));
     agents.chain(supervisors).chain(rest).map(|(id, line)| format!("{id} {line}")).collect()
 }
 
-/// Whether it is a process of this kind itself, neither its supervisor nor a tool of its.
-fn is_agent(line: &str, mark: &str) -> bool {
-    line.contains(mark) && !line.contains(SUPERVISOR) && !line.contains(TOOL_MARK)
+/// Whether it is a process of this command itself, neither what started it nor what it has started.
+fn runs(line: &str, command: &str) -> bool {
+    line.strip_prefix(command).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
 }
 
 /// The processes that a container always has.
 fn belongs(line: &str) -> bool {
-    ["/sbin/tini", "/usr/bin/tini", "/usr/local/bin/sled serve", "sshd: "].iter().any(|known| line.starts_with(known))
+    runs(line, SLED)
+        || ["/sbin/tini", "/usr/bin/tini", "sshd: "].iter().any(|known| line.starts_with(known))
         || line.contains("/sshd ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::TOOL_MARK;
+
+    #[test]
+    fn what_is_killed_is_the_newest_process_of_its_command_and_a_list_has_a_sled() {
+        let all = processes(
+            "PID                 COMMAND\n\
+             11                  /usr/bin/tini -- /usr/local/bin/sled serve\n\
+             12                  /usr/local/bin/sled serve\n\
+             13                  /usr/local/bin/sled supervise --control 1 -- claude -p --resume 1\n\
+             14                  claude -p --resume 1\n\
+             15                  claude -p --resume 2\n\
+             16                  /bin/bash -c source /home/dev/.claude/x && eval 'sleep 1'\n",
+        );
+        let all = all.unwrap();
+        assert_eq!(newest(&all, SLED), Some(Pid::from_raw(12)));
+        assert_eq!(newest(&all, AgentKind::Claude.command()), Some(Pid::from_raw(15)));
+        assert_eq!(newest(&all, AgentKind::Echo.command()), None);
+        for no_answer in ["", "PID COMMAND\n", "PID COMMAND\n11 /usr/bin/tini -- /usr/local/bin/sled serve\n"] {
+            assert!(processes(no_answer).is_err(), "{no_answer}");
+        }
+    }
 
     #[test]
     fn a_container_has_its_own_processes_and_a_warm_agent_for_each_session() {
