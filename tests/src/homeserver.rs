@@ -31,6 +31,9 @@ const PYTHON: &str = "MUSHER_TEST_SYNAPSE";
 /// The domain in the ids of its users and rooms.
 const SERVER_NAME: &str = "homeserver.test";
 
+/// Our settings, which count before those that it has written.
+const OVERLAY: &str = "overlay.yaml";
+
 /// Starts the homeserver for each line of its own standard input, and tells the process id. When the input closes it
 /// ends the last one by its id, also one that is held, and waits for it; one that was killed is waited for by nobody
 /// until then, so its id stays its own. The directory goes with it: the executable's statics are never dropped.
@@ -113,6 +116,14 @@ impl Homeserver {
         self.answers().await
     }
 
+    /// Lets people send no more messages than Synapse does by itself, from its next start on.
+    pub fn limit_messages(&self) -> Result<()> {
+        let file = self.directory.join(OVERLAY);
+        let mut overlay: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+        overlay.as_object_mut().context("settings are an object")?.remove("rc_message");
+        std::fs::write(&file, overlay.to_string()).with_context(|| format!("could not write {}", file.display()))
+    }
+
     /// Holds it (SIGSTOP): connections to it are taken, and nothing on them is answered.
     pub fn hold(&self) -> Result<()> {
         kill(self.process().id, Signal::SIGSTOP).context("the homeserver could not be held")
@@ -135,7 +146,7 @@ impl Homeserver {
             .args(["-c", WATCHDOG, "homeserver"])
             .arg(&directory)
             .arg(&python)
-            .args(["-m", "synapse.app.homeserver", "-c", "homeserver.yaml", "-c", "overlay.yaml"])
+            .args(["-m", "synapse.app.homeserver", "-c", "homeserver.yaml", "-c", OVERLAY])
             .current_dir(&directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -211,7 +222,7 @@ async fn configure(python: &Path, directory: &Path, port: u16) -> Result<()> {
         // The account's password is hashed once for each login; the tests need no strong hash.
         "bcrypt_rounds": 4,
     });
-    let file = directory.join("overlay.yaml");
+    let file = directory.join(OVERLAY);
     std::fs::write(&file, overlay.to_string()).with_context(|| format!("could not write {}", file.display()))
 }
 

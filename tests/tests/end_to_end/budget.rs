@@ -23,7 +23,7 @@ fn tables(model: &Model, daily_tokens: u64) -> String {
 }
 
 /// What the gateway tells whoever watches: each series with its value.
-async fn metrics(home: &Home) -> Result<BTreeMap<String, String>> {
+pub async fn metrics(home: &Home) -> Result<BTreeMap<String, String>> {
     let (status, body) = home.get("/metrics", "127.0.0.1").await?;
     anyhow::ensure!(status == 200 && body.ends_with("# EOF\n"), "{status} {body}");
     let samples = body.lines().filter(|line| !line.starts_with('#'));

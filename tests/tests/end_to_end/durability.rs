@@ -1,7 +1,7 @@
 //! Nothing is lost and nothing is answered twice: one case for each way to break off, at a moment of the test's
 //! choosing. The kill test chooses by chance.
 
-use std::{fs, path::PathBuf};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use tests::{
@@ -11,8 +11,9 @@ use tests::{
     homeserver::Homeserver,
     model::{Gate, Model, Step},
     person::Message,
-    wait,
+    process, wait,
 };
+use tokio::process::Command;
 
 use crate::scene::{Cast, Scene, TOOL, numbers, until_go};
 
@@ -211,6 +212,32 @@ async fn a_second_gateway_on_the_same_directory_is_refused_by_name_and_process_i
     let text = second.text();
     assert!(text.contains(&gateway.pid()?.to_string()), "who has it is told:\n{text}");
     assert!(text.contains(&*directory.to_string_lossy()), "and what:\n{text}");
+    gateway.finish().await.map(drop)
+}
+
+#[tokio::test]
+async fn the_control_socket_is_its_owners_alone() -> Result<()> {
+    let home = Home::practice().await?;
+    let gateway = Gateway::console(&home).await?;
+    let socket = state_directory(&home)?.join("control.sock");
+    assert_eq!(fs::metadata(&socket)?.permissions().mode() & 0o7777, 0o600);
+    // Modes stop nobody who has this capability, only the gateway does. To be somebody else takes root.
+    let ask = async |user: &str| {
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--reuid={user}"), "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]);
+        command.args(["curl", "--silent", "--noproxy", "*", "--max-time", "10", "http://localhost/v1/version"]);
+        process::run(command.arg("--unix-socket").arg(&socket), b"", wait::SHORT).await
+    };
+    if nix::unistd::geteuid().is_root() {
+        assert!(ask("0").await?.success()?.starts_with(|digit: char| digit.is_ascii_digit()));
+        let refused = ask("65534").await?;
+        assert!(refused.code != Some(0) && refused.stdout.is_empty(), "{refused}");
+        wait::until("the stranger is noticed", wait::SHORT, || async {
+            Ok(gateway.all().lines().any(|line| line.contains("a stranger") && line.contains("65534")).then_some(()))
+        })
+        .await
+        .with_context(|| gateway.all())?;
+    }
     gateway.finish().await.map(drop)
 }
 

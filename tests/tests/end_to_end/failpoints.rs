@@ -81,9 +81,7 @@ fn both(what: &str) -> [String; 2] {
 
 /// The practice agent's project, its gateway stopped.
 async fn practice(project: &str, window_ms: u32) -> Result<Scene> {
-    let model = Model::start().await?;
-    let cast = Cast::of(&model, project).window(window_ms).tables("[agent]\nruntime = \"echo\"".to_owned());
-    let (scene, gateway) = Scene::set(cast).await?;
+    let (scene, gateway) = Scene::set(Cast::practice(project).window(window_ms)).await?;
     gateway.stop().await?;
     Ok(scene)
 }
@@ -113,11 +111,6 @@ impl Scene {
         self.wait_named(&last).await?;
         let heard = self.ann.heard(&self.room, &self.bot.id);
         Ok(heard.into_iter().filter(|message| is_answer(message) && names(message, event)).count())
-    }
-
-    async fn wait_named(&self, event: &str) -> Result<()> {
-        let fits = |message: &Message| is_answer(message) && names(message, event);
-        self.ann.wait_message(&self.room, &self.bot.id, event, wait::SHORT, fits).await.map(drop)
     }
 
     /// Says `text` to a gateway that ends at `point`; the next one answers it once.
@@ -319,10 +312,7 @@ async fn the_network_of_the_last_project_is_removed_wherever_the_gateway_ends() 
 
 #[tokio::test]
 async fn what_is_to_be_erased_is_wherever_the_gateway_ends_under_it() -> Result<()> {
-    let model = Model::start().await?;
-    let echo = "[agent]\nruntime = \"echo\"".to_owned();
-    let cast = Cast::of(&model, "points").window(4000).top("retention_days = 30").tables(echo);
-    let (scene, gateway) = Scene::set(cast).await?;
+    let (scene, gateway) = Scene::set(Cast::practice("points").window(4000).top("retention_days = 30")).await?;
     gateway.stop().await?;
     for point in both("erase_before") {
         scene.made_good(&point, &format!("killed {point}")).await?;

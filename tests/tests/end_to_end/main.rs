@@ -3,6 +3,7 @@
 //! Each test has a home, a gateway and a project of its own, so they run side by side on one engine; only the
 //! homeserver and the images are shared. Nothing is faked but the model.
 
+mod away;
 mod budget;
 mod confinement;
 mod console;

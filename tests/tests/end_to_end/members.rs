@@ -13,7 +13,7 @@ use tests::{
     wait,
 };
 
-use crate::scene::{Cast, Scene, is_answer, names};
+use crate::scene::{Cast, Scene, is_answer, named, names};
 
 /// What people are told who may not use a project.
 const REFUSED: &str = "for its members alone";
@@ -70,11 +70,44 @@ impl Cooperative {
         Ok(answer)
     }
 
+    /// Two who are no admins and one who is say something, one right after the other.
+    async fn speak_together(&self) -> Result<Vec<String>> {
+        let mut said = Vec::new();
+        for person in [&self.ann, &self.bob, &self.olga] {
+            said.push(person.say(&self.room, &format!("words of {}", person.id)).await?);
+        }
+        Ok(said)
+    }
+
+    /// What they said was answered by two turns: one of the two, one of the admin, each with its people's words.
+    async fn answered_apart(&self, said: &[String]) -> Result<()> {
+        let Self { ann, bob, olga, bot, room, .. } = self;
+        let last = |message: &Message| is_answer(message) && names(message, &said[2]);
+        ann.wait_message(room, &bot.id, &said[2], wait::LONG, last).await?;
+        let heard = ann.heard(room, &bot.id);
+        let answers = heard.iter().filter(|message| is_answer(message) && named(message).any(|of| said.contains(&of)));
+        let turns: Vec<_> = answers.map(|answer| (named(answer).collect::<Vec<_>>(), repeated(answer))).collect();
+        let words = |person: &Person| (person.id.clone(), format!("words of {}", person.id));
+        let (members, admin) = (vec![words(ann), words(bob)], vec![words(olga)]);
+        ensure!(turns == [(said[..2].to_vec(), members), (said[2..].to_vec(), admin)], "{said:?}: {turns:#?}");
+        Ok(())
+    }
+
     /// How many messages for an agent the journal holds.
     async fn accepted(&self) -> Result<usize> {
         let tail = self.home.run(["journal", "tail", "--lines", "100000"], "").await.and_then(Output::success)?;
         Ok(tail.matches(" message.accepted ").count())
     }
+}
+
+/// Who said what to the practice agent, as it repeats that.
+fn repeated(answer: &Message) -> Vec<(String, String)> {
+    let message = |told: &str| {
+        let (who, rest) = told.split_once('"')?;
+        let (_, words) = rest.split_once(">\n")?;
+        Some((who.to_owned(), words.lines().next()?.to_owned()))
+    };
+    answer.body.split("<message from=\"").skip(1).filter_map(message).collect()
 }
 
 #[tokio::test]
@@ -188,6 +221,36 @@ async fn a_project_is_for_everybody_until_members_are_named_and_then_for_them() 
     let listed = scene.ask(ann, "members again", &ann.id).await?;
     ensure!(!listed.contains("open to everybody"), "{listed}");
     home.run(["journal", "verify"], "").await?.success()?;
+    gateway.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn what_an_admin_and_others_say_together_is_answered_apart_also_when_the_gateway_ends_before_their_turns()
+-> Result<()> {
+    let scene = Cooperative::new().await?;
+    let Cooperative { home, ann, bob, olga, bot, room, .. } = &scene;
+    let gateway = Gateway::up(home, &[]).await?;
+    ann.wait_membership(room, &bot.id, "join").await?;
+    scene.ask(ann, "new project apart", "**apart** is ready").await?;
+    for person in [ann, bob, olga] {
+        scene.ask(person, "switch apart", "apart").await?;
+    }
+    let said = scene.speak_together().await?;
+    scene.answered_apart(&said).await.with_context(|| gateway.all())?;
+    gateway.stop().await?;
+
+    let before = scene.accepted().await?;
+    let mut doomed = Gateway::start_with(home, &[], &[("FAILPOINTS", "before session.turn_begun=return")])?;
+    home.wait_healthy(wait::SHORT).await?;
+    let said = scene.speak_together().await?;
+    let ended = wait::until("the gateway ends before the first turn", wait::LONG, || {
+        let ended = doomed.ended();
+        async { ended }
+    });
+    ended.await.with_context(|| doomed.all())?;
+    ensure!(scene.accepted().await? == before + said.len(), "all was accepted:{}", doomed.all());
+    let gateway = Gateway::up(home, &[]).await?;
+    scene.answered_apart(&said).await.with_context(|| gateway.all())?;
     gateway.stop().await.map(drop)
 }
 

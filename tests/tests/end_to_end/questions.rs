@@ -7,9 +7,10 @@ use serde_json::json;
 use tests::{
     gateway::Gateway,
     home::Home,
+    homeserver::Homeserver,
     images,
     model::{Model, Request, Step},
-    person::Message,
+    person::{Message, Person},
     ssh::{self, Door},
     wait,
 };
@@ -149,6 +150,41 @@ async fn who_sent_the_batch_may_decide_by_command_or_thumb_and_other_members_may
     ann.react(room, &told.event_id, "👍").await?;
     scene.answer(&asked, "Done with five.").await.with_context(|| gateway.all())?;
     assert!(made(&scene, "whose", "five").exists());
+    gateway.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn each_of_the_batchs_senders_may_decide_and_an_admin_who_is_none_and_nobody_else() -> Result<()> {
+    let model = model_that_makes(&["nine", "ten", "eleven"]).await?;
+    let olga = Person::join(Homeserver::shared().await?, "olga").await?;
+    let tables = Home::agent_tables_with(&model, ASK);
+    let cast = Cast::of(&model, "whoever").top(&format!("admins = {}", json!([olga.id]))).window(2000).tables(tables);
+    let (scene, gateway) = Scene::set(cast).await?;
+    let Scene { ann, bob, bot, room, .. } = &scene;
+    ann.invite(room, &olga.id).await?;
+    olga.enter(room).await?;
+    bob.ask(room, &bot.id, "switch whoever", "whoever").await?;
+
+    let asked = scene.say("make nine").await?;
+    let nine = name(&scene.hear(&asked, QUESTION).await.with_context(|| gateway.all())?.body)?;
+    bob.ask(room, &bot.id, &format!("!approve {nine}"), "not yours").await?;
+    assert!(!made(&scene, "whoever", "nine").exists());
+    olga.ask(room, &bot.id, &format!("!approve {nine}"), "Allowed").await.with_context(|| gateway.all())?;
+    scene.answer(&asked, "Done with nine.").await?;
+    assert!(made(&scene, "whoever", "nine").exists());
+
+    let asked = scene.say("make ten").await?;
+    let told = scene.hear(&asked, QUESTION).await?;
+    olga.react(room, &told.event_id, "👎").await?;
+    scene.answer(&asked, "Done with ten.").await.with_context(|| gateway.all())?;
+    assert!(!made(&scene, "whoever", "ten").exists());
+
+    scene.say("make eleven").await?;
+    let asked = bob.say(room, "and be quick").await?;
+    let eleven = name(&scene.hear(&asked, QUESTION).await?.body)?;
+    bob.ask(room, &bot.id, &format!("!approve {eleven}"), "Allowed").await.with_context(|| gateway.all())?;
+    scene.answer(&asked, "Done with eleven.").await?;
+    assert!(made(&scene, "whoever", "eleven").exists());
     gateway.stop().await.map(drop)
 }
 

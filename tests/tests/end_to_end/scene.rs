@@ -36,7 +36,8 @@ pub struct Cast {
     window: u32,
     /// Its tables.
     tables: String,
-    key: String,
+    /// The model's, where there is one.
+    key: Option<String>,
 }
 
 impl Cast {
@@ -47,7 +48,18 @@ impl Cast {
             top: String::new(),
             window: 200,
             tables: Home::agent_tables(model),
-            key: model.key().into(),
+            key: Some(model.key().into()),
+        }
+    }
+
+    /// The practice agent works on `project`.
+    pub fn practice(project: &str) -> Self {
+        Self {
+            project: project.into(),
+            top: String::new(),
+            window: 200,
+            tables: "[agent]\nruntime = \"echo\"".into(),
+            key: None,
         }
     }
 
@@ -108,7 +120,10 @@ impl Scene {
         )?;
         let room = ann.create_room("control", &[&bot.id, &bob.id]).await?;
         bob.enter(&room).await?;
-        let home = Home::new("", "")?.with_variable("ANTHROPIC_API_KEY", &key);
+        let mut home = Home::new("", "")?;
+        if let Some(key) = key {
+            home = home.with_variable("ANTHROPIC_API_KEY", &key);
+        }
         let settings = format!(
             "transport = \"matrix\"\nhomeserver = \"{}\"\nusername = \"{}\"\npassword = \"{}\"\nallowed_users = {}\nambient_rooms = {}\ncoalesce_window_ms = {window}\n{top}\n",
             homeserver.url(),
@@ -170,6 +185,12 @@ impl Scene {
         self.ann.wait_message(&self.room, &self.bot.id, event, wait::LONG, fits).await
     }
 
+    /// Waits for an answer that names the event.
+    pub async fn wait_named(&self, event: &str) -> Result<()> {
+        let fits = |message: &Message| is_answer(message) && names(message, event);
+        self.ann.wait_message(&self.room, &self.bot.id, event, wait::LONG, fits).await.map(drop)
+    }
+
     /// All answers so far that name the event, once a later question has been answered: what is delivered in order
     /// cannot come any more. The model says `Now.` to `and now?`.
     pub async fn answers(&self, event: &str) -> Result<Vec<Message>> {
@@ -185,6 +206,13 @@ impl Scene {
         let bodies: Vec<&str> = answers.iter().map(|answer| answer.body.as_str()).collect();
         ensure!(matches!(bodies[..], [body] if body.contains(needle)), "wanted one answer `{needle}`: {bodies:#?}");
         Ok(())
+    }
+
+    /// Those of these events that answers name, in the order of the answers, once for each; so far as Ann has heard.
+    pub fn answered(&self, events: &[String]) -> Vec<String> {
+        let heard = self.ann.heard(&self.room, &self.bot.id);
+        let answered = heard.iter().filter(|message| is_answer(message)).flat_map(named);
+        answered.filter(|event| events.contains(event)).collect()
     }
 
     /// Lets the tool of a turn go on.
@@ -222,8 +250,13 @@ pub fn is_answer(message: &Message) -> bool {
 
 /// Whether the message says to answer the event.
 pub fn names(message: &Message, event: &str) -> bool {
-    let answers = message.content["dev.musher"]["answers"].as_array();
-    answers.is_some_and(|answers| answers.iter().any(|answer| answer == event))
+    named(message).any(|answered| answered == event)
+}
+
+/// The events that the message says to answer.
+pub fn named(message: &Message) -> impl Iterator<Item = String> {
+    let answers = message.content["dev.musher"]["answers"].as_array().into_iter().flatten();
+    answers.filter_map(|event| event.as_str().map(str::to_owned))
 }
 
 /// The numbers by which `queue` calls the messages whose lines contain `words`.
