@@ -191,10 +191,10 @@ impl Lane {
         part: &Outbound,
     ) -> Result<Result<String, Lost>, Stopped> {
         // Whether an earlier life has come as far as to this part, only the surface knows.
+        let mut doubt = Doubt { unsure: self.outbox.is_unsure(&self.room, entry.version), looking: None };
         let (began, mut backoff) = (Instant::now(), Backoff::default());
-        let mut unsure = self.outbox.is_unsure(&self.room, entry.version).then_some(began);
         loop {
-            let (why, asked) = match self.attempt(entry, surface, part, &mut unsure).await {
+            let (why, asked) = match self.attempt(entry, surface, part, &mut doubt).await {
                 Ok(event_id) => return Ok(Ok(event_id)),
                 Err(Failed::Lost(lost)) => return Ok(Err(lost)),
                 Err(Failed::NotTaken(why, asked)) => (why, asked),
@@ -227,14 +227,13 @@ impl Lane {
         Ok(())
     }
 
-    /// One try. What an earlier one may have sent is looked for first: a server forgets transaction ids. `unsure` is since when
-    /// there may be one that nobody could look for.
+    /// One try. What an earlier one may have sent is looked for first: a server forgets transaction ids.
     async fn attempt(
         &self,
         entry: &Entry,
         surface: &SharedSurface,
         message: &Outbound,
-        unsure: &mut Option<Instant>,
+        doubt: &mut Doubt,
     ) -> Result<String, Failed> {
         let attempt = async {
             if let Some(TakenBack { event_id, why }) = &entry.send.takes_back {
@@ -244,19 +243,19 @@ impl Lane {
                 failpoint::reach("after", "take_back");
                 return taken;
             }
-            if let Some(since) = *unsure {
+            if doubt.unsure {
                 match surface.find(&self.room, &message.transaction, entry.at).await {
                     Ok(Some(event_id)) => {
                         info!(room = %self.room, transaction = message.transaction, "a message was there already");
                         return Ok(event_id);
                     }
-                    Ok(None) => *unsure = None,
+                    Ok(None) => *doubt = Doubt::default(),
                     // Whoever may not look may hardly send; if so, the same transaction is all there is to lean on.
                     Err(SendError::Refused { message: why, .. }) => {
                         warn!(room = %self.room, why, "an earlier try cannot be looked for");
-                        *unsure = None;
+                        *doubt = Doubt::default();
                     }
-                    Err(transient) if since.elapsed() < LONGEST_LOOKING => return Err(transient),
+                    Err(transient) if doubt.is_to_look_on(&transient) => return Err(transient),
                     Err(transient) => warn!(room = %self.room, %transient, "an earlier try cannot be looked for"),
                 }
             }
@@ -271,9 +270,7 @@ impl Lane {
             Ok(Err(SendError::Refused { message, .. })) => Err(Failed::Lost(Lost::Refused(message))),
             Ok(Err(SendError::Transient { message, retry_after, .. })) => {
                 // A surface that asks to wait has not taken it; any other failure may have come after it was taken.
-                if retry_after.is_none() {
-                    unsure.get_or_insert_with(Instant::now);
-                }
+                doubt.unsure |= retry_after.is_none();
                 Err(Failed::NotTaken(message, retry_after))
             }
             Err(_) => Err(Failed::Lost(Lost::Panicked)),
@@ -426,6 +423,30 @@ impl Lane {
             () = self.stopping.cancelled() => Err(Stopped),
             () = tokio::time::sleep(wait) => Ok(()),
         }
+    }
+}
+
+/// Whether the surface may have a message already.
+#[derive(Default)]
+struct Doubt {
+    /// An earlier try may have arrived.
+    unsure: bool,
+    /// Since when it has been looked for in vain.
+    looking: Option<Instant>,
+}
+
+impl Doubt {
+    /// Whether to go on looking after one more look that has failed.
+    fn is_to_look_on(&mut self, why: &SendError) -> bool {
+        if matches!(why, SendError::Transient { retry_after: Some(_), .. }) {
+            return true;
+        }
+        if self.looking.get_or_insert_with(Instant::now).elapsed() < LONGEST_LOOKING {
+            return true;
+        }
+        // Where it does not take the message either, it is away and not one that does not let us look.
+        self.looking = None;
+        false
     }
 }
 

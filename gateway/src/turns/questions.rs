@@ -308,12 +308,12 @@ impl Turns {
         let may_come = |turns: &Self| turns.is_telling(room) || taking_up(turns);
         let in_vain = self.inner.questions.in_vain().contains_key(room);
         let patience = match taking_up(self) {
-            _ if in_vain => Duration::ZERO,
-            true => TAKE_UP_PATIENCE,
-            false => TELLING_PATIENCE,
+            true if !in_vain => TAKE_UP_PATIENCE,
+            _ if self.is_telling(room) => TELLING_PATIENCE,
+            _ => Duration::ZERO,
         };
         let found = self.expect(patience, |turns| turns.question_at(room, event_id), may_come).await;
-        if found.is_none() && may_come(self) {
+        if found.is_none() && taking_up(self) {
             self.inner.questions.in_vain().entry(room.clone()).or_insert_with(Instant::now);
         }
         found
@@ -361,10 +361,12 @@ impl Turns {
         cause: Cause,
     ) -> Result<Word, Refusal> {
         let question = self.open_question(name).ok_or_else(|| unknown(name))?;
-        if question.session.room != *room && role != Role::Admin {
+        // Also in another room: theirs may have been replaced by it.
+        let may = role == Role::Admin || question.senders.contains(by);
+        if question.session.room != *room && !may {
             return Err(unknown(name));
         }
-        if role != Role::Admin && !question.senders.contains(by) {
+        if !may {
             return Err(Refusal::usage("this question is not yours to answer")
                 .hint("Those who asked for the turn may, and the `admins` in bot.toml."));
         }
@@ -442,13 +444,12 @@ impl Turns {
         transaction.strip_prefix(QUESTION)
     }
 
-    /// The question that was told by this event, if one is open.
+    /// The question that was told by this event, if one is open: in its turn's room, or in one that has taken that one's place.
     pub fn question_at(&self, room: &Room, event_id: &str) -> Option<String> {
         let known = self.inner.questions.known();
-        let told = known
-            .open
-            .values()
-            .find(|question| question.session.room == *room && question.event_id.as_deref() == Some(event_id));
+        let told = known.open.values().find(|question| {
+            question.session.room.surface == room.surface && question.event_id.as_deref() == Some(event_id)
+        });
         told.map(|question| question.name.clone())
     }
 

@@ -4,10 +4,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use super::plumbing::{Call, Deadline, Fault, Index, Repository, entries, joined, path, remove};
@@ -273,8 +274,10 @@ fn copy(from: &Path, to: &Path, deadline: Deadline) -> Result<bool, Fault> {
     let mut theirs = match File::options().read(true).custom_flags(flags.bits()).open(from) {
         Ok(theirs) if theirs.metadata().is_ok_and(|found| found.is_file()) => theirs,
         Ok(_) => return Ok(false),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(Fault::of(from, error)),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::ENXIO) => return Ok(false),
+            _ => return Err(Fault::of(from, error)),
+        },
     };
     let length = theirs.metadata().map_err(|error| Fault::of(from, error))?.len();
     if length > MAX_NEW {

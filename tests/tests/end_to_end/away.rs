@@ -87,9 +87,6 @@ async fn a_state_directory_that_is_set_back_answers_nothing_again() -> Result<()
     gateway.stop().await?;
     fs::remove_dir_all(scene.home.state())?;
     fs::rename(&copy, scene.home.state())?;
-    // As after a while: for two minutes Synapse remembers what it gave to whoever synced from there, and gives just that.
-    homeserver.kill().await?;
-    homeserver.revive().await?;
     said.push(scene.say("heron four").await?);
 
     let gateway = scene.up().await?;

@@ -8,7 +8,7 @@ use super::{
     MatrixSurface, Room, SendError,
     failure::Failure,
     send::send_error,
-    sync::earlier,
+    sync::{earlier, own},
     walk::{is_older, page},
 };
 
@@ -25,16 +25,17 @@ impl MatrixSurface {
     ) -> Result<Option<String>, SendError> {
         // An earlier try may have been made before the room was replaced by another.
         for there in self.rooms_of(room)? {
-            let found = find_in(&there, transaction, earlier(since)).await.map_err(send_error)?;
-            if found.is_some() {
-                return Ok(found);
+            if let Some(found) = find_in(&there, transaction, earlier(since)).await.map_err(send_error)? {
+                // It is edited, or taken out, where it stands.
+                self.remember(&there, &found, &own(&there).await);
+                return Ok(found.event_id().map(|id| id.to_string()));
             }
         }
         Ok(None)
     }
 }
 
-async fn find_in(room: &SdkRoom, transaction: &str, since: Timestamp) -> Result<Option<String>, Failure> {
+async fn find_in(room: &SdkRoom, transaction: &str, since: Timestamp) -> Result<Option<TimelineEvent>, Failure> {
     let us = room.own_user_id();
     let mut from: Option<String> = None;
     loop {
@@ -42,7 +43,7 @@ async fn find_in(room: &SdkRoom, transaction: &str, since: Timestamp) -> Result<
         // Of ours alone: anybody else's may bear any time.
         let ours = || page.chunk.iter().filter(|event| event.sender().is_some_and(|sender| sender == us));
         if let Some(found) = ours().find(|event| was_sent_under(event, transaction)) {
-            return Ok(found.event_id().map(|id| id.to_string()));
+            return Ok(Some(found.clone()));
         }
         let older = ours().any(|event| is_older(event, since));
         match page.end {

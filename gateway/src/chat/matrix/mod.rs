@@ -29,7 +29,7 @@ mod typing;
 mod walk;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     path::PathBuf,
     sync::{
@@ -234,6 +234,8 @@ pub struct MatrixSurface {
     patience: Duration,
     parked: Parked,
     seen: Mutex<Seen>,
+    /// Since when what is on its way to a room has waited for the bot to follow its people.
+    left_behind: Mutex<HashMap<OwnedRoomId, Instant>>,
     typing: Typing,
     marks: Mutex<Marks>,
     /// Told when there is a mark to be shown.
@@ -286,6 +288,7 @@ impl MatrixSurface {
             patience,
             parked: Parked::default(),
             seen: Mutex::new(Seen::default()),
+            left_behind: Mutex::default(),
             typing: Typing::default(),
             marks: Mutex::new(Marks::new(Instant::now())),
             marked: Notify::new(),

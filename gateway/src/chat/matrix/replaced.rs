@@ -4,10 +4,13 @@
 //! Both rooms must say so: the old one, whom it is replaced by, which not everybody may write there; and the new one, whom
 //! it replaces.
 
+use std::time::Duration;
+
 use matrix_sdk::{
     Room as SdkRoom, RoomState,
     ruma::{EventId, RoomId},
 };
+use tokio::time::Instant;
 
 use super::{
     MatrixSurface, Room, SendError, lock,
@@ -16,6 +19,8 @@ use super::{
 
 /// How many rooms are gone through, one in the place of the other.
 const MOST: usize = 16;
+/// How long what is on its way to a room waits for the bot to come where its people have gone on, from the first that does.
+const PATIENCE: Duration = Duration::from_hours(24);
 
 impl MatrixSurface {
     /// Those that the bot is in of a room and of what has taken its place, the room itself first; there is one at least.
@@ -39,8 +44,19 @@ impl MatrixSurface {
         Ok(rooms)
     }
 
-    /// Whether the message is known to stand in this room.
-    pub(super) fn has_seen(&self, room: &SdkRoom, event_id: &EventId) -> bool {
-        lock(&self.seen).get(room.room_id().to_owned(), event_id.to_owned()).is_some()
+    /// In which of these a message stands: in the first, if that is not known.
+    pub(super) fn where_stands<'r>(&self, rooms: &'r [SdkRoom], event_id: &EventId) -> &'r SdkRoom {
+        let seen = lock(&self.seen);
+        let stands = |room: &&SdkRoom| seen.get(room.room_id().to_owned(), event_id.to_owned()).is_some();
+        rooms.iter().find(stands).unwrap_or(&rooms[0])
+    }
+
+    /// Whether the bot may still be invited to `next`, which has taken the place of a room where it may not write.
+    pub(super) fn may_follow(&self, room: &SdkRoom, next: &RoomId) -> bool {
+        if self.client().get_room(next).is_some_and(|next| next.state() == RoomState::Joined) {
+            return false;
+        }
+        let mut left_behind = lock(&self.left_behind);
+        left_behind.entry(room.room_id().to_owned()).or_insert_with(Instant::now).elapsed() < PATIENCE
     }
 }

@@ -11,6 +11,7 @@ use matrix_sdk::{
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tracing::info;
 
 use super::{
     MatrixSurface, Outbound, Room, SendError, SurfaceKind,
@@ -47,11 +48,12 @@ impl MatrixSurface {
         let edited = replaces.and_then(|event_id| EventId::parse(event_id).ok());
         let there = match &edited {
             // An edit stands where its message does.
-            Some(event_id) => rooms.iter().find(|room| self.has_seen(room, event_id)).unwrap_or(&rooms[0]),
+            Some(event_id) => self.where_stands(&rooms, event_id),
             None => &rooms[rooms.len() - 1],
         };
         let mut message = Cow::Borrowed(message);
         if there.room_id() != room.id.as_str() {
+            info!(%room, there = %there.room_id(), transaction = message.transaction, "a message goes to the room in its room's place");
             // What it relates to stands elsewhere.
             let message = message.to_mut();
             (message.reply_to, message.thread) = (None, None);
@@ -63,7 +65,9 @@ impl MatrixSurface {
             .await
             .map_err(|error| match (Failure::from(error), there.successor_room()) {
                 // It is sent as soon as the bot is where the others are; a draft is not worth the waiting.
-                (Failure::Permanent { forbidden: true, .. }, Some(next)) if replaces.is_none() => {
+                (Failure::Permanent { forbidden: true, .. }, Some(next))
+                    if replaces.is_none() && self.may_follow(there, &next.room_id) =>
+                {
                     transient(format!("the room is replaced by {}, where the bot is not", next.room_id), None)
                 }
                 (failure, _) => self.unsent(failure),

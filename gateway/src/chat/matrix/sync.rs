@@ -21,7 +21,7 @@
 //! that was set back has forgotten is fetched again; of that, what the room shows an answer to is left out.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, LazyLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -31,7 +31,7 @@ use matrix_sdk::{
     Client, Room as SdkRoom,
     config::{SyncSettings, SyncToken},
     ruma::{
-        RoomId, UInt,
+        OwnedRoomId, RoomId, UInt,
         api::client::{
             filter::{Filter as PresenceFilter, FilterDefinition, RoomEventFilter},
             sync::sync_events::v3::Filter,
@@ -42,6 +42,7 @@ use matrix_sdk::{
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
+use uuid::Uuid;
 
 use super::{
     MatrixSurface, SurfaceKind,
@@ -449,9 +450,18 @@ impl MatrixSurface {
     }
 }
 
+/// A room that there is not.
+static NOWHERE: LazyLock<OwnedRoomId> = LazyLock::new(|| {
+    let room = RoomId::parse(format!("!{}:musher.invalid", Uuid::new_v4()));
+    room.expect("an id of a room")
+});
+
 /// Little more than what is read: no presence, no receipts, members as they speak.
 fn filter() -> Filter {
     let mut filter = FilterDefinition::with_lazy_loading();
+    // Synapse answers what it has been asked within two minutes as it did then. With a state directory that was set back the same
+    // would be asked again, and what was answered since would come without its answer.
+    filter.room.not_rooms = vec![NOWHERE.clone()];
     filter.room.timeline.limit = Some(UInt::from(TIMELINE_LIMIT));
     filter.room.ephemeral = RoomEventFilter::ignore_all();
     filter.presence = PresenceFilter::ignore_all();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use matrix_sdk::{
     config::RequestConfig,
-    ruma::{EventId, RoomId, api::client::redact::redact_event, assign},
+    ruma::{EventId, api::client::redact::redact_event, assign},
 };
 use tracing::info;
 
@@ -25,12 +25,10 @@ impl MatrixSurface {
         transaction: &str,
         why: &str,
     ) -> Result<String, SendError> {
-        let Ok(room_id) = RoomId::parse(&room.id) else {
-            return Err(refused(format!("`{}` is not a room id", room.id)));
-        };
         let Ok(event) = EventId::parse(event_id) else {
             return Err(refused(format!("`{event_id}` is not an event id")));
         };
+        let room_id = self.where_stands(&self.rooms_of(room)?, &event).room_id().to_owned();
         let request = assign!(
             redact_event::v3::Request::new(room_id, event, transaction.into()),
             { reason: Some(why.to_owned()) }

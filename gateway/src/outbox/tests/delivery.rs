@@ -1,5 +1,7 @@
 //! Order, retries, what is given up, and the end.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use futures_util::future::join_all;
 use tokio_util::task::TaskTracker;
 
@@ -129,6 +131,24 @@ async fn what_cannot_be_looked_for_is_sent_under_its_transaction_after_ten_minut
     let tried = begun.elapsed();
     assert!(tried >= LONGEST_LOOKING && tried < LONGEST_LOOKING + Duration::from_mins(2), "{tried:?}");
     assert_eq!(hall.texts(), ["one", "two"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_try_has_sent_is_looked_for_once_the_surface_is_back_however_long_it_was_away() {
+    let folder = folder();
+    let begun = Instant::now();
+    let looks = AtomicUsize::new(0);
+    let hall = Hall::new(move |n, ask| match ask {
+        _ if n == 0 => Does::TakesAndFails,
+        _ if begun.elapsed() < LONGEST_LOOKING * 3 => Does::Fails,
+        Ask::Find(..) if looks.fetch_add(1, Ordering::Relaxed) == 0 => Does::AsksToWait(Duration::from_secs(1)),
+        _ => Does::Takes,
+    });
+    hall.with(|inside| inside.remembers = false);
+    let mut life = Life::begin(&folder, &hall).await;
+    life.post("one").await;
+    assert_eq!(life.outcomes(1).await, delivered(&[0]));
+    assert_eq!(hall.texts(), ["one"]);
 }
 
 #[tokio::test(start_paused = true)]

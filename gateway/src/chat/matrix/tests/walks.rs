@@ -430,7 +430,7 @@ async fn rooms_are_handed_over_side_by_side_and_each_in_its_order() {
     });
     let mut running =
         Running::with(homeserver.settings(dir.path()), Arc::clone(&inbox) as Arc<dyn Inbox>, receiver).await;
-    let mut said: std::collections::HashMap<String, Vec<String>> = std::collections::HashMap::new();
+    let mut said: HashMap<String, Vec<String>> = HashMap::new();
     for given in running.given_so_many(2 * ROOMS).await {
         let Given::Said(message) = given else { panic!("{given:?}") };
         said.entry(message.room.id).or_default().push(message.text);
