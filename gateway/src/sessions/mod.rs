@@ -6,6 +6,7 @@
 
 mod erasing;
 mod names;
+mod over;
 mod session;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use journal::{Actor, Append, AppendError, Appended, Cause, Decoded, Expected, Loaded, NewEvent};
+use journal::{Actor, Append, AppendError, Appended, Cause, Expected, Loaded, NewEvent};
 use link::requests::AgentSession;
 use uuid::Uuid;
 
@@ -23,6 +24,7 @@ use self::names::stream;
 pub use self::{
     erasing::Edit,
     names::{TextOf, seen_key, text_id},
+    over::Over,
     session::{Answered, Ending, Message, Removal, Running, Session, SessionEvent},
 };
 use crate::{
@@ -39,8 +41,6 @@ use crate::{
 const STREAM: &str = "session";
 /// So many events after a snapshot there is another one.
 const SNAPSHOT_EVERY: u64 = 64;
-/// In how many events of a session, the latest, its last turn is looked for.
-const LOOKED_THROUGH: u64 = 256;
 /// How often a message that waits can be edited.
 pub const MAX_EDITS: u64 = 64;
 
@@ -92,17 +92,6 @@ pub struct Begun {
     pub memory: AgentSession,
     /// What its people said.
     pub messages: Vec<Message>,
-}
-
-/// A turn that is over.
-#[derive(Debug)]
-pub struct Over {
-    /// Its id.
-    pub turn: Uuid,
-    /// How it ended.
-    pub ending: Ending,
-    /// The last message that it was about.
-    pub last: Message,
 }
 
 /// A conversation in memory, for as long as somebody works with it or something waits or runs in it.
@@ -448,30 +437,6 @@ impl Sessions {
     /// Whether something of this project waits or runs in this room, or may: one that cannot be read counts.
     pub fn is_in(&self, project: Uuid, room: &Room) -> bool {
         self.live_in(room).iter().any(|key| key.project == project)
-    }
-
-    /// The turn of a session that ended last and left nothing to be answered, if it is among its latest events.
-    pub async fn last_over(&self, key: &SessionKey) -> Result<Option<Over>, Refusal> {
-        let since = self.load(key).await?.version.saturating_sub(LOOKED_THROUGH);
-        let events = self.inner.journal.read(&stream(key), since).await.map_err(|error| unreadable(&error))?;
-        let (mut messages, mut begun, mut over) = (HashMap::new(), None, None);
-        for recorded in events {
-            let Ok(Decoded::Known(event)) = recorded.decode() else { continue };
-            match event {
-                SessionEvent::Accepted(message) => drop(messages.insert(message.event_id.clone(), message)),
-                SessionEvent::Edited { event_id, text } => {
-                    messages.entry(event_id).and_modify(|message| message.text = text);
-                }
-                SessionEvent::TurnBegun { answers, .. } => {
-                    begun = answers.last().and_then(|last| messages.get(&last.event_id)).cloned();
-                }
-                SessionEvent::TurnFinished { turn, ending, .. } if ending != Ending::Superseded => {
-                    over = begun.take().map(|last| Over { turn, ending, last });
-                }
-                _ => {}
-            }
-        }
-        Ok(over)
     }
 
     /// What messages say, for the agent or for people. A text that was erased reads so.
