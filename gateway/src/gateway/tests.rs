@@ -80,6 +80,13 @@ impl Life {
         }
     }
 
+    /// Waits until all that was sent is known to be delivered.
+    async fn nothing_is_on_its_way(&self) {
+        while self.gateway.outbox.undelivered() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// A project of this name, for its members alone if there are any.
     async fn project(&self, name: &str, members: &[Person]) -> Uuid {
         let id = Uuid::now_v7();

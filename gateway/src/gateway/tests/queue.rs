@@ -27,6 +27,8 @@ async fn a_queue_tells_what_waits_from_what_is_about_to_begin_and_what_is_not_se
     life.project("app", &[]).await;
     life.project("other", &[]).await;
     life.say("$switch", "!switch app").await;
+    life.answer_to("$switch").await;
+    life.nothing_is_on_its_way().await;
     life.say("$one", "do it").await;
     life.say("$queue", "queue").await;
     assert_eq!(
@@ -106,9 +108,7 @@ async fn a_queue_tells_what_became_of_the_last_that_was_said() {
         let post = Post { transaction: turns::transaction(turn), ..Post::answer(to, &event_id, "done".into()) };
         sessions.finish(&session, turn, ending, true, vec![post], Vec::new()).await.expect("it is journaled");
         life.answer_to(&event_id).await;
-        while life.gateway.outbox.undelivered() > 0 {
-            tokio::task::yield_now().await;
-        }
+        life.nothing_is_on_its_way().await;
         let queue = format!("$queue{number}");
         life.say(&queue, "queue").await;
         let listed = life.answer_to(&queue).await;
