@@ -76,7 +76,7 @@ pub struct Supervised {
     reports: Lines<BufReader<OwnedReadHalf>>,
     orders: OwnedWriteHalf,
     mark: String,
-    /// When to look whether the supervisor works, once it was asked to end all.
+    /// When to look whether the supervisor works, until it has begun and once it was asked to end all.
     look: Option<Instant>,
     gone: Option<Gone>,
 }
@@ -116,22 +116,26 @@ impl Supervision {
             Err(error) => Err(error),
         };
         drop(socket);
-        let (mut child, stream) = called?;
+        let (child, stream) = called?;
         let (reports, orders) = stream.into_split();
-        let mut reports = BufReader::new(reports).lines();
-        let report = match reports.next_line().await? {
-            Some(line) => serde_json::from_str(&line).map_err(std::io::Error::other)?,
-            None => return Err(std::io::Error::other("the supervisor ended before it began").into()),
+        let reports = BufReader::new(reports).lines();
+        let look = Some(Instant::now() + LOOK_AFTER);
+        let mut supervised = Supervised { child, reports, orders, mark, look, gone: None };
+        let Some(report) = supervised.reported().await else {
+            // The program may have begun, and done that.
+            supervised.gone().await;
+            return Err(std::io::Error::other("the supervisor ended before it began").into());
         };
-        match report {
+        match serde_json::from_str(&report).map_err(std::io::Error::other)? {
             Report::Started { oom_error } => {
                 if let Some(error) = oom_error {
                     tracing::warn!(%error, "cannot make a program the first to go when memory is short");
                 }
-                Ok(Supervised { child, reports, orders, mark, look: None, gone: None })
+                supervised.look = None;
+                Ok(supervised)
             }
             Report::NotStarted { error } => {
-                child.wait().await?;
+                supervised.child.wait().await?;
                 // The system does not say what it did not find.
                 let name = program.argv.first().map(|name| name.to_string_lossy()).unwrap_or_default();
                 Err(StartError::Program(format!("{name}: {error}")))
@@ -231,18 +235,7 @@ impl Supervised {
             if let Some(gone) = self.gone {
                 break gone;
             }
-            let report = tokio::select! {
-                report = self.reports.next_line() => report.ok().flatten(),
-                () = until(self.look) => {
-                    self.look = Some(Instant::now() + LOOK_AFTER);
-                    // Its processes may have stopped it (SIGSTOP). A signal to go on could be answered by another such.
-                    if self.child.id().is_some_and(processes::is_stopped) {
-                        tracing::warn!("a supervisor was stopped, and is killed");
-                        self.child.start_kill().ok();
-                    }
-                    continue;
-                }
-            };
+            let report = self.reported().await;
             self.gone = match report.map(|line| serde_json::from_str(&line)) {
                 Some(Ok(Report::Settled { busy })) => return News::Settled { busy },
                 Some(Ok(Report::Gone(gone))) => Some(gone),
@@ -255,6 +248,23 @@ impl Supervised {
             tracing::warn!(%error, "cannot wait for a supervisor");
         }
         News::Gone(gone)
+    }
+
+    /// The supervisor's next word; none when it has no more to say. May be dropped and called again.
+    async fn reported(&mut self) -> Option<String> {
+        loop {
+            tokio::select! {
+                report = self.reports.next_line() => return report.ok().flatten(),
+                () = until(self.look) => {
+                    self.look = Some(Instant::now() + LOOK_AFTER);
+                    // Its processes may have stopped it (SIGSTOP). A signal to go on could be answered by another such.
+                    if self.child.id().is_some_and(processes::is_stopped) {
+                        tracing::warn!("a supervisor was stopped, and is killed");
+                        self.child.start_kill().ok();
+                    }
+                }
+            }
+        }
     }
 
     /// The supervisor was killed: end what it had below it, as far as it can be found.
