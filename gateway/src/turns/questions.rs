@@ -362,11 +362,10 @@ impl Turns {
     ) -> Result<Word, Refusal> {
         let question = self.open_question(name).ok_or_else(|| unknown(name))?;
         // Also in another room: theirs may have been replaced by it.
-        let may = role == Role::Admin || question.senders.contains(by);
-        if question.session.room != *room && !may {
-            return Err(unknown(name));
-        }
-        if !may {
+        if role != Role::Admin && !question.senders.contains(by) {
+            if question.session.room != *room {
+                return Err(unknown(name));
+            }
             return Err(Refusal::usage("this question is not yours to answer")
                 .hint("Those who asked for the turn may, and the `admins` in bot.toml."));
         }

@@ -272,14 +272,17 @@ impl Work {
 fn copy(from: &Path, to: &Path, deadline: Deadline) -> Result<bool, Fault> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let mut theirs = match File::options().read(true).custom_flags(flags.bits()).open(from) {
-        Ok(theirs) if theirs.metadata().is_ok_and(|found| found.is_file()) => theirs,
-        Ok(_) => return Ok(false),
+        Ok(theirs) => theirs,
         Err(error) => match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::ENXIO) => return Ok(false),
             _ => return Err(Fault::of(from, error)),
         },
     };
-    let length = theirs.metadata().map_err(|error| Fault::of(from, error))?.len();
+    let found = theirs.metadata().map_err(|error| Fault::of(from, error))?;
+    if !found.is_file() {
+        return Ok(false);
+    }
+    let length = found.len();
     if length > MAX_NEW {
         return Err(Fault::TooMuch("an index of over 1 GiB"));
     }
@@ -296,8 +299,7 @@ fn copy(from: &Path, to: &Path, deadline: Deadline) -> Result<bool, Fault> {
         }
         left -= some;
     }
-    let changed = theirs.metadata().and_then(|found| found.modified()).map_err(copied)?;
-    ours.set_modified(changed).map_err(copied)?;
+    found.modified().and_then(|changed| ours.set_modified(changed)).map_err(copied)?;
     Ok(true)
 }
 
